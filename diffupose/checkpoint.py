@@ -1,0 +1,227 @@
+"""Lifters on disk: our safetensors files, and the checkpoints of the released code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffupose.config import PAPER, DenoiserConfig, LifterConfig
+from diffupose.denoiser import build_denoiser
+from diffupose.errors import InputError
+from diffupose.files import atomic_path
+from diffupose.schedule import BETA_SCHEDULES, NoiseSchedule
+from diffupose.skeleton import skeleton_by_num_joints
+
+FORMAT = "diffupose-1"
+_RESERVED = ("pose_mean", "pose_scale", "covariance_scale")
+
+
+@dataclass(frozen=True)
+class LifterFile:
+    """What a checkpoint holds.
+
+    Attributes:
+        config: The model.
+        denoiser: The network with its weights, in evaluation mode, on the CPU.
+        pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 of the diffusion is the pose ``pose_mean + pose_scale x0``.
+        covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
+    """
+
+    config: LifterConfig
+    denoiser: nn.Module
+    pose_mean: Tensor
+    pose_scale: Tensor
+    covariance_scale: Tensor
+
+
+def save_lifter_file(
+    path: str | os.PathLike[str],
+    denoiser: nn.Module,
+    config: LifterConfig,
+    pose_mean: Tensor,
+    pose_scale: Tensor,
+    covariance_scale: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a lifter as safetensors with its configuration as metadata; ``dtype`` may be float16 to halve the file."""
+    if covariance_scale is None:
+        covariance_scale = torch.ones(pose_mean.shape[0])
+    statistics = {"pose_mean": pose_mean, "pose_scale": pose_scale, "covariance_scale": covariance_scale}
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in statistics.items()}
+    for name, value in denoiser.state_dict().items():
+        value = value.detach().to("cpu", dtype) if value.is_floating_point() else value.cpu()
+        tensors[f"denoiser.{name}"] = value.contiguous()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)})
+
+
+def load_lifter_file(path: str | os.PathLike[str]) -> LifterFile:
+    """Read a lifter: our safetensors, or a checkpoint of the released code (``best_model.pt``, ``model-k.pt``).
+
+    No pickle is run: the released files are read with ``weights_only=True``.
+
+    Raises:
+        InputError: If the file is damaged, or holds something else.
+        FileNotFoundError: If there is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
+    with open(path, "rb") as file:
+        start = file.read(16)
+    # A safetensors file is a length (8 bytes) and a JSON object; torch writes zip archives or, long ago, pickles.
+    if start[8:9] == b"{":
+        return _load_safetensors(path)
+    return _load_released(path)
+
+
+def _load_safetensors(path: Path) -> LifterFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a complete safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is not a diffupose checkpoint: its format is {metadata.get('format')!r}")
+    try:
+        config = LifterConfig.from_dict(json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} has a configuration that cannot be used: {error}") from None
+    missing = [name for name in _RESERVED if name not in tensors]
+    if missing:
+        raise InputError(f"{path} has no tensor {missing[0]!r}")
+    statistics = [tensors.pop(name).float() for name in _RESERVED]
+    num_joints = skeleton_joints(config)
+    for name, value, shape in zip(_RESERVED, statistics, ((num_joints, 3), (num_joints, 3), (num_joints,)), strict=True):
+        if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+            raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
+    state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
+    return LifterFile(config, _fill(build_denoiser(config.denoiser), state, path), *statistics)
+
+
+def skeleton_joints(config: LifterConfig) -> int:
+    """Return the number of joints of a model."""
+    from diffupose.skeleton import SKELETONS
+
+    return SKELETONS[config.denoiser.skeleton].num_joints
+
+
+def _fill(denoiser: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
+    expected = denoiser.state_dict()
+    for name in sorted(set(expected) ^ set(state)):
+        raise InputError(f"{path} {'lacks' if name in expected else 'has the unknown'} tensor {name!r}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise InputError(
+                f"{name} in {path} must have shape {list(expected[name].shape)}, got {list(value.shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{name} in {path} holds values that are not finite")
+    denoiser.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()})
+    return denoiser.eval().requires_grad_(False)
+
+
+# The released network's names (left, as regular expressions) and ours. block3 is never called: accepted and dropped.
+_RELEASED_NAMES = (
+    (r"gconv_input\.0\.", "gconv_input."),
+    (r"(gconv_layers\.\d+)\.gconv1\.", r"\1.0."),
+    (r"(gconv_layers\.\d+)\.gconv2\.", r"\1.1."),
+    (r"\.W$", ".weight"),
+    (r"\.M$", ".modulation"),
+    (r"\.adj2$", ".adjacency_offset"),
+    (r"non_local\.W\.0\.", "non_local.out."),
+    (r"non_local\.W\.1\.", "non_local.bn."),
+    (r"time_mlp\.1\.", "time_mlp.linear1."),
+    (r"time_mlp\.3\.", "time_mlp.linear2."),
+    (r"block1\.mlp\.1\.", "time_blocks.0.linear."),
+    (r"block2\.mlp\.1\.", "time_blocks.1.linear."),
+)
+_PREFIX = "denoise_fn."
+
+
+def _load_released(path: Path) -> LifterFile:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path} is neither a diffupose checkpoint nor one of the released code, or it is damaged: {reason[0]}"
+        ) from None
+    state = _averaged_weights(content)
+    if state is None or f"{_PREFIX}gconv_input.0.gconv.W" not in state:
+        raise InputError(f"{path} holds no weights of the released network (no 'ema' or 'model' entry with them)")
+    try:
+        return _convert_released(state, path)
+    except (KeyError, IndexError) as error:
+        raise InputError(f"{path} lacks {error} of the released network") from None
+
+
+def _averaged_weights(content: Any) -> dict[str, Tensor] | None:
+    """Return the averaged weights if there are any, else the plain ones, without the prefixes of their wrappers."""
+    if not isinstance(content, dict):
+        return None
+    for key, prefixes in (("ema", ("ema_model.module.", "ema_model.")), ("model", ("module.", "")), (None, ("",))):
+        entries = content if key is None else content.get(key)
+        for prefix in prefixes:
+            if isinstance(entries, dict) and any(str(name).startswith(prefix + _PREFIX) for name in entries):
+                return {
+                    name.removeprefix(prefix): value
+                    for name, value in entries.items()
+                    if str(name).startswith(prefix) and isinstance(value, Tensor)
+                }
+    return None
+
+
+def _convert_released(state: dict[str, Tensor], path: Path) -> LifterFile:
+    first = state[f"{_PREFIX}gconv_input.0.gconv.W"]
+    num_joints, hidden_dim = state[f"{_PREFIX}gconv_input.0.gconv.M"].shape
+    layers = {match[1] for name in state if (match := re.match(rf"{re.escape(_PREFIX)}gconv_layers\.(\d+)\.", name))}
+    try:
+        skeleton = skeleton_by_num_joints(num_joints)
+        denoiser_config = DenoiserConfig(
+            skeleton=skeleton.name,
+            hidden_dim=hidden_dim,
+            num_layers=len(layers),
+            condition_channels=int(first.shape[1]) - 3,
+        )
+    except ValueError as error:
+        raise InputError(f"{path} is not a network this version knows: {error}") from None
+    betas = state["betas"].double().numpy()
+    config = replace(
+        PAPER,
+        denoiser=denoiser_config,
+        diffusion=replace(PAPER.diffusion, num_train_timesteps=len(betas), beta_schedule=_beta_schedule(betas, path)),
+        sampling=replace(PAPER.sampling, num_inference_steps=len(betas)),
+    )
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else ""
+        if not name or name.startswith("block3."):
+            continue
+        for pattern, replacement in _RELEASED_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith("non_local.") and value.ndim == 4:
+            value = value.flatten(1)  # 1x1 convolutions are linear layers
+        renamed[name] = value
+    denoiser = _fill(build_denoiser(denoiser_config), renamed, path)
+    return LifterFile(config, denoiser, torch.zeros(num_joints, 3), torch.ones(num_joints, 3), torch.ones(num_joints))
+
+
+def _beta_schedule(betas: np.ndarray, path: Path) -> Any:
+    for name in BETA_SCHEDULES:
+        if np.allclose(NoiseSchedule(len(betas), name).betas, betas, rtol=1e-4, atol=1e-6):
+            return name
+    raise InputError(f"betas in {path} follow neither the cosine nor the linear schedule")

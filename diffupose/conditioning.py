@@ -1,0 +1,67 @@
+"""From pixels to what the denoiser sees, the same way in training, evaluation and the Lifter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffupose.camera import normalize_screen_coordinates, person_box, rotation_to_ray, viewing_ray
+from diffupose.config import LifterConfig
+from diffupose.mean_pose import fill_missing_joints
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The denoiser's view of a batch of poses.
+
+    Attributes:
+        inputs: ``[B, J, C]``: normalised x, y and, with C = 3, presence (1 or 0). Missing joints are 0 with a presence
+            channel and filled by the mean pose without one.
+        rotation: ``[B, 3, 3]``: takes a camera-frame pose to the frame in which the network predicts; its transpose
+            takes a prediction back.
+    """
+
+    inputs: Tensor
+    rotation: Tensor
+
+
+def condition(
+    keypoints_2d: Tensor,
+    present: Tensor,
+    config: LifterConfig,
+    *,
+    image_size: Tensor | None = None,
+    focal: Tensor | None = None,
+    center: Tensor | None = None,
+) -> Conditioning:
+    """Normalise keypoints as a model's configuration says.
+
+    Args:
+        keypoints_2d: Pixels of shape ``[B, J, 2]``; missing joints may hold anything.
+        present: Boolean mask of shape ``[B, J]``.
+        config: The model.
+        image_size: (w, h) of shape ``[B, 2]``; needed by ``image`` normalisation.
+        focal: fx, fy in pixels, ``[B, 2]``; with ``person`` normalisation, None leaves predictions unturned.
+        center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
+    """
+    batch = keypoints_2d.shape[0]
+    if config.denoiser.condition_channels == 2 and not bool(present.all()):
+        keypoints_2d, present = fill_missing_joints(keypoints_2d, present), torch.ones_like(present)
+    identity = torch.eye(3, dtype=keypoints_2d.dtype, device=keypoints_2d.device).expand(batch, 3, 3)
+    if config.input_normalization == "image":
+        if image_size is None:
+            raise ValueError("image_size is needed by a model with image normalisation, got None")
+        normalized, rotation = normalize_screen_coordinates(keypoints_2d, image_size.unsqueeze(1)), identity
+    else:
+        box_center, scale = person_box(keypoints_2d, present)
+        normalized = (keypoints_2d - box_center.unsqueeze(1)) / scale.unsqueeze(1)  # [B, J, 2]
+        rotation = identity
+        if focal is not None and center is not None:
+            rotation = rotation_to_ray(viewing_ray(box_center, focal, center))
+    mask = present.unsqueeze(-1)
+    normalized = torch.where(mask, normalized, torch.zeros_like(normalized))
+    if config.denoiser.condition_channels == 3:
+        normalized = torch.cat((normalized, mask.to(normalized.dtype)), dim=-1)
+    return Conditioning(normalized, rotation)

@@ -1,0 +1,268 @@
+"""Seeded virtual cameras and detector noise: from world-frame motion capture to images of people.
+
+All draws come from one ``torch.Generator`` on the device of the poses, for the whole batch at once; a process that
+works on a slice of the batch draws the whole and keeps its slice, so results do not depend on how many processes there
+are. Frames and units as in ``diffupose.camera``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from diffupose.camera import project, quaternion_to_matrix
+from diffupose.datasets.cameras_h36m import H36M_CAMERAS
+from diffupose.skeleton import H36M_17
+
+WILD_IMAGE_SIZES = ((1280, 720), (1920, 1080), (1080, 1920), (1000, 1000))
+
+# Detector noise: standard deviation per joint, in longer sides of the person's clean box.
+_TORSO, _MIDDLE, _END = 0.008, 0.012, 0.02
+JOINT_NOISE = (
+    _TORSO, _TORSO, _MIDDLE, _END, _TORSO, _MIDDLE, _END, _TORSO, _TORSO, _MIDDLE, _MIDDLE,
+    _TORSO, _MIDDLE, _END, _TORSO, _MIDDLE, _END,
+)  # fmt: skip
+OUTLIER_NOISE, OUTLIER_PROBABILITY, MISSING_PROBABILITY, LIMB_PROBABILITY = 0.10, 0.03, 0.03, 0.05
+LIMBS = ((1, 2, 3), (4, 5, 6), (11, 12, 13), (14, 15, 16))
+
+
+@dataclass(frozen=True)
+class CameraRanges:
+    """What the ``wild`` rig draws from: uniform ranges and standard deviations."""
+
+    focal: tuple[float, float]  # longer image sides
+    pitch: tuple[float, float]  # degrees, down is positive
+    roll_sd: float  # degrees
+    distance: tuple[float, float]  # metres
+    aim_sd: float  # metres per axis
+
+
+EVALUATION_RANGES = CameraRanges((0.8, 1.6), (-10.0, 35.0), 4.0, (2.5, 6.0), 0.15)
+TRAINING_RANGES = CameraRanges((0.6, 2.0), (-15.0, 40.0), 8.0, (1.5, 10.0), 0.2)
+EVALUATION_SUBJECTS, TRAINING_SUBJECTS = ("S9",), ("S1", "S5", "S6", "S7", "S8")
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of people seen by cameras; every field has the batch first.
+
+    Attributes:
+        poses_3d: ``[B, J, 3]`` metres, camera frame, root-relative.
+        root: ``[B, 3]`` metres, camera frame.
+        keypoints_2d: ``[B, J, 2]`` pixels.
+        present: ``[B, J]`` False where a joint is missing.
+        image_size: ``[B, 2]`` (w, h).
+        focal, center: ``[B, 2]`` pixels.
+        radial, tangential: ``[B, 3]`` and ``[B, 2]`` lens distortion, zeros where there is none.
+    """
+
+    poses_3d: Tensor
+    root: Tensor
+    keypoints_2d: Tensor
+    present: Tensor
+    image_size: Tensor
+    focal: Tensor
+    center: Tensor
+    radial: Tensor
+    tangential: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Views:
+        """Return the views at ``index``."""
+        return Views(*(getattr(self, item.name)[index] for item in fields(self)))
+
+    @property
+    def outside(self) -> Tensor:
+        """``[B, J]``: True where a joint lies outside the image."""
+        inside = (self.keypoints_2d >= 0) & (self.keypoints_2d < self.image_size.unsqueeze(1))
+        return ~inside.all(dim=-1)
+
+    @property
+    def usable(self) -> Tensor:
+        """``[B]``: everybody is in front of the camera and at most half of the joints are outside the image."""
+        depth = self.poses_3d[..., 2] + self.root[:, None, 2]
+        return (self.outside.float().mean(dim=1) <= 0.5) & (depth.amin(dim=1) > 0.3)
+
+
+def uniform(generator: torch.Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Draw uniform float32 numbers on the generator's device."""
+    return torch.rand(*shape, generator=generator, device=generator.device) * (high - low) + low
+
+
+def normal(generator: torch.Generator, *shape: int, sd: float = 1.0) -> Tensor:
+    """Draw normal float32 numbers on the generator's device."""
+    return torch.randn(*shape, generator=generator, device=generator.device) * sd
+
+
+def turn_heading(positions: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn each person ``[B, J, 3]`` by a uniform angle about the vertical axis through the root, and centre it there.
+
+    The root ends above the world's origin, the lowest joint on the floor z = 0.
+    """
+    angle = uniform(generator, positions.shape[0], high=2 * math.pi)
+    cosine, sine = angle.cos()[:, None], angle.sin()[:, None]  # [B, 1]
+    x, y = (positions[..., :2] - positions[:, :1, :2]).unbind(-1)
+    z = positions[..., 2] - positions[..., 2].amin(dim=1, keepdim=True)
+    return torch.stack((cosine * x - sine * y, sine * x + cosine * y, z), dim=-1)
+
+
+def h36m_views(positions: Tensor, subjects: tuple[str, ...], generator: torch.Generator) -> Views:
+    """See each person by one of the published cameras, standing within 1 m of the world's origin.
+
+    Args:
+        positions: World frame, centred by ``turn_heading``, ``[B, J, 3]``.
+        subjects: Human3.6M subjects whose cameras are drawn from.
+        generator: Source of the draws.
+    """
+    batch, device = positions.shape[0], positions.device
+    rig = _h36m_rig(subjects, device)
+    camera = torch.randint(len(rig["focal"]), (batch,), generator=generator, device=device)
+    radius = uniform(generator, batch).sqrt()  # uniform over the disc
+    angle = uniform(generator, batch, high=2 * math.pi)
+    place = torch.stack((radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)), dim=-1)  # [B, 3]
+    shifted = positions + place[:, None] - rig["translation"][camera][:, None]
+    points = shifted @ rig["world_to_camera"][camera].transpose(1, 2)
+    lens = (rig[key][camera] for key in ("image_size", "focal", "center", "radial", "tangential"))
+    return _see(points, *lens)
+
+
+def wild_views(positions: Tensor, ranges: CameraRanges, generator: torch.Generator) -> Views:
+    """See each person by a random pinhole camera aimed near the pelvis; arguments as in ``h36m_views``."""
+    batch, device = positions.shape[0], positions.device
+    sizes = torch.tensor(WILD_IMAGE_SIZES, dtype=positions.dtype, device=device)
+    image_size = sizes[torch.randint(len(sizes), (batch,), generator=generator, device=device)]
+    focal = uniform(generator, batch, low=ranges.focal[0], high=ranges.focal[1]) * image_size.amax(dim=1)
+    pitch = uniform(generator, batch, low=ranges.pitch[0], high=ranges.pitch[1]).deg2rad()
+    roll = normal(generator, batch, sd=ranges.roll_sd).deg2rad()
+    distance = uniform(generator, batch, low=ranges.distance[0], high=ranges.distance[1])
+    aim = positions[:, 0] + normal(generator, batch, 3, sd=ranges.aim_sd)  # [B, 3]
+    zero, one = torch.zeros_like(pitch), torch.ones_like(pitch)
+    # Looking along world y, tilted down by the pitch; heading was drawn before, so the azimuth is free.
+    right = torch.stack((one, zero, zero), dim=-1)
+    forward = torch.stack((zero, pitch.cos(), -pitch.sin()), dim=-1)
+    down = torch.stack((zero, -pitch.sin(), -pitch.cos()), dim=-1)
+    c, s = roll.cos()[:, None], roll.sin()[:, None]
+    rotation = torch.stack((c * right + s * down, c * down - s * right, forward), dim=1)  # rows: camera axes in world
+    eye = aim - distance[:, None] * forward
+    points = (positions - eye[:, None]) @ rotation.transpose(1, 2)
+    no_lens = torch.zeros(batch, 5, dtype=positions.dtype, device=device)
+    return _see(points, image_size, focal[:, None].expand(-1, 2), image_size / 2, no_lens[:, :3], no_lens[:, 3:])
+
+
+def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outside: Tensor | None = None) -> Views:
+    """Return the views as a detector would see them.
+
+    Args:
+        views: Clean views.
+        scale: Noise level per person, ``[B]``: 1 is the evaluation's; it multiplies deviations and probabilities.
+        generator: Source of the draws.
+        drop_outside: ``[B]`` True where joints outside the image are missing; default everywhere.
+    """
+    batch, joints = views.present.shape
+    keypoints, device = views.keypoints_2d, views.keypoints_2d.device
+    side = (keypoints.amax(dim=1) - keypoints.amin(dim=1)).amax(dim=-1)  # [B]
+    outlier = uniform(generator, batch, joints) < OUTLIER_PROBABILITY * scale[:, None].clamp(max=1.0)
+    deviation = torch.tensor(JOINT_NOISE, device=device) * scale[:, None]
+    deviation = torch.where(outlier, torch.full_like(deviation, OUTLIER_NOISE), deviation) * side[:, None]
+    noisy = keypoints + deviation.unsqueeze(-1) * normal(generator, batch, joints, 2)
+    missing = uniform(generator, batch, joints) < MISSING_PROBABILITY * scale[:, None]
+    limb = torch.zeros(len(LIMBS), joints, dtype=torch.bool, device=device)
+    for row, limb_joints in enumerate(LIMBS):
+        limb[row, list(limb_joints)] = True
+    chosen = limb[torch.randint(len(LIMBS), (batch,), generator=generator, device=device)]  # [B, J]
+    missing |= chosen & (uniform(generator, batch, 1) < LIMB_PROBABILITY * scale[:, None])
+    seen = replace(views, keypoints_2d=noisy)
+    cut = seen.outside if drop_outside is None else seen.outside & drop_outside[:, None]
+    # Never more than half missing: such a person is unusable to everyone, so the outside joints stay.
+    cut &= ((cut | missing).float().mean(dim=1) <= 0.5)[:, None]
+    return replace(seen, present=views.present & ~(missing | cut))
+
+
+def choose_views(candidates: list[Views]) -> Views:
+    """Return, for each person, the first usable of several draws, or the last one."""
+    chosen = candidates[-1]
+    for views in reversed(candidates[:-1]):
+        pick = views.usable
+        values = {}
+        for item in fields(Views):
+            new, old = getattr(views, item.name), getattr(chosen, item.name)
+            values[item.name] = torch.where(pick.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        chosen = Views(**values)
+    return chosen
+
+
+def _see(points: Tensor, image_size: Tensor, focal: Tensor, center: Tensor, radial: Tensor, tangential: Tensor) -> Views:
+    # A point behind the camera has no image; the clamp keeps it finite and ``usable`` refuses the view.
+    in_front = torch.cat((points[..., :2], points[..., 2:].clamp(min=0.05)), dim=-1)
+    keypoints = project(in_front, focal, center, radial, tangential) if bool(radial.any()) else project(
+        in_front, focal, center
+    )
+    present = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    return Views(
+        points - points[:, :1], points[:, 0], keypoints, present, image_size, focal, center, radial, tangential
+    )
+
+
+@cache
+def _h36m_rig(subjects: tuple[str, ...], device: torch.device) -> dict[str, Tensor]:
+    cameras = [camera for subject in subjects for camera in H36M_CAMERAS[subject]]
+
+    def stack(name: str) -> Tensor:
+        return torch.tensor([list(getattr(camera, name)) for camera in cameras], dtype=torch.float64)
+
+    rig = {
+        "world_to_camera": quaternion_to_matrix(stack("orientation")).transpose(1, 2),
+        "translation": stack("translation"),
+        "image_size": stack("size"),
+        "focal": stack("focal"),
+        "center": stack("center"),
+        "radial": stack("radial"),
+        "tangential": stack("tangential"),
+    }
+    return {key: value.float().to(device) for key, value in rig.items()}
+
+
+# Bones that change length together, by child joint: hips, thighs, shanks, spine, neck, head, shoulders, arms.
+_BONE_GROUPS = ((1, 4), (2, 5), (3, 6), (7,), (8,), (9,), (10,), (11, 14), (12, 15), (13, 16))
+
+
+@cache
+def _bone_matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    joints = H36M_17.num_joints
+    ancestors, groups = torch.zeros(joints, joints), torch.zeros(len(_BONE_GROUPS), joints)
+    for joint in range(joints):
+        current = joint
+        while current >= 0:
+            ancestors[joint, current] = 1.0
+            current = H36M_17.parents[current]
+    for row, children in enumerate(_BONE_GROUPS):
+        groups[row, list(children)] = 1.0
+    parents = torch.tensor([max(parent, 0) for parent in H36M_17.parents])
+    return ancestors.to(device), groups.to(device), parents.to(device)
+
+
+def vary_bodies(
+    positions: Tensor, generator: torch.Generator, *, body_sd: float = 0.06, bone_sd: float = 0.06, mirror: bool = True
+) -> Tensor:
+    """Give people other bodies: log-normal bone lengths (left equals right), and left and right mirrored half the time.
+
+    Args:
+        positions: World frame, ``[B, 17, 3]``.
+        generator: Source of the draws.
+        body_sd: Deviation of the log of the whole body's size.
+        bone_sd: Deviation of the log of each group of bones.
+        mirror: Mirror half of the people.
+    """
+    ancestors, groups, parents = _bone_matrices(positions.device)
+    batch = positions.shape[0]
+    log_scale = normal(generator, batch, len(groups), sd=bone_sd) + normal(generator, batch, 1, sd=body_sd)
+    factor = (log_scale @ groups).exp()  # [B, J]
+    bones = (positions - positions[:, parents]) * factor.unsqueeze(-1)  # the root's bone is 0
+    varied = positions[:, :1] + ancestors @ bones
+    if mirror:
+        flipped = varied[:, list(H36M_17.flip_permutation)] * varied.new_tensor([-1.0, 1.0, 1.0])
+        varied = torch.where((uniform(generator, batch) < 0.5)[:, None, None], flipped, varied)
+    return varied

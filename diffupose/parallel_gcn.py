@@ -1,0 +1,84 @@
+"""Graph convolutions beside attention in pre-norm residual blocks, with the timestep in every block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffupose.config import DenoiserConfig
+from diffupose.denoiser import ModulatedGraphConv, TimeEmbedding
+from diffupose.skeleton import SKELETONS
+
+
+class JointAttention(nn.Module):
+    """Multi-head self-attention over the joints of a pose."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, J, C]`` to ``[N, J, C]``."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, N, heads, J, C / heads]
+        query, key, value = heads.unbind(0)
+        attended = functional.scaled_dot_product_attention(query, key, value)  # [N, heads, J, C / heads]
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class ParallelBlock(nn.Module):
+    """x + graph(FiLM(norm(x))) + attention(FiLM(norm(x)))."""
+
+    def __init__(self, adjacency: Tensor, config: DenoiserConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.norm = nn.LayerNorm(width)
+        self.film = nn.Linear(width, 2 * width)
+        self.gconv1 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
+        self.gconv2 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
+        self.dropout = nn.Dropout(config.dropout)
+        self.attention = JointAttention(width, config.num_heads)
+        # Time starts without a say: a fresh FiLM is the identity.
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map ``[N, J, C]`` to ``[N, J, C]``, given the activated time embedding ``[N, C]``."""
+        scale, shift = self.film(embedding).unsqueeze(1).chunk(2, dim=-1)  # [N, 1, C] each
+        hidden = self.norm(x) * (1 + scale) + shift
+        graph = self.gconv2(functional.gelu(self.gconv1(hidden)))
+        return x + self.dropout(graph) + self.attention(hidden)
+
+
+class ParallelGCN(nn.Module):
+    """Graph convolutions and joint attention side by side.
+
+    The input is embedded per joint, plus a learned embedding of which joint it is; the output layer starts at zero.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        if config.architecture != "parallel_gcn":
+            raise ValueError(f"architecture must be parallel_gcn, got {config.architecture}")
+        self.config = config
+        width = config.hidden_dim
+        skeleton = SKELETONS[config.skeleton]
+        adjacency = torch.from_numpy(skeleton.adjacency(config.adjacency_normalization)).float()
+        self.input = nn.Linear(3 + config.condition_channels, width)
+        self.joint_embedding = nn.Parameter(0.02 * torch.randn(skeleton.num_joints, width))
+        self.time_mlp = TimeEmbedding(width, width)
+        self.blocks = nn.ModuleList(ParallelBlock(adjacency, config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, 3)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        """Denoise ``sample [N, J, 3]`` given ``condition [N, J, C]`` and ``timesteps [N]``; returns ``[N, J, 3]``."""
+        embedding = functional.silu(self.time_mlp(timesteps))
+        x = self.input(torch.cat((sample, condition), dim=-1)) + self.joint_embedding  # [N, J, d]
+        for block in self.blocks:
+            x = block(x, embedding)
+        return self.output(self.norm(x))

@@ -1,0 +1,1 @@
+"""The ops in plain PyTorch: the specification that every other backend is tested against."""

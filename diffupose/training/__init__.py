@@ -1,0 +1,1 @@
+"""Training of denoisers: configuration, batches, loss, averaging, processes and checkpoints."""

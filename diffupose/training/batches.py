@@ -1,0 +1,163 @@
+"""Training batches, drawn on the training device; what a batch holds depends on the seed and the step only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffupose.conditioning import condition
+from diffupose.config import LifterConfig
+from diffupose.datasets.mocap import Mocap
+from diffupose.datasets.virtual_cameras import (
+    EVALUATION_RANGES,
+    TRAINING_RANGES,
+    TRAINING_SUBJECTS,
+    Views,
+    choose_views,
+    detect,
+    h36m_views,
+    turn_heading,
+    uniform,
+    vary_bodies,
+    wild_views,
+)
+from diffupose.skeleton import SKELETONS
+from diffupose.training.config import TrainConfig
+
+# Streams of random numbers of a step, and of the shuffles.
+DATA_STREAM, NOISE_STREAM, SHUFFLE_STREAM, STATISTICS_STREAM = range(4)
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """``inputs [B, J, C]`` for the denoiser and ``poses_3d [B, J, 3]`` in metres, in the frame it predicts in."""
+
+    inputs: Tensor
+    poses_3d: Tensor
+
+    def __getitem__(self, index: slice) -> TrainBatch:
+        """Return a slice of the batch."""
+        return TrainBatch(self.inputs[index], self.poses_3d[index])
+
+
+class Batches(Protocol):
+    """A source of training batches."""
+
+    num_samples: int
+
+    def batch(self, step: int) -> TrainBatch:
+        """Return the whole batch of a step, over all processes."""
+
+
+def step_generator(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
+    """Return a generator that depends on (seed, stream, step) only, so that a run can resume anywhere."""
+    # splitmix64 keeps neighbouring steps apart.
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step * 0x8CB92BA72F3D8DD7) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return torch.Generator(device).manual_seed((mixed ^ (mixed >> 31)) >> 1)
+
+
+class Shuffle:
+    """Which sample stands at each position of an endless sequence of epochs, each in an order of its own."""
+
+    def __init__(self, num_samples: int, seed: int, weights: Tensor | None = None) -> None:
+        self.num_samples, self.seed, self.weights = num_samples, seed, weights
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the sample indices of an epoch, ``[F]``: a permutation, or weighted draws."""
+        if epoch != self._epoch:
+            generator = step_generator(self.seed, SHUFFLE_STREAM, epoch, torch.device("cpu"))
+            if self.weights is None:
+                self._order = torch.randperm(self.num_samples, generator=generator)
+            else:
+                self._order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+            self._epoch = epoch
+        return self._order
+
+    def indices(self, step: int, batch_size: int) -> Tensor:
+        """Return the samples of a step, ``[batch_size]``; a batch may reach into the next epoch."""
+        parts, position = [], step * batch_size
+        end = position + batch_size
+        while position < end:
+            epoch, start = divmod(position, self.num_samples)
+            count = min(end - position, self.num_samples - start)
+            parts.append(self.order(epoch)[start : start + count])
+            position += count
+        return torch.cat(parts)
+
+
+class MocapBatches:
+    """Motion capture through virtual cameras, half ``h36m`` and half ``wild``, with bodies and noise varied."""
+
+    def __init__(self, mocap: Mocap, model: LifterConfig, config: TrainConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config, device
+        self.num_samples = len(mocap.positions)
+        self.positions = torch.from_numpy(mocap.positions).to(device)
+        weights = None
+        if config.balance_subjects:
+            _, inverse, counts = np.unique(mocap.subject, return_inverse=True, return_counts=True)
+            weights = torch.from_numpy(counts[inverse] ** -0.5)
+        self.shuffle = Shuffle(self.num_samples, config.seed, weights)
+
+    def batch(self, step: int) -> TrainBatch:
+        """Return the whole batch of a step, over all processes."""
+        index = self.shuffle.indices(step, self.config.batch_size).to(self.device)
+        return self.draw(index, step_generator(self.config.seed, DATA_STREAM, step, self.device))
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> TrainBatch:
+        """Return samples ``index [B]`` seen by cameras drawn from ``generator``."""
+        config = self.config
+        positions = self.positions[index]
+        if config.vary_bodies:
+            positions = vary_bodies(positions, generator, mirror=config.mirror)
+        elif config.mirror:
+            positions = vary_bodies(positions, generator, body_sd=0.0, bone_sd=0.0)
+        positions = turn_heading(positions, generator)
+        half = len(index) // 2
+        ranges = TRAINING_RANGES if config.vary_cameras else EVALUATION_RANGES
+        # A person may stand anywhere in the batch, so the halves are as good as a draw per person.
+        published = choose_views([h36m_views(positions[:half], TRAINING_SUBJECTS, generator)])
+        wild = choose_views([wild_views(positions[half:], ranges, generator) for _ in range(3)])
+        views = concatenate(published, wild)
+        # Some people are seen perfectly: clean keypoints must work, too.
+        scale = config.noise_scale * (uniform(generator, len(index)) * 1.15 - 0.15).clamp(min=0.0)
+        if config.noise_scale > 0:
+            views = detect(views, scale, generator, drop_outside=scale > 0)
+        seen = condition(
+            views.keypoints_2d,
+            views.present,
+            self.model,
+            image_size=views.image_size,
+            focal=views.focal,
+            center=views.center,
+        )
+        joints = joints_of(self.model)
+        return TrainBatch(seen.inputs[:, joints], (views.poses_3d @ seen.rotation.transpose(1, 2))[:, joints])
+
+
+def joints_of(model: LifterConfig) -> list[int]:
+    """Return which of the 17 Human3.6M joints a model uses."""
+    num_joints = SKELETONS[model.denoiser.skeleton].num_joints
+    if num_joints not in (16, 17):
+        raise ValueError(f"this data has 17 joints; a model of 16 or 17 can be trained on it, got {num_joints}")
+    return [joint for joint in range(17) if num_joints == 17 or joint != 9]
+
+
+def concatenate(first: Views, second: Views) -> Views:
+    """Return two batches of views as one."""
+    return Views(*(torch.cat((getattr(first, name), getattr(second, name))) for name in Views.__dataclass_fields__))
+
+
+def pose_statistics(batches: Batches, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation per joint and axis ``[J, 3]``, in metres, over some of the training data.
+
+    Deviations are at least 5 cm: the root, which never moves, must not be divided by nothing.
+    """
+    poses = torch.cat([batches.batch(step).poses_3d for step in range(max(1, 50_000 // config.batch_size))])
+    return poses.mean(dim=0), poses.std(dim=0).clamp(min=0.05)

@@ -1,0 +1,181 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from diffupose.config import PRESETS
+from diffupose.datasets.mocap import SELECTION_SUBJECTS
+from diffupose.errors import InputError
+
+Loss = Literal["l1", "mse"]
+LearningRateSchedule = Literal["exponential", "cosine", "constant"]
+Optimizer = Literal["adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; the defaults are the paper's recipe.
+
+    Attributes:
+        preset: Model preset; ``hidden_dim``, ``num_layers`` and ``input_normalization`` override it when given.
+        data: Motion-capture npz, or the community's ``data_3d_h36m.npz``.
+        keypoints: ``data_2d_h36m_*.npz`` for Human3.6M; None takes the projected ground truth.
+        exclude_subjects: People never trained on.
+        balance_subjects: Draw people by the inverse square root of how many poses they have, instead of every pose
+            once an epoch.
+        steps: Optimiser steps.
+        batch_size: Poses a step, over all processes.
+        lr, lr_schedule, lr_decay, warmup_steps: ``exponential`` multiplies by ``lr_decay`` every epoch; ``cosine``
+            falls to 0 at the last step.
+        optimizer, weight_decay, grad_clip: ``grad_clip`` is the largest gradient norm, 0 for none.
+        loss: ``l1`` (paper) or ``mse``.
+        joint_weights: Weigh limbs 2 and their ends 4, as the released code does.
+        reconstruction_weight: λ of eq. 10.
+        mirror, vary_bodies, vary_cameras: Augmentation: flipped samples; bone lengths; the wide camera ranges.
+        noise_scale: Upper end of the detector noise level, in evaluation levels; 0 trains on clean keypoints.
+        ema_decay, ema_every, ema_start, ema_power: Averaged weights: decay min(ema_decay, 1 - (1 + n)^-ema_power).
+        seed: Seed of weights, data and noise.
+        log_every, checkpoint_every, validate_every: In steps; ``validate_every`` 0 means never.
+        compile: Compile the network with ``torch.compile``.
+    """
+
+    preset: str = "paper"
+    data: str = ""
+    keypoints: str | None = None
+    output: str = "runs/paper"
+    hidden_dim: int | None = None
+    num_layers: int | None = None
+    input_normalization: str | None = None
+    exclude_subjects: tuple[str, ...] = SELECTION_SUBJECTS
+    balance_subjects: bool = False
+    steps: int = 310_000
+    batch_size: int = 2048
+    lr: float = 4e-5
+    lr_schedule: LearningRateSchedule = "exponential"
+    lr_decay: float = 0.995
+    warmup_steps: int = 0
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+    grad_clip: float = 0.0
+    loss: Loss = "l1"
+    joint_weights: bool = True
+    reconstruction_weight: float = 0.8
+    mirror: bool = True
+    vary_bodies: bool = True
+    vary_cameras: bool = True
+    noise_scale: float = 2.0
+    ema_decay: float = 0.995
+    ema_every: int = 10
+    ema_start: int = 100
+    ema_power: float = 2 / 3
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    validate_every: int = 0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("preset", tuple(PRESETS)),
+            ("lr_schedule", get_args(LearningRateSchedule)),
+            ("optimizer", get_args(Optimizer)),
+            ("loss", get_args(Loss)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("steps", "batch_size", "ema_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "lr_decay", "ema_power"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "noise_scale", "ema_start", "validate_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+# The settings that go with each model preset where they differ from the paper's recipe.
+PRESET_RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "parallel": {
+        "output": "runs/parallel",
+        "steps": 12_000,
+        "batch_size": 128,
+        "lr": 1e-3,
+        "lr_schedule": "cosine",
+        "warmup_steps": 200,
+        "optimizer": "adamw",
+        "weight_decay": 1e-2,
+        "grad_clip": 1.0,
+        "loss": "mse",
+        "joint_weights": False,
+        "balance_subjects": True,
+        "ema_decay": 0.9995,
+        "ema_every": 1,
+        "ema_power": 0.75,
+    },
+}
+
+
+def make_train_config(values: dict[str, Any]) -> TrainConfig:
+    """Return a configuration: defaults, then the preset's recipe, then ``values``.
+
+    Raises:
+        ValueError: If a key is unknown, of the wrong type, or out of range.
+    """
+    types = {item.name: item.type for item in dataclasses.fields(TrainConfig)}
+    for key, value in values.items():
+        if key not in types:
+            raise ValueError(f"there is no training setting {key!r}; there are {', '.join(sorted(types))}")
+        _check_type(key, value, str(types[key]))
+    preset = values.get("preset", "paper")
+    merged = {**PRESET_RECIPES.get(preset, {}), **values}
+    if "exclude_subjects" in merged:
+        merged["exclude_subjects"] = tuple(merged["exclude_subjects"])
+    return TrainConfig(**merged)
+
+
+def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read settings from a TOML or JSON file.
+
+    Raises:
+        InputError: If the file cannot be parsed or is not a table of settings.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text) if str(path).endswith(".json") else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be parsed: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a table of settings, got {type(values).__name__}")
+    return values
+
+
+def _check_type(key: str, value: Any, annotation: str) -> None:
+    accepted: tuple[type, ...] = (str,)
+    if annotation.startswith("bool"):
+        accepted = (bool,)
+    elif annotation.startswith("int"):
+        accepted = (int,)
+    elif annotation.startswith("float"):
+        accepted = (float, int)
+    elif annotation.startswith("tuple"):
+        accepted = (list, tuple)
+    optional = "None" in annotation and value is None
+    if not optional and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
+        raise ValueError(f"{key} must be {annotation}, got {value!r}")
