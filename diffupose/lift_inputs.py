@@ -1,0 +1,150 @@
+"""What the Lifter accepts: keypoints, image sizes and camera matrices, checked and brought to one form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffupose.skeleton import H36M_16, H36M_17, Skeleton
+
+# Neck/Nose: the joint that 17 have and 16 have not.
+_NECK = 9
+# No image is larger; a coordinate beyond is a mistake.
+_ABSURD_PIXELS = 1e6
+
+
+@dataclass(frozen=True)
+class PixelInput:
+    """Checked keypoints on the CPU.
+
+    Attributes:
+        keypoints: ``[B, J, 2]`` float32 pixels; NaN where missing.
+        confidence: ``[B, J]``; 0 where missing.
+        present: ``[B, J]`` booleans.
+        usable: ``[B]``: at least half of the joints are there and they do not all lie at one point.
+    """
+
+    keypoints: Tensor
+    confidence: Tensor
+    present: Tensor
+    usable: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """``[B, J]``: confidence as a weight of a joint, 0 where missing."""
+        return self.confidence
+
+
+def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> PixelInput:
+    """Return keypoints of any accepted form for a model's skeleton.
+
+    Raises:
+        ValueError: Naming ``keypoints``, what was expected and what came.
+    """
+    if on_unusable not in ("error", "nan"):
+        raise ValueError(f"on_unusable must be error or nan, got {on_unusable!r}")
+    values = _as_float(keypoints, "keypoints")
+    if values.ndim < 2 or values.shape[-1] not in (2, 3):
+        raise ValueError(f"keypoints must have shape [B, {skeleton.num_joints}, 2 or 3], got {tuple(values.shape)}")
+    values = values.reshape(-1, *values.shape[-2:])
+    values = _fit_joints(values, skeleton)
+    xy = values[..., :2]
+    confidence = values[..., 2] if values.shape[-1] == 3 else np.ones(values.shape[:2])
+    if np.isinf(values).any() or (confidence < 0).any():
+        row, joint = np.argwhere(np.isinf(values).any(axis=-1) | (confidence < 0))[0]
+        raise ValueError(f"keypoints must be finite (NaN: missing), confidence not negative; see row {row}, joint {joint}")
+    present = ~np.isnan(xy).any(axis=-1) & (np.nan_to_num(confidence) > 0)  # [B, J]
+    seen = np.where(present[..., None], xy, 0.0)
+    if (np.abs(seen) > _ABSURD_PIXELS).any():
+        row, joint = np.argwhere((np.abs(seen) > _ABSURD_PIXELS).any(axis=-1))[0]
+        raise ValueError(
+            f"keypoints must be pixels, got {seen[row, joint].tolist()} in row {row}, joint {joint}"
+        )
+    if present.sum() > 2 and np.abs(seen).max() <= 1.5:
+        raise ValueError("keypoints must be pixels, got numbers within ±1.5: they look normalised already")
+    low = np.where(present[..., None], xy, np.inf).min(axis=1, initial=np.inf)
+    high = np.where(present[..., None], xy, -np.inf).max(axis=1, initial=-np.inf)
+    enough = 2 * present.sum(axis=1) >= skeleton.num_joints
+    with np.errstate(invalid="ignore"):
+        usable = enough & ((high - low).max(axis=1) > 1e-3)
+    if on_unusable == "error" and not usable.all():
+        row = int(np.argmin(usable))
+        what = "has more than half of its joints missing" if not enough[row] else "has all joints at one point"
+        raise ValueError(f'keypoints must show a person in every row, row {row} {what} (on_unusable="nan" skips it)')
+    return PixelInput(
+        torch.from_numpy(np.where(present[..., None], xy, np.nan).astype(np.float32)),
+        torch.from_numpy(np.where(present, confidence, 0.0).astype(np.float32)),
+        torch.from_numpy(present),
+        torch.from_numpy(usable),
+    )
+
+
+def check_image_size(image_size: Any, pixels: PixelInput) -> Tensor | None:
+    """Return image sizes as ``[B, 2]`` float32, or None.
+
+    Raises:
+        ValueError: If they are not one positive (w, h), or one per row, or the keypoints lie absurdly far outside.
+    """
+    if image_size is None:
+        return None
+    values, batch = _as_float(image_size, "image_size"), len(pixels.keypoints)
+    if values.shape not in ((2,), (batch, 2)):
+        raise ValueError(f"image_size must be (w, h) or have shape [{batch}, 2], got {tuple(values.shape)}")
+    if not (np.isfinite(values) & (values >= 1) & (values <= _ABSURD_PIXELS)).all():
+        raise ValueError(f"image_size must hold positive pixels, got {values.ravel()[:2].tolist()}")
+    size = torch.from_numpy(np.broadcast_to(values, (batch, 2)).astype(np.float32).copy())
+    outside = (pixels.keypoints - size[:, None] / 2).abs() > 10 * size.amax(dim=1)[:, None, None]  # NaN is not
+    if bool(outside.any()):
+        row, joint = torch.nonzero(outside.any(dim=-1))[0].tolist()
+        raise ValueError(
+            f"keypoints must lie in or near the image of {size[row].tolist()}, got "
+            f"{pixels.keypoints[row, joint].tolist()} in row {row}, joint {joint}"
+        )
+    return size
+
+
+def check_intrinsics(intrinsics: Any, batch: int) -> Tensor | None:
+    """Return camera matrices as ``[1 or B, 3, 3]`` float32, or None.
+
+    Raises:
+        ValueError: If they are not pinhole matrices in pixels.
+    """
+    if intrinsics is None:
+        return None
+    values = _as_float(intrinsics, "intrinsics")
+    if values.shape not in ((3, 3), (batch, 3, 3)):
+        raise ValueError(f"intrinsics must have shape [3, 3] or [{batch}, 3, 3], got {tuple(values.shape)}")
+    values = values.reshape(-1, 3, 3)
+    focal = values[:, (0, 1), (0, 1)]
+    if not np.isfinite(values).all() or (focal < 1).any() or not (values[:, 2] == (0, 0, 1)).all():
+        raise ValueError(
+            f"intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, got {values[0].tolist()}"
+        )
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _as_float(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"an array of {array.dtype}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {error}") from None
+    return array.astype(np.float64)
+
+
+def _fit_joints(values: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    given, wanted = values.shape[1], skeleton.num_joints
+    if given == wanted:
+        return values
+    if (given, wanted) == (H36M_17.num_joints, H36M_16.num_joints):
+        return np.delete(values, _NECK, axis=1)
+    if (given, wanted) == (H36M_16.num_joints, H36M_17.num_joints):
+        return np.insert(values, _NECK, np.nan, axis=1)
+    raise ValueError(f"keypoints must have {wanted} joints for this model, got {given}")

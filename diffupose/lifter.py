@@ -1,0 +1,317 @@
+"""The Lifter: pixels in, N plausible 3D poses out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
+from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
+from diffupose.conditioning import condition
+from diffupose.config import Aggregation, SamplingConfig
+from diffupose.lift_inputs import PixelInput, check_image_size, check_intrinsics, check_keypoints
+from diffupose.lift_result import LiftResult
+from diffupose.ops._backend import Backend
+from diffupose.ops.sample import sample
+from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, step_table
+from diffupose.skeleton import SKELETONS, Skeleton
+
+# Bytes that the activations of one chunk may take; a tile that stays in the caches is also the fastest.
+_CHUNK_BYTES = 128 << 20
+
+
+class Lifter:
+    """Lifts 2D keypoints to 3D poses.
+
+    Example:
+        >>> lifter = Lifter.from_pretrained()
+        >>> keypoints = 400.0 + 100.0 * torch.randn(1, 17, 2)
+        >>> lifter(keypoints, image_size=(1280, 720), num_hypotheses=5, seed=0).hypotheses.shape
+        torch.Size([1, 5, 17, 3])
+    """
+
+    def __init__(self, file: LifterFile, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.config = file.config
+        self.denoiser = file.denoiser.to(self.device).eval()
+        self.pose_mean = file.pose_mean.to(self.device)
+        self.pose_scale = file.pose_scale.to(self.device)
+        self.covariance_scale = file.covariance_scale.to(self.device)
+        diffusion = self.config.diffusion
+        self.schedule = NoiseSchedule(diffusion.num_train_timesteps, diffusion.beta_schedule)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The joints of the poses."""
+        return SKELETONS[self.config.denoiser.skeleton]
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str] = "mocap", *, device: str = "auto") -> Lifter:
+        """Load a lifter.
+
+        Args:
+            name_or_path: ``"mocap"`` (bundled), a file of ours (``.safetensors``), or a checkpoint of the released
+                DiffuPose code (``best_model.pt``), which needs no options.
+            device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ...
+
+        Raises:
+            FileNotFoundError: If there is no such file and no bundled model of that name.
+            InputError: If the file is damaged or not a checkpoint.
+        """
+        path = Path(name_or_path)
+        bundled = resources.files("diffupose") / "models" / f"{name_or_path}.safetensors"
+        if not path.exists() and path.name == str(name_or_path) and bundled.is_file():
+            with resources.as_file(bundled) as bundled_path:
+                file = load_lifter_file(bundled_path)
+        else:
+            file = load_lifter_file(path)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(file, device)
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the lifter as one safetensors file that ``from_pretrained`` reads."""
+        save_lifter_file(path, self.denoiser, self.config, self.pose_mean, self.pose_scale, self.covariance_scale)
+
+    def sampling(self, **overrides: object) -> SamplingConfig:
+        """Return the checkpoint's sampling settings with those overrides that are not None."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if given.get("sampler", "ddim") != "ddim" and "eta" not in given:
+            given["eta"] = 0.0
+        return replace(self.config.sampling, **given)  # type: ignore[arg-type]
+
+    def step_table(self, settings: SamplingConfig) -> StepTable:
+        """Return the sampler of some settings as a table."""
+        return step_table(
+            self.schedule,
+            settings.num_inference_steps,
+            sampler=settings.sampler,
+            eta=settings.eta,
+            prediction_type=self.config.diffusion.prediction_type,
+            timestep_spacing=settings.timestep_spacing,
+        )
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        keypoints: Tensor | np.ndarray | Sequence[object],
+        *,
+        image_size: Tensor | np.ndarray | Sequence[float] | None = None,
+        intrinsics: Tensor | np.ndarray | Sequence[object] | None = None,
+        num_hypotheses: int | None = None,
+        num_inference_steps: int | None = None,
+        sampler: Sampler | None = None,
+        eta: float | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
+        flip: bool | None = None,
+        aggregation: Aggregation | None = None,
+        seed: int = 0,
+        frame_ids: Tensor | np.ndarray | Sequence[int] | None = None,
+        assumed_focal: float | None = ASSUMED_FOCAL,
+        on_unusable: Literal["error", "nan"] = "error",
+        backend: Backend | None = None,
+        progress: bool | None = None,
+    ) -> LiftResult:
+        """Lift 2D keypoints to ``num_hypotheses`` 3D poses each.
+
+        Args:
+            keypoints: Pixels of shape ``[J, 2 or 3]`` or ``[..., J, 2 or 3]``, the third number a confidence. NaN or a
+                confidence of 0 means missing. 17 joints in Human3.6M order, or 16 without neck/nose.
+            image_size: (w, h) in pixels, or ``[B, 2]``. Models with ``person`` normalisation need it for the assumed
+                focal length only.
+            intrinsics: Camera matrices ``[3, 3]`` or ``[B, 3, 3]`` in pixels, lens distortion removed beforehand; gives
+                ``result.translation``.
+            num_hypotheses: N, default from the checkpoint; with ``flip`` there are 2 N.
+            num_inference_steps: Network calls per hypothesis.
+            sampler: ``"ddpm"``, ``"ddim"`` or ``"dpm++"``.
+            eta: Fresh noise of DDIM, 0 to 1.
+            timestep_spacing: ``"trailing"``, ``"leading"`` or ``"linspace"``.
+            flip: Add the hypotheses of the mirrored input, mirrored back, with noise of their own.
+            aggregation: What ``result.poses_3d`` is: ``"mean"`` or ``"medoid"``.
+            seed: 64-bit seed. Results depend on it and on ``frame_ids``, not on the batch.
+            frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
+            assumed_focal: Focal length in longer image sides that turns predictions without intrinsics into the camera
+                frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
+            on_unusable: What to do with rows that have more than half of their joints missing or no extent.
+            backend: Backend of the ops.
+            progress: Show a progress bar; default when it takes long and a terminal is there.
+
+        Returns:
+            The hypotheses and what follows from them: root-relative, metres, camera frame (x right, y down, z forward).
+
+        Raises:
+            ValueError: If an argument does not fit; the message names it.
+            BackendUnavailableError: If the named backend cannot run here.
+        """
+        settings = self.sampling(
+            sampler=sampler,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            timestep_spacing=timestep_spacing,
+            num_hypotheses=num_hypotheses,
+            flip=flip,
+            aggregation=aggregation,
+        )
+        table = self.step_table(settings)
+        pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
+        batch = len(pixels.keypoints)
+        size = check_image_size(image_size, pixels)
+        matrices = check_intrinsics(intrinsics, batch)
+        if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
+            raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
+        person = self.config.input_normalization == "person"
+        if size is None and (not person or (matrices is None and assumed_focal is not None)):
+            raise ValueError("image_size must be given as (w, h): this model needs it, got None")
+        ids = _frame_ids(frame_ids, batch)
+        hypotheses, focal = self._lift(
+            pixels, size, matrices, assumed_focal, ids, settings, table, seed, backend, progress
+        )
+        translation = None
+        if matrices is not None:
+            translation = estimate_translation(
+                hypotheses.cpu(), pixels.keypoints, pixels.weights, matrices.expand(batch, 3, 3)
+            )
+            translation[~pixels.usable] = torch.nan
+        return LiftResult(
+            hypotheses=hypotheses,
+            keypoints_2d=pixels.keypoints,
+            confidence=pixels.confidence,
+            skeleton=self.skeleton,
+            covariance_scale=self.covariance_scale,
+            aggregation=settings.aggregation,
+            translation=translation,
+            usable=pixels.usable,
+            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None and person else None),
+        )
+
+    def _lift(
+        self,
+        pixels: PixelInput,
+        size: Tensor | None,
+        matrices: Tensor | None,
+        assumed_focal: float | None,
+        frame_ids: Tensor,
+        settings: SamplingConfig,
+        table: StepTable,
+        seed: int,
+        backend: Backend | None,
+        progress: bool | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return hypotheses ``[B, H, J, 3]`` in metres, and the focal lengths used."""
+        focal = center = None
+        batch = len(pixels.keypoints)
+        if matrices is not None:
+            focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
+        elif size is not None and assumed_focal is not None:
+            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
+            center = size / 2
+        count = settings.num_hypotheses
+        total = count * (2 if settings.flip else 1)
+        joints = self.skeleton.num_joints
+        hypotheses = torch.full((batch, total, joints, 3), torch.nan, device=self.device)
+        rows = torch.nonzero(pixels.usable).squeeze(1)
+        bar = tqdm(
+            total=len(rows) * total, unit="pose", delay=1.0, disable=not (sys.stderr.isatty() if progress is None else progress)
+        )
+        for chunk, ids in self._chunks(rows, count):
+            part = [None if item is None else item[chunk] for item in (size, focal, center)]
+            for flipped in (False, True) if settings.flip else (False,):
+                poses = self._lift_chunk(
+                    pixels, chunk, part, frame_ids[chunk], ids + count * flipped, flipped, table, seed, backend
+                )
+                hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
+                bar.update(len(chunk) * len(ids))
+        bar.close()
+        return hypotheses, focal
+
+    def _chunks(self, rows: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield frames and hypothesis ids whose activations fit the budget."""
+        # About eight activations of [J, d] are alive at once.
+        bytes_per_row = self.skeleton.num_joints * self.config.denoiser.hidden_dim * 4 * 8
+        most = max(1, _CHUNK_BYTES // bytes_per_row)
+        for frames in rows.split(max(1, most // count)):
+            for ids in torch.arange(count).split(most):
+                yield frames, ids
+
+    def _lift_chunk(
+        self,
+        pixels: PixelInput,
+        chunk: Tensor,
+        part: list[Tensor | None],
+        frame_ids: Tensor,
+        hypothesis_ids: Tensor,
+        flipped: bool,
+        table: StepTable,
+        seed: int,
+        backend: Backend | None,
+    ) -> Tensor:
+        size, focal, center = (None if item is None else item.to(self.device) for item in part)
+        keypoints, present = pixels.keypoints[chunk].to(self.device), pixels.present[chunk].to(self.device)
+        seen = condition(keypoints, present, self.config, image_size=size, focal=focal, center=center)
+        inputs, mirror = seen.inputs, list(self.skeleton.flip_permutation)
+        if flipped:
+            # Normalised x runs from the middle of the image or of the person: its mirror image is -x.
+            inputs = inputs[:, mirror] * _sign(inputs, inputs.shape[-1])
+        x0 = sample(
+            self.denoiser,
+            inputs,
+            table,
+            seed=seed,
+            frame_ids=frame_ids.to(self.device),
+            hypothesis_ids=hypothesis_ids.to(self.device),
+            clip_sample_range=self.config.diffusion.clip_sample_range,
+            backend=backend,
+        )
+        poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
+        if flipped:
+            poses = poses[:, :, mirror] * _sign(poses, 3)
+        poses = poses @ seen.rotation.unsqueeze(1)  # the transpose of the turn, for row vectors
+        return poses - poses[:, :, :1]
+
+    def _meta(
+        self, settings: SamplingConfig, seed: int, focal: Tensor | None, assumed_focal: float | None
+    ) -> dict[str, object]:
+        from diffupose import __version__
+
+        return {
+            "model": self.config.name,
+            "input_normalization": self.config.input_normalization,
+            "sampler": settings.sampler,
+            "num_inference_steps": settings.num_inference_steps,
+            "eta": settings.eta,
+            "timestep_spacing": settings.timestep_spacing,
+            "num_hypotheses": settings.num_hypotheses,
+            "flip": settings.flip,
+            "aggregation": settings.aggregation,
+            "seed": seed,
+            "focal_length_px": None if focal is None else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
+            "assumed_focal": assumed_focal,
+            "diffupose": __version__,
+            "torch": torch.__version__,
+        }
+
+
+def _sign(like: Tensor, channels: int) -> Tensor:
+    sign = torch.ones(channels, dtype=like.dtype, device=like.device)
+    sign[0] = -1.0
+    return sign
+
+
+def _frame_ids(frame_ids: object, batch: int) -> Tensor:
+    if frame_ids is None:
+        return torch.arange(batch)
+    array = np.asarray(frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids)
+    if array.shape != (batch,) or array.dtype.kind not in "iu":
+        raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
+    # The bit pattern is what counts: ids above 2^63 arrive as unsigned.
+    return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())

@@ -1,0 +1,69 @@
+"""The whole reverse process in one call: the public op over the reference."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops.philox_normal import philox_normal
+from diffupose.reference.sample import sample as _reference
+from diffupose.schedule import StepTable
+
+
+def sample(
+    denoiser: nn.Module,
+    inputs: Tensor,
+    table: StepTable,
+    *,
+    seed: int = 0,
+    frame_ids: Tensor | None = None,
+    hypothesis_ids: Tensor | None = None,
+    num_hypotheses: int | None = None,
+    clip_sample_range: float | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Return clean samples, drawn from noise step by step (Algorithm 2).
+
+    Args:
+        denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``.
+        inputs: Conditions of shape ``[B, J, C]``.
+        table: The sampler.
+        seed: 64-bit seed.
+        frame_ids: ``[B]`` int64, which noise each frame gets; default ``arange(B)``.
+        hypothesis_ids: ``[H]`` int64; default ``arange(num_hypotheses)``.
+        num_hypotheses: H, when ``hypothesis_ids`` is not given.
+        clip_sample_range: Limit of x0 in the model's data units, or None.
+        backend: As in ``reverse_step``; the noise of ``"auto"`` comes from the fastest code there is.
+
+    Returns:
+        ``[B, H, J, 3]`` in the model's data units.
+
+    Raises:
+        ValueError: If a shape does not fit.
+        BackendUnavailableError: If the named backend cannot run here.
+    """
+    if inputs.ndim != 3:
+        raise ValueError(f"inputs must have shape [B, J, C], got {tuple(inputs.shape)}")
+    if hypothesis_ids is None:
+        if num_hypotheses is None or num_hypotheses < 1:
+            raise ValueError(f"num_hypotheses must be at least 1 when hypothesis_ids is None, got {num_hypotheses}")
+        hypothesis_ids = torch.arange(num_hypotheses, device=inputs.device)
+    if frame_ids is None:
+        frame_ids = torch.arange(inputs.shape[0], device=inputs.device)
+    if len(frame_ids) != inputs.shape[0]:
+        raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
+    chosen = choose_backend(backend, inputs.device, ("torch",))
+    return _reference(
+        denoiser,
+        inputs,
+        table.tensor(),
+        torch.from_numpy(table.timesteps).to(inputs.device),
+        seed,
+        frame_ids,
+        hypothesis_ids,
+        clip_sample_range,
+        partial(philox_normal, backend="torch" if backend == chosen else None),
+    )
