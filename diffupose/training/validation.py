@@ -1,3 +1,52 @@
-"""The validation curve: a small evaluation on people never fitted on."""
-class Validation: ...
-def open_validation(config): return None
+"""The validation curve: a small evaluation on people who are never fitted on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from diffupose.checkpoint import LifterFile
+from diffupose.config import LifterConfig
+from diffupose.datasets.mocap import load_mocap
+from diffupose.errors import InputError
+from diffupose.evaluation import score_hypotheses
+from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
+from diffupose.lifter import Lifter
+from diffupose.training.config import TrainConfig
+
+_NUM_POSES, _NUM_HYPOTHESES, _MOST_STEPS = 400, 5, 10
+
+
+class Validation:
+    """Noisy cells of both rigs on the excluded subjects."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        if not config.exclude_subjects:
+            raise InputError("validate_every needs people to validate on: exclude_subjects is empty")
+        mocap = choose_poses(load_mocap(config.data, include=config.exclude_subjects), _NUM_POSES, seed=0)
+        self.cells = [make_cell(mocap, rig, noisy=True) for rig in RIGS]
+
+    def score(self, denoiser: nn.Module, model: LifterConfig, pose_mean: Tensor, pose_scale: Tensor) -> dict[str, float]:
+        """Return the mean error of the mean of a few hypotheses, in millimetres, per rig."""
+        file = LifterFile(model, copy.deepcopy(denoiser), pose_mean, pose_scale, torch.ones(pose_mean.shape[0]))
+        lifter = Lifter(file, pose_mean.device)
+        scores = {}
+        for cell in self.cells:
+            result = lifter(
+                cell.keypoints,
+                image_size=cell.views.image_size,
+                num_hypotheses=_NUM_HYPOTHESES,
+                num_inference_steps=min(_MOST_STEPS, model.sampling.num_inference_steps),
+                flip=False,
+                progress=False,
+            )
+            values = score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())
+            scores[f"val_{cell.rig}_mm"] = values["mpjpe"]
+        return scores
+
+
+def open_validation(config: TrainConfig) -> Validation:
+    """Return the validation of a run on motion capture."""
+    return Validation(config)

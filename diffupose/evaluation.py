@@ -1,0 +1,151 @@
+"""Scores of a lifter on the cells of ``evaluation_cells``, tier ``raw``: no intrinsics, no ground truth in the poses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffupose.datasets.mocap import Mocap
+from diffupose.evaluation_cells import RIGS, Cell, PoseBank, choose_poses, make_cell
+from diffupose.lifter import Lifter
+from diffupose.metrics import (
+    dispersion,
+    energy_score,
+    expected_calibration_error,
+    mean_of_hypotheses,
+    mpjpe,
+    oracle_best_of_hypotheses,
+    p_mpjpe,
+)
+
+POSES_PER_CELL = 1000
+
+
+def score_poses(predicted: Tensor, cell: Cell) -> dict[str, Any]:
+    """Return the errors of one pose per row, in millimetres, all together and by source."""
+    joints = _joints(predicted, cell)
+    error = mpjpe(predicted, joints)
+    return {
+        "mpjpe": float(error.mean()),
+        "p_mpjpe": float(p_mpjpe(predicted, joints).mean()),
+        "mpjpe_by_source": {
+            str(source): float(error[torch.from_numpy(cell.source == source)].mean())
+            for source in np.unique(cell.source)
+        },
+    }
+
+
+def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -> dict[str, Any]:
+    """Return ``score_poses`` of the mean, and the scores of the whole set of hypotheses ``[B, H, J, 3]``."""
+    joints = _joints(hypotheses, cell)
+    scores = score_poses(mean_of_hypotheses(hypotheses), cell)
+    scores["energy_score"] = float(energy_score(hypotheses, joints).mean())
+    scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
+    if hypotheses.shape[1] >= 4:
+        ece, worst = expected_calibration_error(hypotheses, joints, scale=covariance_scale)
+        scores |= {"ece": float(ece), "ece_worst_joint": float(worst), "dispersion": float(dispersion(hypotheses, joints))}
+    return scores
+
+
+def evaluate_mocap(
+    lifter: Lifter,
+    mocap: Mocap,
+    reference: Mocap | None,
+    *,
+    num_hypotheses: Sequence[int] = (1, 10),
+    num_poses: int | None = POSES_PER_CELL,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Iterable[Cell]], Iterable[Cell]] = iter,
+) -> dict[str, Any]:
+    """Score a lifter on both rigs, clean and noisy.
+
+    Args:
+        lifter: The model.
+        mocap: Poses to evaluate on.
+        reference: Training poses for the baselines (mean pose, nearest pose by 2D), or None for no baselines.
+        num_hypotheses: Values of N; the hypotheses of a smaller N are the first of a larger one. No flips.
+        num_poses: Poses per cell, equally from each source; None takes all.
+        num_inference_steps: Steps; default from the checkpoint.
+        seed: Seed of poses, views, noise and hypotheses.
+        progress: Wraps the iteration over cells.
+
+    Returns:
+        ``{"settings": ..., "cells": {cell: {row: scores}}}``, ready for JSON; errors in millimetres.
+    """
+    poses = choose_poses(mocap, num_poses, seed)
+    cells = [make_cell(poses, rig, noisy, seed) for rig in RIGS for noisy in (False, True)]
+    banks = {} if reference is None else {rig: PoseBank(reference, rig) for rig in RIGS}
+    rows: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for cell in progress(cells):
+        result = lifter(
+            cell.keypoints,
+            image_size=cell.views.image_size,
+            num_hypotheses=max(num_hypotheses),
+            num_inference_steps=num_inference_steps,
+            flip=False,
+            seed=seed,
+            progress=False,
+        )
+        settings = result.meta
+        hypotheses = result.hypotheses.cpu()
+        scores = {
+            f"N={n}": score_hypotheses(hypotheses[:, :n], cell, lifter.covariance_scale.cpu()) for n in num_hypotheses
+        }
+        if cell.rig in banks:
+            bank = banks[cell.rig]
+            scores["mean pose"] = score_poses(_model_joints(bank.mean_pose(cell), lifter), cell)
+            scores["nearest 2D pose"] = score_poses(_model_joints(bank.nearest_pose(cell), lifter), cell)
+        rows[cell.name] = scores
+    return {
+        "tier": "raw",
+        "ground_truth": "motion-capture joints, root-relative, used for scoring only (and by rows named oracle)",
+        "settings": {**settings, "num_hypotheses": list(num_hypotheses)},
+        "num_poses": len(poses.positions),
+        "num_reference_poses": 0 if reference is None else len(reference.positions),
+        "num_joints": lifter.skeleton.num_joints,
+        "seed": seed,
+        "cells": rows,
+    }
+
+
+def format_table(scores: dict[str, Any]) -> str:
+    """Return the scores as a Markdown table, errors in millimetres."""
+    sources = sorted({s for rows in scores["cells"].values() for r in rows.values() for s in r["mpjpe_by_source"]})
+    header = ["cell", "pose", "MPJPE", "P-MPJPE", "energy score", "oracle best of N", "ECE", *sources]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    for cell, rows in scores["cells"].items():
+        for name, row in rows.items():
+            values = [row.get(key) for key in ("mpjpe", "p_mpjpe", "energy_score", "oracle_best_of_n")]
+            text = ["" if value is None else f"{value:.1f}" for value in values]
+            text.append(f"{row['ece']:.3f}" if "ece" in row else "")
+            label = f"mean of {name}" if name.startswith("N=") and name != "N=1" else name
+            lines.append([cell, label, *text, *(f"{row['mpjpe_by_source'][source]:.1f}" for source in sources)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rows_text = []
+    for line in lines:
+        cells_text = (
+            text.ljust(width) if index < 2 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        rows_text.append("| " + " | ".join(cells_text) + " |")
+    return "\n".join(rows_text)
+
+
+def _joints(predicted: Tensor, cell: Cell) -> Tensor:
+    """Return the truth in the joints of a prediction (16 or 17)."""
+    truth = cell.views.poses_3d
+    return truth if predicted.shape[-2] == truth.shape[-2] else truth[:, _without_neck(truth.shape[-2])]
+
+
+def _model_joints(poses: Tensor, lifter: Lifter) -> Tensor:
+    return poses if lifter.skeleton.num_joints == poses.shape[-2] else poses[:, _without_neck(poses.shape[-2])]
+
+
+def _without_neck(num_joints: int) -> list[int]:
+    return [joint for joint in range(num_joints) if joint != 9]

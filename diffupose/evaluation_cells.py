@@ -1,0 +1,140 @@
+"""What is evaluated on: fixed cells of people, cameras and detector noise, and the baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffupose.camera import ASSUMED_FOCAL, person_box, rotation_to_ray, viewing_ray
+from diffupose.datasets.mocap import Mocap
+from diffupose.datasets.virtual_cameras import (
+    EVALUATION_RANGES,
+    EVALUATION_SUBJECTS,
+    TRAINING_SUBJECTS,
+    Views,
+    choose_views,
+    detect,
+    h36m_views,
+    turn_heading,
+    wild_views,
+)
+
+Rig = Literal["h36m", "wild"]
+RIGS: tuple[Rig, ...] = ("h36m", "wild")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table: what a detector gives, and the truth.
+
+    Attributes:
+        rig, noisy: Which cell.
+        views: Keypoints, presence and ground truth.
+        source: ``[B]`` collection of each pose.
+    """
+
+    rig: Rig
+    noisy: bool
+    views: Views
+    source: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """For people: ``"h36m noisy"``."""
+        return f"{self.rig} {'noisy' if self.noisy else 'clean'}"
+
+    @property
+    def keypoints(self) -> Tensor:
+        """``[B, J, 3]``: pixels and confidence 1 or 0, missing joints NaN."""
+        present = self.views.present.unsqueeze(-1)
+        return torch.cat((torch.where(present, self.views.keypoints_2d, torch.nan), present.float()), dim=-1)
+
+
+def choose_poses(mocap: Mocap, count: int | None, seed: int) -> Mocap:
+    """Return ``count`` poses, the same number from each source (the first ones get the remainder); None returns all."""
+    if count is None or count >= len(mocap.positions):
+        return mocap
+    generator = np.random.default_rng(seed)
+    sources = np.unique(mocap.source)
+    chosen = []
+    for rank, source in enumerate(sources):
+        index = np.flatnonzero(mocap.source == source)
+        share = count // len(sources) + (rank < count % len(sources))
+        chosen.append(np.sort(generator.permutation(index)[:share]))
+    return mocap.select(np.concatenate(chosen))
+
+
+def make_cell(mocap: Mocap, rig: Rig, noisy: bool, seed: int = 0) -> Cell:
+    """Return a cell: one view of each pose; clean and noisy cells of one rig and seed share their views.
+
+    Views that show less than half of the person are drawn again.
+    """
+    generator = torch.Generator().manual_seed(1000 * seed + RIGS.index(rig))
+    positions = torch.from_numpy(mocap.positions)
+    views = _draw(positions, rig, generator)
+    for _ in range(100):
+        if bool(views.usable.all()):
+            break
+        views = choose_views([views, _draw(positions, rig, generator)])
+    else:
+        raise RuntimeError("some people could not be brought into view in 100 draws")
+    if noisy:
+        noise = torch.Generator().manual_seed(1000 * seed + 500 + RIGS.index(rig))
+        views = detect(views, torch.ones(len(positions)), noise)
+    return Cell(rig, noisy, views, mocap.source)
+
+
+def _draw(positions: Tensor, rig: Rig, generator: torch.Generator, subjects: tuple[str, ...] = EVALUATION_SUBJECTS) -> Views:
+    turned = turn_heading(positions, generator)
+    if rig == "h36m":
+        return h36m_views(turned, subjects, generator)
+    return wild_views(turned, EVALUATION_RANGES, generator)
+
+
+class PoseBank:
+    """Training poses as they look through a rig's cameras: the mean pose and the nearest pose by 2D.
+
+    Both are looked up in the frame of a camera that looks at the person, and turned back by the assumed focal length,
+    as a lifter's predictions are in the ``raw`` tier.
+    """
+
+    def __init__(self, mocap: Mocap, rig: Rig, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        views = _draw(torch.from_numpy(mocap.positions), rig, generator, TRAINING_SUBJECTS)
+        views = views[views.usable.nonzero().squeeze(1)]
+        self.keypoints = _normalized(views)  # [F, J, 2]
+        center, _ = person_box(views.keypoints_2d, views.present)
+        turn = rotation_to_ray(viewing_ray(center, views.focal, views.center))
+        self.poses_3d = views.poses_3d @ turn.transpose(1, 2)  # [F, J, 3]
+
+    def mean_pose(self, cell: Cell) -> Tensor:
+        """Return the mean of the bank for each row of a cell, ``[B, J, 3]``."""
+        return self.poses_3d.mean(dim=0) @ _assumed_turn(cell.views)
+
+    def nearest_pose(self, cell: Cell) -> Tensor:
+        """Return the pose whose keypoints are nearest over the present joints, for each row, ``[B, J, 3]``."""
+        bank = self.keypoints.flatten(1)  # [F, 2 J]
+        present = cell.views.present.unsqueeze(-1).expand(-1, -1, 2).flatten(1).float()
+        query = _normalized(cell.views).flatten(1) * present
+        chosen = []
+        for q, mask in zip(query.split(250), present.split(250), strict=True):
+            # |q - b|^2 over the mask, without the term that is the same for all of the bank.
+            chosen.append((mask @ bank.square().T - 2.0 * q @ bank.T).argmin(dim=1))
+        return self.poses_3d[torch.cat(chosen)] @ _assumed_turn(cell.views)
+
+
+def _normalized(views: Views) -> Tensor:
+    center, scale = person_box(views.keypoints_2d, views.present)
+    normalized = (views.keypoints_2d - center.unsqueeze(1)) / scale.unsqueeze(1)
+    return torch.where(views.present.unsqueeze(-1), normalized, 0.0)
+
+
+def _assumed_turn(views: Views) -> Tensor:
+    """Return the turns ``[B, 3, 3]`` that take row-vector poses back, from nothing but keypoints and image size."""
+    center, _ = person_box(views.keypoints_2d, views.present)
+    focal = ASSUMED_FOCAL * views.image_size.amax(dim=1, keepdim=True)
+    return rotation_to_ray(viewing_ray(center, focal, views.image_size / 2))
