@@ -13,6 +13,7 @@ from diffupose.datasets.mocap import Mocap
 from diffupose.evaluation_cells import RIGS, Cell, PoseBank, choose_poses, make_cell
 from diffupose.lifter import Lifter
 from diffupose.metrics import (
+    coverage,
     dispersion,
     energy_score,
     expected_calibration_error,
@@ -46,7 +47,7 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
     scores["energy_score"] = float(energy_score(hypotheses, joints).mean())
     scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
     if hypotheses.shape[1] >= 4:
-        ece, worst = expected_calibration_error(hypotheses, joints, scale=covariance_scale)
+        ece, worst = expected_calibration_error(coverage(hypotheses, joints, scale=covariance_scale))
         scores |= {"ece": float(ece), "ece_worst_joint": float(worst), "dispersion": float(dispersion(hypotheses, joints))}
     return scores
 

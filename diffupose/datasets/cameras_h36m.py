@@ -142,12 +142,16 @@ def world_to_camera(points: np.ndarray, camera: H36MCamera) -> np.ndarray:
         True
     """
     points = _check_points(points, "points")
-    quaternion = np.array(camera.orientation)
-    w, vector = quaternion[0], -quaternion[1:]
-    shifted = points - np.array(camera.translation)
-    # The published quaternions are unit only to seven digits; dividing keeps bone lengths exact.
-    cross = np.cross(vector, shifted)
-    return shifted + 2.0 / (quaternion @ quaternion) * (w * cross + np.cross(vector, cross))
+    w, x, y, z = np.array(camera.orientation) / np.linalg.norm(camera.orientation)  # unit to seven digits only
+    rotation = np.array(
+        [
+            [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)],
+            [2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)],
+            [2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)],
+        ]
+    )
+    # A row times the matrix is its transpose, the inverse rotation, times the column.
+    return np.asarray((points - np.array(camera.translation)) @ rotation)
 
 
 def project(points_camera: np.ndarray, camera: H36MCamera) -> np.ndarray:
