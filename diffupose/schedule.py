@@ -104,7 +104,8 @@ def inference_timesteps(
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
         raise ValueError(f"num_inference_steps must be an integer between 1 and {total}, got {steps!r}")
     if spacing == "trailing":
-        grid = np.round((steps - np.arange(steps)) * (total / steps)) - 1
+        # The product is exact, so one rounding is left and a half stays a half: total / steps first would lose it.
+        grid = np.round((steps - np.arange(steps)) * total / steps) - 1
     elif spacing == "leading":
         grid = (steps - 1 - np.arange(steps)) * (total // steps)
     else:
