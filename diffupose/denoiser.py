@@ -77,7 +77,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         half = embedding_dim // 2
         frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()), persistent=False)
         self.linear1 = nn.Linear(embedding_dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, hidden_dim)
 
@@ -133,7 +133,7 @@ class ModulatedGCN(nn.Module):
             raise ValueError(f"architecture must be modulated_gcn, got {config.architecture}")
         self.config = config
         width = config.hidden_dim
-        adjacency = torch.from_numpy(SKELETONS[config.skeleton].adjacency(config.adjacency_normalization)).float()
+        adjacency = torch.tensor(SKELETONS[config.skeleton].adjacency(config.adjacency_normalization).tolist())
         channels = 3 + config.condition_channels
         self.gconv_input = GraphConvBlock(channels, width, adjacency, config)
         self.gconv_layers = nn.ModuleList(

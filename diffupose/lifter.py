@@ -90,6 +90,11 @@ class Lifter:
             given["eta"] = 0.0
         return replace(self.config.sampling, **given)  # type: ignore[arg-type]
 
+    def needs_image_size(self, has_intrinsics: bool, assumed_focal: float | None) -> bool:
+        """Return whether a lift needs the image size: for screen coordinates, or for the assumed focal length."""
+        person = self.config.input_normalization == "person"
+        return not person or (not has_intrinsics and assumed_focal is not None)
+
     def step_table(self, settings: SamplingConfig) -> StepTable:
         """Return the sampler of some settings as a table."""
         return step_table(
@@ -170,7 +175,7 @@ class Lifter:
         if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
             raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
         person = self.config.input_normalization == "person"
-        if size is None and (not person or (matrices is None and assumed_focal is not None)):
+        if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
         ids = _frame_ids(frame_ids, batch)
         hypotheses, focal = self._lift(

@@ -65,7 +65,7 @@ class ParallelGCN(nn.Module):
         self.config = config
         width = config.hidden_dim
         skeleton = SKELETONS[config.skeleton]
-        adjacency = torch.from_numpy(skeleton.adjacency(config.adjacency_normalization)).float()
+        adjacency = torch.tensor(skeleton.adjacency(config.adjacency_normalization).tolist())
         self.input = nn.Linear(3 + config.condition_channels, width)
         self.joint_embedding = nn.Parameter(0.02 * torch.randn(skeleton.num_joints, width))
         self.time_mlp = TimeEmbedding(width, width)

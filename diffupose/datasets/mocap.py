@@ -15,6 +15,9 @@ from diffupose.skeleton import H36M_17
 # Never fitted on: variants are selected and uncertainty is calibrated on these people.
 SELECTION_SUBJECTS = ("uiprmd_s10", "cmu_01")
 
+# Who is in the bundled sample to be evaluated on; its other people are training poses for the baselines.
+SAMPLE_SUBJECTS = ("uiprmd_s06",)
+
 
 @dataclass(frozen=True)
 class Mocap:

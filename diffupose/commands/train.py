@@ -1,0 +1,48 @@
+"""``diffupose train``: one flag per setting of ``TrainConfig``, or a TOML or JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from diffupose.config import PRESETS
+from diffupose.training.config import TrainConfig, make_train_config, read_config_file
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train a denoiser",
+        description="Train on motion capture through virtual cameras, or on Human3.6M's data_3d_h36m.npz. Settings: "
+        "the preset's recipe, then --config, then flags. With several processes: torchrun --nproc-per-node=N -m "
+        "diffupose.train ...",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", default=None, help="TOML or JSON file of settings")
+    parser.add_argument("--resume", action="store_true", default=False, help="go on from OUTPUT/checkpoint.pt")
+    parser.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
+    for item in dataclasses.fields(TrainConfig):
+        flag, annotation = "--" + item.name.replace("_", "-"), str(item.type)
+        if annotation.startswith("bool"):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction)
+        elif annotation.startswith("tuple"):
+            parser.add_argument(flag, nargs="*", metavar="NAME")
+        elif item.name == "preset":
+            parser.add_argument(flag, choices=sorted(PRESETS))
+        else:
+            kind = int if annotation.startswith("int") else float if annotation.startswith("float") else str
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper())
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and say where the lifter is."""
+    from diffupose.train import train
+
+    names = {item.name for item in dataclasses.fields(TrainConfig)}
+    values = read_config_file(options.config) if options.config is not None else {}
+    values |= {name: value for name, value in vars(options).items() if name in names}
+    path = train(make_train_config(values), resume=options.resume, progress=not options.quiet)
+    if not options.quiet:
+        print(f"lifter: {path}")
