@@ -1,0 +1,105 @@
+"""Which code runs an op: the argument, then the environment variable DIFFUPOSE_BACKEND, then the fixed order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch  # before the extension, so that both use the OpenMP runtime that torch brings
+
+from diffupose._source_hash import source_hash
+from diffupose.errors import BackendUnavailableError
+
+Backend = Literal["auto", "torch", "cpp", "cuda", "triton"]
+
+# The order "auto" takes on each kind of device; every other device has the reference alone.
+_AUTO_ORDER = {"cuda": ("cuda", "triton", "torch"), "cpu": ("cpp", "torch")}
+_NAMES = ("torch", "cpp", "cuda", "triton")
+_DEVICE_OF = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+_FROM_ENVIRONMENT = os.environ.get("DIFFUPOSE_BACKEND") or "auto"
+
+SourceState = Literal["no extension", "no sources", "match", "changed"]
+
+
+def _load_cpp() -> tuple[ModuleType | None, SourceState, str]:
+    """Return the C++ extension if it can be used, how it compares with its sources, and a sentence about it."""
+    try:
+        module = importlib.import_module("diffupose._C")
+    except ModuleNotFoundError:
+        return None, "no extension", "diffupose was built without its C++ extension"
+    except ImportError as error:
+        return None, "no extension", f"the C++ extension does not load: {error}"
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    if not (csrc / "bind_cpu.cpp").is_file():  # an ordinary install brings no sources
+        state: SourceState = "no sources"
+    elif source_hash(csrc) == module.source_hash():
+        state = "match"
+    else:
+        reason = "the C++ sources changed since the build: run pip install -e . again"
+        warnings.warn(f"diffupose: {reason}", RuntimeWarning, stacklevel=2)
+        return None, "changed", reason
+    return module, state, "C++ with OpenMP" if module.has_openmp() else "C++ without OpenMP, on one thread"
+
+
+_CPP, SOURCE_STATE, _CPP_REASON = _load_cpp()
+
+
+def cpp() -> ModuleType:
+    """Return the C++ extension.
+
+    Raises:
+        BackendUnavailableError: If it is not there or not to be used; the message says why.
+    """
+    if _CPP is None:
+        raise BackendUnavailableError(f'backend "cpp" is not available: {_CPP_REASON}')
+    return _CPP
+
+
+def available_backends() -> dict[str, tuple[bool, str]]:
+    """Return for each backend whether it can run here, and a few words on what it is or why it cannot.
+
+    Example:
+        >>> available_backends()["torch"][0]
+        True
+    """
+    return {
+        "torch": (True, f"PyTorch {torch.__version__}"),
+        "cpp": (_CPP is not None, _CPP_REASON),
+        "cuda": (False, "this version has no CUDA kernels"),
+        "triton": (False, "this version has no Triton kernels"),
+    }
+
+
+def choose_backend(requested: str | None, device: torch.device, implemented: Collection[str]) -> str:
+    """Return the backend that runs an op on ``device``: a named one or an error, or the first one that can.
+
+    Args:
+        requested: The caller's argument; None takes DIFFUPOSE_BACKEND as it was at import, or ``"auto"``.
+        device: Where the inputs are.
+        implemented: The backends the op has; ``"torch"`` is one of them.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        BackendUnavailableError: If the named backend cannot run; the message says why.
+    """
+    name = _FROM_ENVIRONMENT if requested is None else requested
+    if name not in (*_NAMES, "auto"):
+        source = "the environment variable DIFFUPOSE_BACKEND" if requested is None else "backend"
+        raise ValueError(f"{source} must be one of auto, {', '.join(_NAMES)}; got {name!r}")
+    states = available_backends()
+    if name == "auto":
+        order = _AUTO_ORDER.get(device.type, ("torch",))
+        return next(backend for backend in order if backend in implemented and states[backend][0])
+    active, reason = states[name]
+    if not active:
+        raise BackendUnavailableError(f'backend "{name}" is not available: {reason}')
+    if name not in implemented:
+        raise BackendUnavailableError(f'backend "{name}" is not available: this op has {", ".join(implemented)} only')
+    if _DEVICE_OF.get(name, device.type) != device.type:
+        raise BackendUnavailableError(f'backend "{name}" runs on {_DEVICE_OF[name]} tensors, these are on {device}')
+    return name

@@ -1,0 +1,134 @@
+"""What tests and benchmarks share: inputs by op, the parity rule, and marks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+_SHORT_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def shape_id(value: object) -> str:
+    """Return a test id for a shape or a dtype: ``2x5x51``, ``bf16``."""
+    if isinstance(value, torch.dtype):
+        return _SHORT_DTYPES.get(value, str(value))
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _philox_normal(num_frames: int, num_hypotheses: int, num_elements: int) -> tuple[Any, ...]:
+    """Return random ids, negative ones among the frames; shape ``(B, H, num_elements)``."""
+    limits = torch.iinfo(torch.int64)
+    frame_ids = torch.randint(limits.min, limits.max, (num_frames,))  # [B]
+    hypothesis_ids = torch.randint(0, 2**32, (num_hypotheses,))  # [H]
+    return 0x9E3779B97F4A7C15, frame_ids, hypothesis_ids, 7, num_elements
+
+
+_MAKERS: dict[str, Callable[..., tuple[Any, ...]]] = {"philox_normal": _philox_normal}
+
+
+def make_inputs(
+    op: str,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    requires_grad: bool = False,
+) -> tuple[Any, ...]:
+    """Return random positional arguments for an op, drawn from PyTorch's global generator.
+
+    Args:
+        op: Name of the op.
+        shape: The sizes the op's maker takes.
+        dtype: Of the floating-point tensors; others keep theirs.
+        device: Of all tensors.
+        requires_grad: Whether floating-point tensors require their gradient.
+    """
+    return tuple(
+        argument.to(device, dtype).requires_grad_(requires_grad)
+        if isinstance(argument, Tensor) and argument.is_floating_point()
+        else argument.to(device)
+        if isinstance(argument, Tensor)
+        else argument
+        for argument in _MAKERS[op](*shape)
+    )
+
+
+def _outputs_and_gradients(function: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the outputs and every input's gradient of the sum of all outputs times fixed weights, by name."""
+    leaves = [x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
+    result = function(*leaves)
+    outputs = {"out": result} if isinstance(result, Tensor) else {f"out[{i}]": out for i, out in enumerate(result)}
+    named = {name: out.detach() for name, out in outputs.items()}
+    differentiable = [out for out in outputs.values() if out.requires_grad]
+    if differentiable:
+        # The same weights for every dtype and function, so that the gradients are of one and the same number.
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in differentiable]
+        torch.autograd.backward(differentiable, [w.to(o) for w, o in zip(weights, differentiable, strict=True)])
+    names = list(inspect.signature(function).parameters)
+    for name, leaf in zip(names, leaves, strict=False):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            assert leaf.grad is not None, f"{name} got no gradient"
+            named[f"grad_{name}"] = leaf.grad
+    return named
+
+
+def assert_parity(
+    fused: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    exact: Callable[..., Any] | None = None,
+) -> None:
+    """Assert that a fused op is about as close to the float64 result as the reference in the tested dtype.
+
+    Per output and per gradient: ``error(fused) <= 2 error(reference) + atol``, where ``atol`` is 1e-6 (float32) or
+    1e-3 (float16, bfloat16) of the largest float64 result.
+
+    Args:
+        fused: The op under test; it takes ``inputs`` as positional arguments.
+        reference: The same function in plain PyTorch, with the same parameter names.
+        inputs: Its arguments; gradients are compared for the tensors that require one.
+        exact: What gives the float64 result; by default the reference on inputs cast to float64.
+
+    Raises:
+        AssertionError: Naming the output or gradient, the error and the bound.
+    """
+    doubles = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+    doubles = [
+        y.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else y
+        for x, y in zip(inputs, doubles, strict=True)
+    ]
+    expected = _outputs_and_gradients(exact or reference, doubles)
+    baseline = _outputs_and_gradients(reference, inputs)
+    actual = _outputs_and_gradients(_with_names_of(reference, fused), inputs)
+    assert actual.keys() == baseline.keys(), f"got {sorted(actual)}, expected {sorted(baseline)}"
+    for name, value in actual.items():
+        truth = expected[name]
+        assert truth.dtype == torch.float64, f"the exact {name} must be float64, got {truth.dtype}"
+        assert value.shape == truth.shape, f"{name} has shape {tuple(value.shape)}, expected {tuple(truth.shape)}"
+        assert value.dtype == baseline[name].dtype, f"{name} is {value.dtype}, expected {baseline[name].dtype}"
+        if truth.numel() == 0:
+            continue
+        relative = 1e-6 if value.dtype == torch.float32 else 1e-3
+        bound = 2 * (baseline[name].double() - truth).abs().max() + relative * truth.abs().max()
+        error = (value.double() - truth).abs().max()
+        # Written so that a NaN fails.
+        assert error <= bound, f"{name}: error {error:.3e} exceeds {bound:.3e}"
+
+
+def _with_names_of(reference: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` under the signature of ``reference``: a partial or a compiled function has none."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__signature__ = inspect.signature(reference)  # type: ignore[attr-defined]
+    return call

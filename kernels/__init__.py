@@ -1,0 +1,1 @@
+"""Triton kernels of diffupose, one op per file; importing this package needs no Triton, importing a kernel does."""

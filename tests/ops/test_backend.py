@@ -1,0 +1,124 @@
+"""Tests of the backend choice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from diffupose import ops
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops import _backend
+from diffupose.ops._backend import choose_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class FakeExtension:
+    """Stands in for diffupose._C: built from sources with this hash."""
+
+    def __init__(self, source_hash: str):
+        self._source_hash = source_hash
+
+    def source_hash(self) -> str:
+        return self._source_hash
+
+    def has_openmp(self) -> bool:
+        return True
+
+
+def states(**changes: bool) -> dict[str, tuple[bool, str]]:
+    return {name: (changes.get(name, True), f"about {name}") for name in ("torch", "cpp", "cuda", "triton")}
+
+
+def test_auto_takes_the_first_that_can(monkeypatch):
+    every = ("torch", "cpp", "cuda", "triton")
+    monkeypatch.setattr(_backend, "available_backends", states)
+    assert choose_backend("auto", CPU, every) == "cpp"
+    assert choose_backend("auto", CPU, ("torch", "cuda")) == "torch"
+    assert choose_backend("auto", CUDA, every) == "cuda"
+    assert choose_backend("auto", CUDA, ("torch", "triton")) == "triton"
+    assert choose_backend("auto", torch.device("mps"), every) == "torch"
+    monkeypatch.setattr(_backend, "available_backends", lambda: states(cpp=False, cuda=False))
+    assert choose_backend("auto", CPU, every) == "torch"
+    assert choose_backend("auto", CUDA, every) == "triton"
+
+
+def test_a_named_backend_runs_or_says_why_not(monkeypatch):
+    monkeypatch.setattr(_backend, "available_backends", lambda: states(cuda=False))
+    assert choose_backend("torch", CUDA, ("torch",)) == "torch"
+    assert choose_backend("cpp", CPU, ("torch", "cpp")) == "cpp"
+    with pytest.raises(BackendUnavailableError, match='"cuda" is not available: about cuda'):
+        choose_backend("cuda", CUDA, ("torch", "cuda"))
+    with pytest.raises(BackendUnavailableError, match="this op has torch only"):
+        choose_backend("cpp", CPU, ("torch",))
+    with pytest.raises(BackendUnavailableError, match='"cpp" runs on cpu tensors, these are on cuda'):
+        choose_backend("cpp", CUDA, ("torch", "cpp"))
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, cpp, cuda, triton; got 'gpu'"):
+        choose_backend("gpu", CPU, ("torch",))
+
+
+def test_argument_wins_over_environment(monkeypatch):
+    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "_FROM_ENVIRONMENT", "torch")
+    assert choose_backend(None, CPU, ("torch", "cpp")) == "torch"
+    assert choose_backend("cpp", CPU, ("torch", "cpp")) == "cpp"
+    assert choose_backend("auto", CPU, ("torch", "cpp")) == "cpp"
+    monkeypatch.setattr(_backend, "_FROM_ENVIRONMENT", "nonsense")
+    with pytest.raises(ValueError, match=r"the environment variable DIFFUPOSE_BACKEND must be one of .*'nonsense'"):
+        choose_backend(None, CPU, ("torch", "cpp"))
+
+
+def test_environment_is_read_at_import(monkeypatch):
+    """End to end, in a fresh process: an unavailable backend from the environment raises, it does not fall back."""
+    monkeypatch.setenv("DIFFUPOSE_BACKEND", "triton")
+    code = "import torch, diffupose.ops as o; o.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert 'BackendUnavailableError: backend "triton" is not available' in result.stderr
+
+
+def load_with(monkeypatch, result):
+    def import_module(name: str) -> object:
+        assert name == "diffupose._C"
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(_backend.importlib, "import_module", import_module)
+    return _backend._load_cpp()
+
+
+def test_extension_that_is_missing_or_broken(monkeypatch):
+    missing = ModuleNotFoundError("No module named 'diffupose._C'")
+    assert load_with(monkeypatch, missing) == (None, "no extension", "diffupose was built without its C++ extension")
+    module, state, reason = load_with(monkeypatch, ImportError("undefined symbol: omp_get_max_threads"))
+    assert (module, state) == (None, "no extension")
+    assert "undefined symbol" in reason
+
+
+def test_extension_of_other_sources_is_refused_with_a_warning(monkeypatch):
+    monkeypatch.setattr(_backend, "source_hash", lambda csrc: "new")
+    with pytest.warns(RuntimeWarning, match=r"the C\+\+ sources changed since the build: run pip install -e \. again"):
+        module, state, reason = load_with(monkeypatch, FakeExtension("old"))
+    assert (module, state) == (None, "changed")
+    assert "run pip install -e . again" in reason
+
+
+def test_extension_of_these_sources_is_taken(monkeypatch):
+    monkeypatch.setattr(_backend, "source_hash", lambda csrc: "new")
+    extension = FakeExtension("new")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_with(monkeypatch, extension) == (extension, "match", "C++ with OpenMP")
+
+
+def test_cpp_without_extension_says_why(monkeypatch):
+    monkeypatch.setattr(_backend, "_CPP", None)
+    monkeypatch.setattr(_backend, "_CPP_REASON", "it is raining")
+    assert ops.available_backends()["cpp"] == (False, "it is raining")
+    with pytest.raises(BackendUnavailableError, match='backend "cpp" is not available: it is raining'):
+        _backend.cpp()

@@ -1,0 +1,122 @@
+"""Tests of what is installed and what a wheel holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import diffupose
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel of this tree, built offline by the installed tools."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
+    result = run(sys.executable, "-m", "pip", "wheel", "-v", *options, ".")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def names(wheel) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheel_has_one_top_level_package(names):
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == {"diffupose"}
+
+
+def test_wheel_has_every_module_and_no_other(names):
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "diffupose").rglob("*.py")}
+    modules |= {f"diffupose/kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert "diffupose/kernels/__init__.py" in modules
+
+
+def test_wheel_has_the_data_files(names):
+    tracked = run("git", "ls-files", "diffupose")
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    data = {name for name in tracked.stdout.split() if not name.endswith(".py")}
+    assert "diffupose/py.typed" in data
+    assert data <= names
+
+
+def test_wheel_has_the_extension_that_was_asked_for(names, wheel):
+    extensions = [name for name in names if name.endswith(".so")]
+    mode = os.environ.get("DIFFUPOSE_BUILD", "auto")
+    if mode == "cpu":
+        assert len(extensions) == 1
+    if mode == "none":
+        assert extensions == []
+        assert wheel.name.endswith("-py3-none-any.whl")
+    assert all(Path(name).name.startswith("_C.") for name in extensions)
+
+
+def test_metadata():
+    metadata = importlib.metadata.metadata("diffupose")
+    assert metadata["Version"] == diffupose.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_kernels_come_with_the_package(tmp_path):
+    """Also from a folder where no `kernels` lies beside the caller, and without Triton."""
+    code = "import sys; sys.modules['triton'] = None; import diffupose.kernels; print(diffupose.kernels.__doc__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Triton kernels" in result.stdout
+
+
+def test_import_is_cheap():
+    """Nothing that only some calls need is imported with the package."""
+    code = (
+        "import sys, diffupose, diffupose.ops, diffupose.reference, diffupose.env\n"
+        "late = {'matplotlib', 'triton', 'scipy', 'diffusers', 'tensorboard', 'pytest'}\n"
+        "print(sorted(late & set(sys.modules)))"
+    )
+    result = run(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_unknown_build_mode_names_the_choices():
+    result = run(sys.executable, "setup.py", "--version", DIFFUPOSE_BUILD="gpu")
+    assert result.returncode != 0
+    assert "DIFFUPOSE_BUILD must be one of auto, cuda, cpu, none; got 'gpu'" in result.stderr
+
+
+def test_cuda_build_says_why_it_cannot():
+    result = run(sys.executable, "setup.py", "--version", DIFFUPOSE_BUILD="cuda")
+    assert result.returncode != 0
+    assert "this version has no CUDA sources" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["auto", "cpu"])
+def test_build_without_a_compiler(mode, tmp_path):
+    """`auto` goes on with one line about it, `cpu` fails."""
+    build = ["build", "--build-base", str(tmp_path)]
+    result = run(sys.executable, "setup.py", *build, DIFFUPOSE_BUILD=mode, CXX="no-such-compiler")
+    if mode == "cpu":
+        assert result.returncode != 0
+        assert "DIFFUPOSE_BUILD=cpu: no C++ compiler found" in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+        assert "diffupose: built nothing, the PyTorch code is used; not built: _C (no C++ compiler" in result.stdout
+        assert not list(tmp_path.rglob("*.so"))
