@@ -37,7 +37,7 @@ def image_coordinates(points: Tensor, image_size: Tensor) -> Tensor:
 
 
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
-    """Return rotation matrices ``[..., 3, 3]`` of quaternions ``[..., 4]`` in the order w, x, y, z (normalised here)."""
+    """Return rotation matrices ``[..., 3, 3]`` of quaternions ``[..., 4]``, order w, x, y, z; any norm."""
     w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = (
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),

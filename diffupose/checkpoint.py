@@ -34,7 +34,7 @@ class LifterFile:
     Attributes:
         config: The model.
         denoiser: The network with its weights, in evaluation mode, on the CPU.
-        pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 of the diffusion is the pose ``pose_mean + pose_scale x0``.
+        pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 stands for the pose ``pose_mean + pose_scale x0``.
         covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
     """
 
@@ -105,7 +105,9 @@ def _load_safetensors(path: Path) -> LifterFile:
         raise InputError(f"{path} has no tensor {missing[0]!r}")
     statistics = [tensors.pop(name).float() for name in _RESERVED]
     num_joints = skeleton_joints(config)
-    for name, value, shape in zip(_RESERVED, statistics, ((num_joints, 3), (num_joints, 3), (num_joints,)), strict=True):
+    for name, value, shape in zip(
+        _RESERVED, statistics, ((num_joints, 3), (num_joints, 3), (num_joints,)), strict=True
+    ):
         if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
     state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
@@ -125,9 +127,7 @@ def _fill(denoiser: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Modul
         raise InputError(f"{path} {'lacks' if name in expected else 'has the unknown'} tensor {name!r}")
     for name, value in state.items():
         if value.shape != expected[name].shape:
-            raise InputError(
-                f"{name} in {path} must have shape {list(expected[name].shape)}, got {list(value.shape)}"
-            )
+            raise InputError(f"{name} in {path} must have shape {list(expected[name].shape)}, got {list(value.shape)}")
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} in {path} holds values that are not finite")
     denoiser.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()})

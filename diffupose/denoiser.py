@@ -137,7 +137,7 @@ class ModulatedGCN(nn.Module):
         channels = 3 + config.condition_channels
         self.gconv_input = GraphConvBlock(channels, width, adjacency, config)
         self.gconv_layers = nn.ModuleList(
-            nn.ModuleList(GraphConvBlock(width, width, adjacency, config) for _ in range(2))
+            nn.Sequential(*(GraphConvBlock(width, width, adjacency, config) for _ in range(2)))
             for _ in range(config.num_layers)
         )
         self.gconv_output = ModulatedGraphConv(width, channels, adjacency, adjacency_mask=config.adjacency_mask)
@@ -160,8 +160,8 @@ class ModulatedGCN(nn.Module):
         embedding = self.time_mlp(timesteps)
         between = self.config.time_blocks == "between"
         x = self.gconv_input(torch.cat((sample, condition), dim=-1))  # [N, J, d]
-        for index, (first, second) in enumerate(self.gconv_layers):  # type: ignore[misc]
-            x = x + second(first(x))
+        for index, block in enumerate(self.gconv_layers):
+            x = x + block(x)
             if between:
                 x = self.time_blocks[index](x, embedding)
         if between:

@@ -1,4 +1,4 @@
-"""Scores of a lifter on the cells of ``evaluation_cells``, tier ``raw``: no intrinsics, no ground truth in the poses."""
+"""Scores of a lifter on the cells of ``evaluation_cells``, tier ``raw``: no intrinsics, no truth in the poses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
     scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
     if hypotheses.shape[1] >= 4:
         ece, worst = expected_calibration_error(coverage(hypotheses, joints, scale=covariance_scale))
-        scores |= {"ece": float(ece), "ece_worst_joint": float(worst), "dispersion": float(dispersion(hypotheses, joints))}
+        scores |= {
+            "ece": float(ece),
+            "ece_worst_joint": float(worst),
+            "dispersion": float(dispersion(hypotheses, joints)),
+        }
     return scores
 
 

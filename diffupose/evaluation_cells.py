@@ -88,7 +88,9 @@ def make_cell(mocap: Mocap, rig: Rig, noisy: bool, seed: int = 0) -> Cell:
     return Cell(rig, noisy, views, mocap.source)
 
 
-def _draw(positions: Tensor, rig: Rig, generator: torch.Generator, subjects: tuple[str, ...] = EVALUATION_SUBJECTS) -> Views:
+def _draw(
+    positions: Tensor, rig: Rig, generator: torch.Generator, subjects: tuple[str, ...] = EVALUATION_SUBJECTS
+) -> Views:
     turned = turn_heading(positions, generator)
     if rig == "h36m":
         return h36m_views(turned, subjects, generator)

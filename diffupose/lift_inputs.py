@@ -56,14 +56,14 @@ def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> Pix
     confidence = values[..., 2] if values.shape[-1] == 3 else np.ones(values.shape[:2])
     if np.isinf(values).any() or (confidence < 0).any():
         row, joint = np.argwhere(np.isinf(values).any(axis=-1) | (confidence < 0))[0]
-        raise ValueError(f"keypoints must be finite (NaN: missing), confidence not negative; see row {row}, joint {joint}")
+        raise ValueError(
+            f"keypoints must be finite (NaN: missing), confidence not negative; see row {row}, joint {joint}"
+        )
     present = ~np.isnan(xy).any(axis=-1) & (np.nan_to_num(confidence) > 0)  # [B, J]
     seen = np.where(present[..., None], xy, 0.0)
     if (np.abs(seen) > _ABSURD_PIXELS).any():
         row, joint = np.argwhere((np.abs(seen) > _ABSURD_PIXELS).any(axis=-1))[0]
-        raise ValueError(
-            f"keypoints must be pixels, got {seen[row, joint].tolist()} in row {row}, joint {joint}"
-        )
+        raise ValueError(f"keypoints must be pixels, got {seen[row, joint].tolist()} in row {row}, joint {joint}")
     if present.sum() > 2 and np.abs(seen).max() <= 1.5:
         raise ValueError("keypoints must be pixels, got numbers within ±1.5: they look normalised already")
     low = np.where(present[..., None], xy, np.inf).min(axis=1, initial=np.inf)

@@ -171,4 +171,6 @@ def _plain(value: np.ndarray) -> Any:
     if value.dtype.kind != "f":
         return value.tolist()
     # Seven digits are all a float32 has: rounding halves the file.
-    return np.where(np.isfinite(value), np.round(value.astype(np.float64), 7).astype(object), None).tolist()
+    rounded = np.round(value.astype(np.float64), 7).astype(object)
+    rounded[~np.isfinite(value)] = None
+    return rounded.tolist()

@@ -226,7 +226,10 @@ class Lifter:
         hypotheses = torch.full((batch, total, joints, 3), torch.nan, device=self.device)
         rows = torch.nonzero(pixels.usable).squeeze(1)
         bar = tqdm(
-            total=len(rows) * total, unit="pose", delay=1.0, disable=not (sys.stderr.isatty() if progress is None else progress)
+            total=len(rows) * total,
+            unit="pose",
+            delay=1.0,
+            disable=not (sys.stderr.isatty() if progress is None else progress),
         )
         for chunk, ids in self._chunks(rows, count):
             part = [None if item is None else item[chunk] for item in (size, focal, center)]
@@ -299,7 +302,9 @@ class Lifter:
             "flip": settings.flip,
             "aggregation": settings.aggregation,
             "seed": seed,
-            "focal_length_px": None if focal is None else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
+            "focal_length_px": None
+            if focal is None
+            else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
             "assumed_focal": assumed_focal,
             "diffupose": __version__,
             "torch": torch.__version__,

@@ -103,6 +103,7 @@ def inference_timesteps(
     total, steps = num_train_timesteps, num_inference_steps
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
         raise ValueError(f"num_inference_steps must be an integer between 1 and {total}, got {steps!r}")
+    grid: np.ndarray
     if spacing == "trailing":
         # The product is exact, so one rounding is left and a half stays a half: total / steps first would lose it.
         grid = np.round((steps - np.arange(steps)) * total / steps) - 1

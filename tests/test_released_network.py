@@ -142,7 +142,7 @@ def test_damaged_or_other_files_are_refused(tmp_path, content):
         torch.save({"hello": [1, 2, 3]}, path)
     else:
         path.write_text("not a checkpoint at all, but long enough to look at")
-    with pytest.raises(ValueError, match="best_model.pt"):
+    with pytest.raises(ValueError, match=r"best_model\.pt"):
         load_lifter_file(path)
 
 
@@ -157,6 +157,6 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
     path = tmp_path / "model.pt"
     path.write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(ValueError, match="model.pt"):
+    with pytest.raises(ValueError, match=r"model\.pt"):
         load_lifter_file(path)
     assert not marker.exists()

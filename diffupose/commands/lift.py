@@ -123,8 +123,10 @@ def _matrix(intrinsics: list[float] | None) -> list[list[float]] | None:
 def _assumptions(options: argparse.Namespace, keypoints: Keypoints) -> list[str]:
     """Return what was assumed about the file, one line each."""
     frames = f"{keypoints.num_frames} ({keypoints.num_empty_frames} without a person)"
-    threshold = "none (scores are not in 0..1)" if keypoints.score_threshold is None else (
-        f"{keypoints.score_threshold:g} ({keypoints.num_below_threshold} joints below it are missing)"
+    threshold = (
+        "none (scores are not in 0..1)"
+        if keypoints.score_threshold is None
+        else (f"{keypoints.score_threshold:g} ({keypoints.num_below_threshold} joints below it are missing)")
     )
     if keypoints.image_size is None:
         size = "unknown"
@@ -135,7 +137,8 @@ def _assumptions(options: argparse.Namespace, keypoints: Keypoints) -> list[str]
         focal = f"{options.intrinsics[0]:g} px (given)"
     elif keypoints.image_size is not None:
         lengths = sorted({round(options.assumed_focal * side, 1) for side in keypoints.image_size.max(axis=1).tolist()})
-        focal = f"{lengths[0]:g}{' and others' if len(lengths) > 1 else ''} px (assumed: {options.assumed_focal:g} x the longer image side)"
+        others = " and others" if len(lengths) > 1 else ""
+        focal = f"{lengths[0]:g}{others} px (assumed: {options.assumed_focal:g} x the longer image side)"
     else:
         focal = "unknown"
     return [
@@ -152,9 +155,8 @@ def _assumptions(options: argparse.Namespace, keypoints: Keypoints) -> list[str]
 
 def _summary(result: LiftResult, lifter: Lifter) -> list[str]:
     meta, (rows, count) = result.meta, result.hypotheses.shape[:2]
-    lines = [
-        f"model:      {lifter.config.name}, {meta['sampler']} in {meta['num_inference_steps']} steps, seed {meta['seed']}"
-    ]
+    sampler = f"{meta['sampler']} in {meta['num_inference_steps']} steps"
+    lines = [f"model:      {lifter.config.name}, {sampler}, seed {meta['seed']}"]
     skipped = rows - int(result.usable.sum())
     if skipped:
         lines.append(f"skipped:    {skipped} of {rows} people: more than half of their joints are missing (NaN rows)")

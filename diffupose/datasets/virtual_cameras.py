@@ -194,11 +194,13 @@ def choose_views(candidates: list[Views]) -> Views:
     return chosen
 
 
-def _see(points: Tensor, image_size: Tensor, focal: Tensor, center: Tensor, radial: Tensor, tangential: Tensor) -> Views:
+def _see(
+    points: Tensor, image_size: Tensor, focal: Tensor, center: Tensor, radial: Tensor, tangential: Tensor
+) -> Views:
     # A point behind the camera has no image; the clamp keeps it finite and ``usable`` refuses the view.
     in_front = torch.cat((points[..., :2], points[..., 2:].clamp(min=0.05)), dim=-1)
-    keypoints = project(in_front, focal, center, radial, tangential) if bool(radial.any()) else project(
-        in_front, focal, center
+    keypoints = (
+        project(in_front, focal, center, radial, tangential) if bool(radial.any()) else project(in_front, focal, center)
     )
     present = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     return Views(

@@ -16,9 +16,7 @@ _MIDDLE, _END = ("Elbow", "Knee", "Neck/Nose"), ("Wrist", "Ankle", "Foot")
 
 def joint_weights(skeleton: Skeleton) -> Tensor:
     """Return the released weights ``[J]``: 4 at wrists and feet, 2 at elbows, knees and neck, else 1."""
-    weights = [
-        4.0 if name.endswith(_END) else 2.0 if name.endswith(_MIDDLE) else 1.0 for name in skeleton.joint_names
-    ]
+    weights = [4.0 if name.endswith(_END) else 2.0 if name.endswith(_MIDDLE) else 1.0 for name in skeleton.joint_names]
     return torch.tensor(weights)
 
 
@@ -53,9 +51,7 @@ class DiffusionLoss(nn.Module):
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return timesteps ``[B]`` and noise ``[B, J, 3]`` for a whole batch."""
         device, joints = generator.device, self.pose_mean.shape[0]
-        timesteps = torch.randint(
-            self.schedule.num_train_timesteps, (batch_size,), generator=generator, device=device
-        )
+        timesteps = torch.randint(self.schedule.num_train_timesteps, (batch_size,), generator=generator, device=device)
         return timesteps, torch.randn(batch_size, joints, 3, generator=generator, device=device)
 
     def forward(self, denoiser: nn.Module, batch: TrainBatch, timesteps: Tensor, noise: Tensor) -> Tensor:

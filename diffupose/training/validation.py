@@ -28,7 +28,9 @@ class Validation:
         mocap = choose_poses(load_mocap(config.data, include=config.exclude_subjects), _NUM_POSES, seed=0)
         self.cells = [make_cell(mocap, rig, noisy=True) for rig in RIGS]
 
-    def score(self, denoiser: nn.Module, model: LifterConfig, pose_mean: Tensor, pose_scale: Tensor) -> dict[str, float]:
+    def score(
+        self, denoiser: nn.Module, model: LifterConfig, pose_mean: Tensor, pose_scale: Tensor
+    ) -> dict[str, float]:
         """Return the mean error of the mean of a few hypotheses, in millimetres, per rig."""
         file = LifterFile(model, copy.deepcopy(denoiser), pose_mean, pose_scale, torch.ones(pose_mean.shape[0]))
         lifter = Lifter(file, pose_mean.device)
