@@ -17,13 +17,13 @@ import torch
 
 from diffupose.camera import project
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, SELECTION_SUBJECTS, Mocap, load_mocap
-from diffupose.datasets.virtual_cameras import EVALUATION_RANGES, choose_views, turn_heading, wild_views
+from diffupose.datasets.virtual_cameras import EVALUATION_RANGES, Views, choose_views, turn_heading, wild_views
 from diffupose.files import atomic_path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "diffupose"
 NUM_EVALUATED, NUM_REFERENCE, NUM_PEOPLE = 300, 1000, 3
-COCO_LIMBS = (11, 12, 13, 14, 15, 16, 4, 5, 6, 1, 2, 3)
-"""Human3.6M joints in COCO order 5..16: shoulders, elbows, wrists, hips, knees, ankles, left before right."""
+COCO_LIMBS = (11, 14, 12, 15, 13, 16, 4, 1, 5, 2, 6, 3)
+"""Human3.6M joints in COCO order 5..16: left shoulder, right shoulder, left elbow, ... ankles."""
 
 
 def main() -> None:
@@ -43,6 +43,12 @@ def main() -> None:
 def pick(mocap: Mocap, count: int, generator: np.random.Generator) -> Mocap:
     """Return ``count`` poses in the order of the file."""
     return mocap.select(np.sort(generator.permutation(len(mocap.positions))[:count]))
+
+
+def facing(views: Views) -> torch.Tensor:
+    """Return who is seen whole and three quarters from the front, ``[B]``: such a picture explains itself."""
+    shoulders = torch.nn.functional.normalize(views.poses_3d[:, 11] - views.poses_3d[:, 14], dim=-1)
+    return (shoulders[:, 0] > 0.6) & (shoulders[:, 0] < 0.95) & ~views.outside.any(dim=1)
 
 
 def write_sample(evaluated: Mocap, reference: Mocap) -> None:
@@ -74,19 +80,19 @@ def coco_joints(poses: torch.Tensor) -> torch.Tensor:
 
 def write_example(mocap: Mocap) -> None:
     """Write a few people in COCO-results form: two share an image, and one frame is empty."""
-    generator = torch.Generator().manual_seed(14)
-    # Expressive poses, far from each other: hands and feet away from the body of somebody who stands.
-    height = mocap.positions[:, 0, 2]
-    mocap = mocap.select(height > 0.85 * height.max())
+    generator = torch.Generator().manual_seed(21)
+    # Poses in which hands and feet are away from the body, but not the extremes; far from each other.
     relative = mocap.positions - mocap.positions[:, :1]
-    spread = np.abs(relative[:, [3, 6, 13, 16]]).sum(axis=(1, 2))
-    chosen = [int(spread.argmax())]
+    spread = np.linalg.norm(relative[:, [3, 6, 13, 16], :2], axis=-1).sum(axis=1)
+    low, high = np.quantile(spread, (0.6, 0.85))
+    allowed = (spread > low) & (spread < high)
+    chosen = [int(np.flatnonzero(allowed)[0])]
     while len(chosen) < NUM_PEOPLE:
         distance = np.linalg.norm(relative[:, None] - relative[None, chosen], axis=-1).mean(axis=-1).min(axis=1)
-        chosen.append(int((distance * spread).argmax()))
+        chosen.append(int(np.where(allowed, distance, -1.0).argmax()))
     positions = torch.from_numpy(mocap.positions[chosen])
-    turned = turn_heading(positions, generator)
-    views = choose_views([wild_views(turned, EVALUATION_RANGES, generator) for _ in range(64)])
+    candidates = [wild_views(turn_heading(positions, generator), EVALUATION_RANGES, generator) for _ in range(1000)]
+    views = choose_views([view for view in candidates if facing(view).all()])
     joints = coco_joints(views.poses_3d) + views.root[:, None]
     keypoints = project(joints, views.focal, views.center)
     side = (keypoints.amax(dim=1) - keypoints.amin(dim=1)).amax(dim=-1)
