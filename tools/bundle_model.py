@@ -1,6 +1,6 @@
 """Turn the lifter of a training run into the bundled checkpoint: fp16 weights, a name, its sampling defaults.
 
-    python tools/bundle_model.py runs/parallel/model.safetensors mocap --num-inference-steps 10
+python tools/bundle_model.py runs/parallel/model.safetensors mocap --num-inference-steps 10
 """
 
 from __future__ import annotations

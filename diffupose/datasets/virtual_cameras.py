@@ -126,7 +126,7 @@ def h36m_views(positions: Tensor, subjects: tuple[str, ...], generator: torch.Ge
     shifted = positions + place[:, None] - rig["translation"][camera][:, None]
     points = shifted @ rig["world_to_camera"][camera].transpose(1, 2)
     lens = (rig[key][camera] for key in ("image_size", "focal", "center", "radial", "tangential"))
-    return _see(points, *lens)
+    return _see(points, *lens, distorted=True)
 
 
 def wild_views(positions: Tensor, ranges: CameraRanges, generator: torch.Generator) -> Views:
@@ -148,8 +148,9 @@ def wild_views(positions: Tensor, ranges: CameraRanges, generator: torch.Generat
     rotation = torch.stack((c * right + s * down, c * down - s * right, forward), dim=1)  # rows: camera axes in world
     eye = aim - distance[:, None] * forward
     points = (positions - eye[:, None]) @ rotation.transpose(1, 2)
-    no_lens = torch.zeros(batch, 5, dtype=positions.dtype, device=device)
-    return _see(points, image_size, focal[:, None].expand(-1, 2), image_size / 2, no_lens[:, :3], no_lens[:, 3:])
+    lens = torch.zeros(batch, 5, dtype=positions.dtype, device=device)
+    focal = focal[:, None].expand(-1, 2)
+    return _see(points, image_size, focal, image_size / 2, lens[:, :3], lens[:, 3:], distorted=False)
 
 
 def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outside: Tensor | None = None) -> Views:
@@ -195,13 +196,19 @@ def choose_views(candidates: list[Views]) -> Views:
 
 
 def _see(
-    points: Tensor, image_size: Tensor, focal: Tensor, center: Tensor, radial: Tensor, tangential: Tensor
+    points: Tensor,
+    image_size: Tensor,
+    focal: Tensor,
+    center: Tensor,
+    radial: Tensor,
+    tangential: Tensor,
+    *,
+    distorted: bool,
 ) -> Views:
     # A point behind the camera has no image; the clamp keeps it finite and ``usable`` refuses the view.
     in_front = torch.cat((points[..., :2], points[..., 2:].clamp(min=0.05)), dim=-1)
-    keypoints = (
-        project(in_front, focal, center, radial, tangential) if bool(radial.any()) else project(in_front, focal, center)
-    )
+    # Without a lens the rays must not be clamped either (``project``); asking the numbers would stall a GPU.
+    keypoints = project(in_front, focal, center, *((radial, tangential) if distorted else ()))
     present = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     return Views(
         points - points[:, :1], points[:, 0], keypoints, present, image_size, focal, center, radial, tangential
