@@ -47,7 +47,7 @@ def condition(
         center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
     """
     batch = keypoints_2d.shape[0]
-    # Filling changes nothing where nothing is missing; to ask would stall a GPU. HumanEva's 15 joints have no mean pose.
+    # Filling changes nothing where nothing is missing, and to ask would stall a GPU; 15 joints have no mean pose.
     if config.denoiser.condition_channels == 2 and (present.shape[1] >= 16 or not bool(present.all())):
         keypoints_2d, present = fill_missing_joints(keypoints_2d, present), torch.ones_like(present)
     identity = torch.eye(3, dtype=keypoints_2d.dtype, device=keypoints_2d.device).expand(batch, 3, 3)
