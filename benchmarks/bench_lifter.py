@@ -19,9 +19,11 @@ def lifter_of(name: str) -> Lifter:
     return Lifter(file, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("num_hypotheses", [1, 10, 50])
-@pytest.mark.parametrize("num_frames", [1, 32])
-@pytest.mark.parametrize(("model", "num_steps"), [("mocap", 5), ("paper", 10)])
+SIZES = [("mocap", 5, frames, hypotheses) for frames in (1, 32) for hypotheses in (1, 10, 50)]
+SIZES += [("paper", 10, 1, 1), ("paper", 10, 1, 10), ("paper", 10, 32, 1)]
+
+
+@pytest.mark.parametrize(("model", "num_steps", "num_frames", "num_hypotheses"), SIZES)
 @pytest.mark.benchmark(group="lifter")
 def bench_lift(benchmark, timed, model, num_steps, num_frames, num_hypotheses):
     lifter = lifter_of(model)
