@@ -37,7 +37,7 @@ def save_checkpoint(
     running: dict[str, float],
     num_samples: int,
 ) -> None:
-    """Write everything a run needs to go on as if it had never stopped, then the lifter of the averaged weights."""
+    """Write the lifter of the averaged weights, then everything a run needs to go on as if it had never stopped."""
     epoch, position = divmod(step * config.batch_size, num_samples)
     state = {
         "format": 1,
@@ -55,9 +55,10 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    # The checkpoint comes last: a run killed in between goes on from the one before and writes both again.
+    save_lifter_file(folder / LIFTER_NAME, ema.model, model, pose_mean, pose_scale)
     with atomic_path(folder / CHECKPOINT_NAME) as temporary:
         torch.save(state, temporary)
-    save_lifter_file(folder / LIFTER_NAME, ema.model, model, pose_mean, pose_scale)
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
