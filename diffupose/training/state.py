@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,12 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
     path = folder / CHECKPOINT_NAME
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a training checkpoint: {str(error).splitlines()[0]}") from None
+    except OSError:
+        raise
+    # A damaged pickle can fail in any way, with a message or without; none of them is more than a bad file.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a training checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != 1:
         raise InputError(f"{path} is not a training checkpoint of diffupose")
     return state
