@@ -140,6 +140,8 @@ class _Trainer:
             if logged:
                 self.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
             if self.rank == 0 and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
+                if board is not None:
+                    board.flush()  # what the checkpoint knows must survive as long as the checkpoint
                 self._save()
         bar.close()
         if board is not None:
@@ -248,7 +250,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         print("TensorBoard is not installed: logging to CSV only (pip install diffupose[train])", file=sys.stderr)
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    # TensorBoard hides what an earlier run logged at ``purge_step`` and later.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 if __name__ == "__main__":
