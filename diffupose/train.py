@@ -126,7 +126,7 @@ class _Trainer:
             self.running["gradient_norm"] += norm
             self.running["count"] += 1
             bar.update()
-            logged = self.step % config.log_every == 0 or self.step == config.steps
+            logged = self.step % config.log_every == 0 or self._validates
             if logged and log is not None:
                 now = time.perf_counter()
                 self.running["seconds"], clock = self.running["seconds"] + now - clock, now
@@ -171,6 +171,11 @@ class _Trainer:
             raise FloatingPointError(f"the loss is {value} at step {step}: try a smaller --lr or --grad-clip 1")
         return value, float(norm)
 
+    @property
+    def _validates(self) -> bool:
+        every = self.config.validate_every
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+
     def _log_row(self) -> dict[str, Any]:
         count, config = self.running["count"], self.config
         row = {
@@ -184,7 +189,7 @@ class _Trainer:
             "val_wild_mm": "",
             "seconds": self.running["seconds"],
         }
-        if self.validation is not None and (self.step % config.validate_every == 0 or self.step == config.steps):
+        if self.validation is not None and self._validates:
             row |= self.validation.score(self.ema.model, self.model, self.pose_mean, self.pose_scale)
         return row
 
