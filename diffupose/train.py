@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         InputError: If the data or the checkpoint cannot be used, or OUTPUT holds a run and ``resume`` is not set.
         FloatingPointError: If the loss is not finite.
     """
-    rank, num_processes = start_processes()
+    rank, num_processes = start_processes(config.device)
     try:
         return _Trainer(config, rank, num_processes, resume).run(progress and rank == 0)
     finally:
