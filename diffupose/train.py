@@ -61,7 +61,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
 
     Raises:
         InputError: If the data or the checkpoint cannot be used, or OUTPUT holds a run and ``resume`` is not set.
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or the gradient is not finite.
     """
     rank, num_processes = start_processes(config.device)
     try:
@@ -164,12 +164,14 @@ class _Trainer:
         average_gradients(self.denoiser, self.num_processes)
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)
+        values = {"loss": float(average(loss.detach(), self.num_processes)), "gradient norm": float(norm)}
+        # Before the step: what is not finite would spoil the weights, and the next checkpoint with them.
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {name} is {value} at step {step}: try a smaller --lr or --grad-clip 1")
         self.optimizer.step()
         self.ema.update(self.denoiser, step + 1)
-        value = float(average(loss.detach(), self.num_processes))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: try a smaller --lr or --grad-clip 1")
-        return value, float(norm)
+        return values["loss"], values["gradient norm"]
 
     @property
     def _validates(self) -> bool:
