@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from diffupose.config import PAPER, DenoiserConfig, LifterConfig
@@ -64,7 +64,8 @@ def save_lifter_file(
         value = value.detach().to("cpu", dtype) if value.is_floating_point() else value.cpu()
         tensors[f"denoiser.{name}"] = value.contiguous()
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)})
+        # Not save_file, which lets nobody but the owner read the file.
+        temporary.write_bytes(save(tensors, {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)}))
 
 
 def load_lifter_file(path: str | os.PathLike[str]) -> LifterFile:

@@ -61,9 +61,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
 
     Raises:
         InputError: If the data or the checkpoint cannot be used, or OUTPUT holds a run and ``resume`` is not set.
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or the gradient is not finite.
     """
-    rank, num_processes = start_processes()
+    rank, num_processes = start_processes(config.device)
     try:
         return _Trainer(config, rank, num_processes, resume).run(progress and rank == 0)
     finally:
@@ -126,7 +126,7 @@ class _Trainer:
             self.running["gradient_norm"] += norm
             self.running["count"] += 1
             bar.update()
-            logged = self.step % config.log_every == 0 or self.step == config.steps
+            logged = self.step % config.log_every == 0 or self._validates
             if logged and log is not None:
                 now = time.perf_counter()
                 self.running["seconds"], clock = self.running["seconds"] + now - clock, now
@@ -140,6 +140,8 @@ class _Trainer:
             if logged:
                 self.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
             if self.rank == 0 and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
+                if board is not None:
+                    board.flush()  # what the checkpoint knows must survive as long as the checkpoint
                 self._save()
         bar.close()
         if board is not None:
@@ -162,12 +164,19 @@ class _Trainer:
         average_gradients(self.denoiser, self.num_processes)
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)
+        values = {"loss": float(average(loss.detach(), self.num_processes)), "gradient norm": float(norm)}
+        # Before the step: what is not finite would spoil the weights, and the next checkpoint with them.
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {name} is {value} at step {step}: try a smaller --lr or --grad-clip 1")
         self.optimizer.step()
         self.ema.update(self.denoiser, step + 1)
-        value = float(average(loss.detach(), self.num_processes))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: try a smaller --lr or --grad-clip 1")
-        return value, float(norm)
+        return values["loss"], values["gradient norm"]
+
+    @property
+    def _validates(self) -> bool:
+        every = self.config.validate_every
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
 
     def _log_row(self) -> dict[str, Any]:
         count, config = self.running["count"], self.config
@@ -182,7 +191,7 @@ class _Trainer:
             "val_wild_mm": "",
             "seconds": self.running["seconds"],
         }
-        if self.validation is not None and (self.step % config.validate_every == 0 or self.step == config.steps):
+        if self.validation is not None and self._validates:
             row |= self.validation.score(self.ema.model, self.model, self.pose_mean, self.pose_scale)
         return row
 
@@ -248,7 +257,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         print("TensorBoard is not installed: logging to CSV only (pip install diffupose[train])", file=sys.stderr)
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    # TensorBoard hides what an earlier run logged at ``purge_step`` and later.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 
 from diffupose.config import PRESETS
 from diffupose.training.config import TrainConfig, make_train_config, read_config_file
@@ -44,5 +45,6 @@ def run(options: argparse.Namespace) -> None:
     values = read_config_file(options.config) if options.config is not None else {}
     values |= {name: value for name, value in vars(options).items() if name in names}
     path = train(make_train_config(values), resume=options.resume, progress=not options.quiet)
-    if not options.quiet:
+    # Of several processes, the first one speaks for all.
+    if not options.quiet and int(os.environ.get("RANK", "0")) == 0:
         print(f"lifter: {path}")

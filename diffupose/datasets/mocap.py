@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,19 +56,22 @@ def load_mocap(
     """
     name = os.fspath(path)
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if not isinstance(data, np.lib.npyio.NpzFile):
-                raise InputError(f"{name} must be an npz of motion capture, got a plain array")
+        data = np.load(path, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise InputError(f"{name} must be an npz of motion capture, got a plain array")
+        with data:
             missing = [key for key in ("positions", "clip_index", "clip_subject", "clip_source") if key not in data]
             if missing:
                 raise InputError(f"{name} must hold {missing[0]!r}, it holds {', '.join(sorted(data))}")
             positions = data["positions"].astype(np.float32)
             clip = data["clip_index"]
             subject, source = data["clip_subject"][clip], data["clip_source"][clip]
-    except (zipfile.BadZipFile, ValueError, EOFError, IndexError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, IndexError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{name} is not a readable npz: {error}") from None
     if positions.ndim != 3 or positions.shape[1:] != (H36M_17.num_joints, 3) or not np.isfinite(positions).all():
         raise InputError(f"positions in {name} must be finite, of shape [F, 17, 3], got {positions.shape}")
+    if clip.shape != positions.shape[:1]:
+        raise InputError(f"clip_index in {name} must have shape [{len(positions)}], got {clip.shape}")
     wanted = None if include is None else set(include)
     keep = ~np.isin(subject, list(exclude))
     if wanted is not None:

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
-def start_processes() -> tuple[int, int]:
-    """Join the process group that ``torchrun`` describes, if any; return rank and number of processes."""
+def start_processes(device: str) -> tuple[int, int]:
+    """Join the process group that ``torchrun`` describes, if any; return rank and number of processes.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, as in ``TrainConfig``: on the CPU, processes talk by gloo.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(backend)

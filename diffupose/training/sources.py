@@ -25,8 +25,11 @@ def is_h36m(path: str) -> bool:
         FileNotFoundError: If there is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return isinstance(archive, np.lib.npyio.NpzFile) and "positions_3d" in archive.files
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a plain array")
+        with archive:
+            return "positions_3d" in archive.files
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise InputError(f"data must be an npz, {path} is not: {error}") from None
 

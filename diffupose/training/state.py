@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def save_checkpoint(
     running: dict[str, float],
     num_samples: int,
 ) -> None:
-    """Write everything a run needs to go on as if it had never stopped, then the lifter of the averaged weights."""
+    """Write the lifter of the averaged weights, then everything a run needs to go on as if it had never stopped."""
     epoch, position = divmod(step * config.batch_size, num_samples)
     state = {
         "format": 1,
@@ -55,9 +54,10 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+    # The checkpoint comes last: a run killed in between goes on from the one before and writes both again.
+    save_lifter_file(folder / LIFTER_NAME, ema.model, model, pose_mean, pose_scale)
     with atomic_path(folder / CHECKPOINT_NAME) as temporary:
         torch.save(state, temporary)
-    save_lifter_file(folder / LIFTER_NAME, ema.model, model, pose_mean, pose_scale)
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -69,8 +69,12 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
     path = folder / CHECKPOINT_NAME
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a training checkpoint: {str(error).splitlines()[0]}") from None
+    except OSError:
+        raise
+    # A damaged pickle can fail in any way, with a message or without; none of them is more than a bad file.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a training checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != 1:
         raise InputError(f"{path} is not a training checkpoint of diffupose")
     return state
