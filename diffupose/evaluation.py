@@ -48,11 +48,9 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
     scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
     if hypotheses.shape[1] >= 4:
         ece, worst = expected_calibration_error(coverage(hypotheses, joints, scale=covariance_scale))
-        scores |= {
-            "ece": float(ece),
-            "ece_worst_joint": float(worst),
-            "dispersion": float(dispersion(hypotheses, joints)),
-        }
+        calibration = {"ece": ece, "ece_worst_joint": worst, "dispersion": dispersion(hypotheses, joints)}
+        # Without any spread the dispersion is infinite, for which JSON has no number.
+        scores |= {name: float(value) if bool(value.isfinite()) else None for name, value in calibration.items()}
     return scores
 
 
@@ -128,7 +126,8 @@ def format_table(scores: dict[str, Any]) -> str:
         for name, row in rows.items():
             values = [row.get(key) for key in ("mpjpe", "p_mpjpe", "energy_score", "oracle_best_of_n")]
             text = ["" if value is None else f"{value:.1f}" for value in values]
-            text.append(f"{row['ece']:.3f}" if "ece" in row else "")
+            ece = row.get("ece")
+            text.append("" if ece is None else f"{ece:.3f}")
             label = f"mean of {name}" if name.startswith("N=") and name != "N=1" else name
             lines.append([cell, label, *text, *(f"{row['mpjpe_by_source'][source]:.1f}" for source in sources)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

@@ -74,4 +74,4 @@ def run_mocap(options: argparse.Namespace) -> None:
     print(format_table(scores))
     if options.json is not None:
         with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
