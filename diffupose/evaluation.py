@@ -79,7 +79,17 @@ def evaluate_mocap(
 
     Returns:
         ``{"settings": ..., "cells": {cell: {row: scores}}}``, ready for JSON; errors in millimetres.
+
+    Raises:
+        ValueError: If an argument does not fit; before anything long is begun.
     """
+    if not num_hypotheses or min(num_hypotheses) < 1:
+        raise ValueError(f"num_hypotheses must hold numbers of at least 1, got {list(num_hypotheses)}")
+    if num_poses is not None and num_poses < 1:
+        raise ValueError(f"num_poses must be at least 1, or None for all, got {num_poses}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2^32 - 1, got {seed}")
+    lifter.step_table(lifter.sampling(num_inference_steps=num_inference_steps))
     poses = choose_poses(mocap, num_poses, seed)
     cells = [make_cell(poses, rig, noisy, seed) for rig in RIGS for noisy in (False, True)]
     banks = {} if reference is None else {rig: PoseBank(reference, rig) for rig in RIGS}
