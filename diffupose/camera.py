@@ -137,7 +137,7 @@ def estimate_translation(poses_3d: Tensor, keypoints_2d: Tensor, confidence: Ten
 
     Returns:
         Translations of the root in metres, camera frame, shape ``[B, H, 3]``. NaN where fewer than two joints are
-        present or the system is singular.
+        present, or all of them at one point.
     """
     dtype = poses_3d.dtype
     # Normal equations lose half the digits: solve them in float64.
@@ -158,5 +158,8 @@ def estimate_translation(poses_3d: Tensor, keypoints_2d: Tensor, confidence: Ten
         ((w * right_u).sum(-1), (w * right_v).sum(-1), -(w * (u * right_u + v * right_v)).sum(-1)), dim=-1
     )  # [B, H, 3]
     solution, info = torch.linalg.solve_ex(matrix.expand(*right.shape[:2], 3, 3), right.unsqueeze(-1))
-    usable = (info == 0) & ((weight > 0).sum(-1, keepdim=True) >= 2)  # [B, H]
+    # Where all rays coincide, or there is only one, the depth is free: the matrix is singular but for rounding, which
+    # would choose a depth.
+    spread = (w * ((u - wu[..., None] / total[..., None]) ** 2 + (v - wv[..., None] / total[..., None]) ** 2)).sum(-1)
+    usable = (info == 0) & (spread > 1e-20 * total)  # [B, H]
     return torch.where(usable.unsqueeze(-1), solution.squeeze(-1), torch.nan).to(dtype)

@@ -48,11 +48,9 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
     scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
     if hypotheses.shape[1] >= 4:
         ece, worst = expected_calibration_error(coverage(hypotheses, joints, scale=covariance_scale))
-        scores |= {
-            "ece": float(ece),
-            "ece_worst_joint": float(worst),
-            "dispersion": float(dispersion(hypotheses, joints)),
-        }
+        calibration = {"ece": ece, "ece_worst_joint": worst, "dispersion": dispersion(hypotheses, joints)}
+        # Without any spread the dispersion is infinite, for which JSON has no number.
+        scores |= {name: float(value) if bool(value.isfinite()) else None for name, value in calibration.items()}
     return scores
 
 
@@ -81,7 +79,17 @@ def evaluate_mocap(
 
     Returns:
         ``{"settings": ..., "cells": {cell: {row: scores}}}``, ready for JSON; errors in millimetres.
+
+    Raises:
+        ValueError: If an argument does not fit; before anything long is begun.
     """
+    if not num_hypotheses or min(num_hypotheses) < 1:
+        raise ValueError(f"num_hypotheses must hold numbers of at least 1, got {list(num_hypotheses)}")
+    if num_poses is not None and num_poses < 1:
+        raise ValueError(f"num_poses must be at least 1, or None for all, got {num_poses}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2^32 - 1, got {seed}")
+    lifter.step_table(lifter.sampling(num_inference_steps=num_inference_steps))
     poses = choose_poses(mocap, num_poses, seed)
     cells = [make_cell(poses, rig, noisy, seed) for rig in RIGS for noisy in (False, True)]
     banks = {} if reference is None else {rig: PoseBank(reference, rig) for rig in RIGS}
@@ -128,7 +136,8 @@ def format_table(scores: dict[str, Any]) -> str:
         for name, row in rows.items():
             values = [row.get(key) for key in ("mpjpe", "p_mpjpe", "energy_score", "oracle_best_of_n")]
             text = ["" if value is None else f"{value:.1f}" for value in values]
-            text.append(f"{row['ece']:.3f}" if "ece" in row else "")
+            ece = row.get("ece")
+            text.append("" if ece is None else f"{ece:.3f}")
             label = f"mean of {name}" if name.startswith("N=") and name != "N=1" else name
             lines.append([cell, label, *text, *(f"{row['mpjpe_by_source'][source]:.1f}" for source in sources)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

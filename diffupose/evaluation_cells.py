@@ -22,6 +22,7 @@ from diffupose.datasets.virtual_cameras import (
     turn_heading,
     wild_views,
 )
+from diffupose.errors import InputError
 
 Rig = Literal["h36m", "wild"]
 RIGS: tuple[Rig, ...] = ("h36m", "wild")
@@ -72,6 +73,9 @@ def make_cell(mocap: Mocap, rig: Rig, noisy: bool, seed: int = 0) -> Cell:
     """Return a cell: one view of each pose; clean and noisy cells of one rig and seed share their views.
 
     Views that show less than half of the person are drawn again.
+
+    Raises:
+        InputError: If some person is never seen, as when positions are not in metres.
     """
     generator = torch.Generator().manual_seed(1000 * seed + RIGS.index(rig))
     positions = torch.from_numpy(mocap.positions)
@@ -81,7 +85,11 @@ def make_cell(mocap: Mocap, rig: Rig, noisy: bool, seed: int = 0) -> Cell:
             break
         views = choose_views([views, _draw(positions, rig, generator)])
     else:
-        raise RuntimeError("some people could not be brought into view in 100 draws")
+        lost = int(torch.nonzero(~views.usable)[0])
+        raise InputError(
+            f"no camera of rig {rig!r} saw pose {lost} in 100 draws; its joints span "
+            f"{float(np.ptp(mocap.positions[lost], axis=0).max()):.3g} m: are the positions in metres?"
+        )
     if noisy:
         noise = torch.Generator().manual_seed(1000 * seed + 500 + RIGS.index(rig))
         views = detect(views, torch.ones(len(positions)), noise)

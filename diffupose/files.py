@@ -29,3 +29,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], name: str) -> None:
+    """Refuse a file that could not be written, before the work that fills it.
+
+    Args:
+        path: File to be written.
+        name: Option that it comes from, for the message.
+
+    Raises:
+        OSError: If its folder does not exist or may not be written to, or the path is a folder.
+    """
+    target = Path(path)
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist")
+    if target.is_dir():
+        raise IsADirectoryError(f"{name}: {str(target)!r} is a folder")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise PermissionError(f"{name}: the folder {str(target.parent)!r} may not be written to")

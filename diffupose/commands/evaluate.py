@@ -7,7 +7,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from diffupose.files import atomic_path
+from diffupose.files import atomic_path, check_output
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,6 +42,8 @@ def run_mocap(options: argparse.Namespace) -> None:
 
     if min(options.num_hypotheses) < 1:
         raise ValueError(f"--num-hypotheses must be at least 1, got {min(options.num_hypotheses)}")
+    if options.json is not None:
+        check_output(options.json, "--json")
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     with resources.as_file(resources.files("diffupose") / "data" / "sample_uiprmd.npz") as sample:
         if options.data is None:
@@ -60,7 +62,7 @@ def run_mocap(options: argparse.Namespace) -> None:
         num_poses=None if options.full else POSES_PER_CELL,
         num_inference_steps=options.num_inference_steps,
         seed=options.seed,
-        progress=lambda cells: tqdm(cells, unit="cell", leave=False),
+        progress=lambda cells: tqdm(cells, unit="cell", leave=False, disable=None),
     )
     scores |= {"data": Path(name).name, "reference": Path(reference_name).name}
     settings = scores["settings"]
@@ -74,4 +76,4 @@ def run_mocap(options: argparse.Namespace) -> None:
     print(format_table(scores))
     if options.json is not None:
         with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,23 +53,37 @@ def load_mocap(
         FileNotFoundError: If there is no file.
     """
     name = os.fspath(path)
-    try:
-        data = np.load(path, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise InputError(f"{name} must be an npz of motion capture, got a plain array")
-        with data:
-            missing = [key for key in ("positions", "clip_index", "clip_subject", "clip_source") if key not in data]
-            if missing:
-                raise InputError(f"{name} must hold {missing[0]!r}, it holds {', '.join(sorted(data))}")
-            positions = data["positions"].astype(np.float32)
-            clip = data["clip_index"]
-            subject, source = data["clip_subject"][clip], data["clip_source"][clip]
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, IndexError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{name} is not a readable npz: {error}") from None
-    if positions.ndim != 3 or positions.shape[1:] != (H36M_17.num_joints, 3) or not np.isfinite(positions).all():
-        raise InputError(f"positions in {name} must be finite, of shape [F, 17, 3], got {positions.shape}")
-    if clip.shape != positions.shape[:1]:
-        raise InputError(f"clip_index in {name} must have shape [{len(positions)}], got {clip.shape}")
+    positions, clip, clip_subject, clip_source = _read(path)
+    if (
+        positions.ndim != 3
+        or positions.shape[1:] != (H36M_17.num_joints, 3)
+        or positions.dtype.kind not in "fiu"
+        or not np.isfinite(positions).all()
+    ):
+        raise InputError(
+            f"positions in {name} must be finite numbers of shape [F, 17, 3], got {positions.dtype} {positions.shape}"
+        )
+    clips = (clip_subject.size,)
+    if (
+        clip_subject.shape != clips
+        or clip_source.shape != clips
+        or {clip_subject.dtype.kind, clip_source.dtype.kind} != {"U"}
+    ):
+        raise InputError(
+            f"clip_subject and clip_source in {name} must be texts of one shape [C], got {clip_subject.dtype} "
+            f"{clip_subject.shape} and {clip_source.dtype} {clip_source.shape}"
+        )
+    if clip.shape != positions.shape[:1] or clip.dtype.kind not in "iu":
+        raise InputError(
+            f"clip_index in {name} must be integers of shape {positions.shape[:1]}, got {clip.dtype} {clip.shape}"
+        )
+    if clip.size and not (clip.min() >= 0 and clip.max() < clip_subject.size):
+        raise InputError(
+            f"clip_index in {name} must be below {clip_subject.size}, the number of clips, and not negative, got "
+            f"{clip.min()}..{clip.max()}"
+        )
+    positions = positions.astype(np.float32)
+    subject, source = clip_subject[clip], clip_source[clip]
     wanted = None if include is None else set(include)
     keep = ~np.isin(subject, list(exclude))
     if wanted is not None:
@@ -82,3 +94,26 @@ def load_mocap(
     if not keep.any():
         raise InputError(f"no pose of {name} is left after selecting subjects")
     return Mocap(positions, subject, source).select(keep)
+
+
+def _read(path: str | os.PathLike[str]) -> list[np.ndarray]:
+    """Return the arrays of the file, whatever they hold."""
+    name, keys = os.fspath(path), ("positions", "clip_index", "clip_subject", "clip_source")
+    with open(path, "rb") as file:
+        try:
+            data = np.load(file, allow_pickle=False)
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise InputError(f"{name} must be an npz of motion capture, got a plain array")
+            missing = [key for key in keys if key not in data]
+            if missing:
+                raise InputError(f"{name} must hold {missing[0]!r}, it holds {', '.join(sorted(data))}")
+            arrays = [data[key] for key in keys]
+        except InputError:
+            raise
+        except Exception as error:
+            # A damaged file makes zipfile, zlib and NumPy raise a dozen kinds of errors.
+            reason = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else str(error)
+            raise InputError(f"{name} is not a readable npz of plain arrays: {reason}") from None
+    if not all(isinstance(array, np.ndarray) for array in arrays):
+        raise InputError(f"{name} must hold NumPy arrays, it is another zip file")
+    return arrays

@@ -158,7 +158,8 @@ def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outs
 
     Args:
         views: Clean views.
-        scale: Noise level per person, ``[B]``: 1 is the evaluation's; it multiplies deviations and probabilities.
+        scale: Noise level per person, ``[B]``: 1 is the evaluation's. It multiplies deviations and probabilities, but
+            not the outliers' deviation, nor their probability above 1.
         generator: Source of the draws.
         drop_outside: ``[B]`` True where joints outside the image are missing; default everywhere.
     """

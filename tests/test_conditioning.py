@@ -1,0 +1,104 @@
+"""From pixels to what the denoiser sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffupose.camera import normalize_screen_coordinates, person_box, project
+from diffupose.conditioning import condition
+from diffupose.config import PAPER, PARALLEL
+from diffupose.mean_pose import fill_missing_joints
+
+IMAGE_WITH_PRESENCE = replace(PAPER, denoiser=replace(PAPER.denoiser, condition_channels=3))
+PERSON_WITHOUT_PRESENCE = replace(PAPER, input_normalization="person")
+
+
+@pytest.fixture
+def views():
+    """People seen by pinhole cameras: poses, roots, pixels, focal lengths, principal points, image sizes."""
+    poses = 0.4 * torch.randn(12, 17, 3, dtype=torch.float64)
+    poses = poses - poses[:, :1]
+    root = torch.stack((2 * torch.rand(12) - 1, torch.rand(12) - 0.5, 3 + 3 * torch.rand(12)), dim=-1).double()
+    size = torch.tensor([[1280.0, 720.0], [1000.0, 1000.0]]).double().repeat(6, 1)
+    focal = (0.8 + 0.8 * torch.rand(12, 1).double()) * torch.tensor([1000.0, 1050.0]).double()
+    center = size / 2
+    return poses, root, project(poses + root[:, None], focal, center), focal, center, size
+
+
+def test_image(views):
+    _, _, pixels, focal, center, size = views
+    seen = condition(pixels, torch.ones(12, 17, dtype=torch.bool), PAPER, image_size=size, focal=focal, center=center)
+    assert torch.equal(seen.inputs, normalize_screen_coordinates(pixels, size.unsqueeze(1)))
+    assert torch.equal(seen.rotation, torch.eye(3).double().expand(12, 3, 3))
+
+
+def test_image_needs_the_size(views):
+    with pytest.raises(ValueError, match="image_size is needed"):
+        condition(views[2], torch.ones(12, 17, dtype=torch.bool), PAPER)
+
+
+def test_person_known_values():
+    pixels = torch.tensor([[[100.0, 200.0], [140.0, 300.0], [120.0, 230.0]]])
+    seen = condition(pixels, torch.ones(1, 3, dtype=torch.bool), PARALLEL)
+    torch.testing.assert_close(
+        seen.inputs, torch.tensor([[[-0.4, -1.0, 1.0], [0.4, 1.0, 1.0], [0.0, -0.4, 1.0]]]), atol=1e-6, rtol=0
+    )
+    assert torch.equal(seen.rotation, torch.eye(3)[None])
+
+
+def test_person_turns_the_camera_towards_the_person(views):
+    """The turned camera sees the centre of the box on its axis, and turning back recovers the poses."""
+    poses, root, pixels, focal, center, _ = views
+    present = torch.ones(12, 17, dtype=torch.bool)
+    seen = condition(pixels, present, PARALLEL, focal=focal, center=center)
+    box_center, scale = person_box(pixels, present)
+    ray = torch.cat(((box_center - center) / focal, torch.ones(12, 1).double()), dim=1)
+    turned_ray = (seen.rotation @ ray.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(turned_ray[:, :2], torch.zeros(12, 2).double(), atol=1e-12, rtol=0)
+    assert (turned_ray[:, 2] > 0).all()
+    target = poses @ seen.rotation.mT  # what a network learns
+    torch.testing.assert_close(target @ seen.rotation, poses)
+    # A pixel is the same ray, seen by either camera.
+    points = (poses + root[:, None]) @ seen.rotation.mT
+    rays = torch.cat(((pixels - center[:, None]) / focal[:, None], torch.ones(12, 17, 1).double()), dim=-1)
+    rays = rays @ seen.rotation.mT
+    torch.testing.assert_close(points[..., :2] / points[..., 2:], rays[..., :2] / rays[..., 2:])
+    torch.testing.assert_close(seen.inputs[..., :2] * scale[:, None] + box_center[:, None], pixels)
+
+
+def test_person_does_not_see_where_the_person_stands(views):
+    _, _, pixels, focal, center, _ = views
+    present = torch.rand(12, 17) > 0.2
+    here = condition(pixels, present, PARALLEL, focal=focal, center=center)
+    there = condition(3.0 * pixels + 250.0, present, PARALLEL, focal=focal, center=center)
+    torch.testing.assert_close(here.inputs, there.inputs)
+    assert (here.rotation - there.rotation).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("config", [PARALLEL, IMAGE_WITH_PRESENCE], ids=["person", "image"])
+def test_missing_joints_are_zero_and_marked(views, config):
+    _, _, pixels, focal, center, size = views
+    present = torch.rand(12, 17) > 0.2
+    present[0] = True
+    given = torch.where(present.unsqueeze(-1), pixels, torch.nan)
+    seen = condition(given, present, config, image_size=size, focal=focal, center=center)
+    assert torch.equal(seen.inputs[..., 2], present.double())
+    assert (seen.inputs[~present] == 0).all()
+    assert seen.inputs.isfinite().all() and seen.rotation.isfinite().all()
+    assert (seen.inputs[present][:, :2] != 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("config", [PAPER, PERSON_WITHOUT_PRESENCE], ids=["image", "person"])
+def test_missing_joints_are_filled_without_a_presence_channel(views, config):
+    _, _, pixels, focal, center, size = views
+    present = torch.rand(12, 17) > 0.2
+    given = torch.where(present.unsqueeze(-1), pixels, torch.nan)
+    seen = condition(given, present, config, image_size=size, focal=focal, center=center)
+    filled = fill_missing_joints(given, present)
+    everything = torch.ones_like(present)
+    expected = condition(filled, everything, config, image_size=size, focal=focal, center=center)
+    assert seen.inputs.shape == (12, 17, 2)
+    assert torch.equal(seen.inputs, expected.inputs) and torch.equal(seen.rotation, expected.rotation)
