@@ -92,7 +92,7 @@ def evaluate_mocap(
     lifter.step_table(lifter.sampling(num_inference_steps=num_inference_steps))
     poses = choose_poses(mocap, num_poses, seed)
     cells = [make_cell(poses, rig, noisy, seed) for rig in RIGS for noisy in (False, True)]
-    banks = {} if reference is None else {rig: PoseBank(reference, rig) for rig in RIGS}
+    bank = None if reference is None else PoseBank(reference)
     rows: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for cell in progress(cells):
@@ -110,8 +110,7 @@ def evaluate_mocap(
         scores = {
             f"N={n}": score_hypotheses(hypotheses[:, :n], cell, lifter.covariance_scale.cpu()) for n in num_hypotheses
         }
-        if cell.rig in banks:
-            bank = banks[cell.rig]
+        if bank is not None:
             scores["mean pose"] = score_poses(_model_joints(bank.mean_pose(cell), lifter), cell)
             scores["nearest 2D pose"] = score_poses(_model_joints(bank.nearest_pose(cell), lifter), cell)
         rows[cell.name] = scores

@@ -14,9 +14,11 @@ from diffupose.datasets.mocap import Mocap
 from diffupose.datasets.virtual_cameras import (
     EVALUATION_RANGES,
     EVALUATION_SUBJECTS,
+    TRAINING_RANGES,
     TRAINING_SUBJECTS,
     Views,
     choose_views,
+    concatenate,
     detect,
     h36m_views,
     turn_heading,
@@ -26,6 +28,8 @@ from diffupose.errors import InputError
 
 Rig = Literal["h36m", "wild"]
 RIGS: tuple[Rig, ...] = ("h36m", "wild")
+# Streams of random numbers below 1000: one per rig, 500 more for its noise, and the bank's own.
+_NOISE_STREAM, _BANK_STREAM = 500, 900
 
 
 @dataclass(frozen=True)
@@ -91,30 +95,33 @@ def make_cell(mocap: Mocap, rig: Rig, noisy: bool, seed: int = 0) -> Cell:
             f"{float(np.ptp(mocap.positions[lost], axis=0).max()):.3g} m: are the positions in metres?"
         )
     if noisy:
-        noise = torch.Generator().manual_seed(1000 * seed + 500 + RIGS.index(rig))
+        noise = torch.Generator().manual_seed(1000 * seed + _NOISE_STREAM + RIGS.index(rig))
         views = detect(views, torch.ones(len(positions)), noise)
     return Cell(rig, noisy, views, mocap.source)
 
 
-def _draw(
-    positions: Tensor, rig: Rig, generator: torch.Generator, subjects: tuple[str, ...] = EVALUATION_SUBJECTS
-) -> Views:
+def _draw(positions: Tensor, rig: Rig, generator: torch.Generator) -> Views:
     turned = turn_heading(positions, generator)
     if rig == "h36m":
-        return h36m_views(turned, subjects, generator)
+        return h36m_views(turned, EVALUATION_SUBJECTS, generator)
     return wild_views(turned, EVALUATION_RANGES, generator)
 
 
 class PoseBank:
-    """Training poses as they look through a rig's cameras: the mean pose and the nearest pose by 2D.
+    """Training poses as a lifter meets them: the mean pose and the nearest pose by 2D.
 
-    Both are looked up in the frame of a camera that looks at the person, and turned back by the assumed focal length,
-    as a lifter's predictions are in the ``raw`` tier.
+    Each training pose is seen once by a training camera, every other one by Human3.6M's and the rest by random ones;
+    like the lifter, the bank is not told which rig it is asked about. Poses are looked up in the frame of a camera that
+    looks at the person and turned back by the assumed focal length, as a lifter's predictions are in the ``raw`` tier.
     """
 
-    def __init__(self, mocap: Mocap, rig: Rig, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        views = _draw(torch.from_numpy(mocap.positions), rig, generator, TRAINING_SUBJECTS)
+    def __init__(self, mocap: Mocap, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(1000 * seed + _BANK_STREAM)
+        turned = turn_heading(torch.from_numpy(mocap.positions), generator)
+        views = concatenate(
+            h36m_views(turned[::2], TRAINING_SUBJECTS, generator),
+            choose_views([wild_views(turned[1::2], TRAINING_RANGES, generator) for _ in range(3)]),
+        )
         views = views[views.usable.nonzero().squeeze(1)]
         self.keypoints = _normalized(views)  # [F, J, 2]
         center, _ = person_box(views.keypoints_2d, views.present)

@@ -215,7 +215,7 @@ class TestEvaluateMocap:
                     assert rows[name]["mpjpe"] == pytest.approx(float(mpjpe(pose, truth).mean()), rel=1e-4)
                     assert rows[name]["p_mpjpe"] == pytest.approx(float(p_mpjpe(pose, truth).mean()), rel=1e-4)
                 assert rows["N=4"]["energy_score"] == pytest.approx(float(energy_score(lifted, truth).mean()), rel=1e-4)
-                bank = PoseBank(training, rig)
+                bank = PoseBank(training)
                 for name, pose in (("mean pose", bank.mean_pose(cell)), ("nearest 2D pose", bank.nearest_pose(cell))):
                     assert rows[name]["mpjpe"] == pytest.approx(float(mpjpe(pose, truth).mean()), rel=1e-6)
                 for row in rows.values():
@@ -227,7 +227,7 @@ class TestEvaluateMocap:
         assert scores["num_joints"] == 16
         assert list(scores["cells"]) == CELLS
         cell = make_cell(people, "h36m", False)
-        bank, kept = PoseBank(training, "h36m"), [j for j in range(17) if j != 9]
+        bank, kept = PoseBank(training), [j for j in range(17) if j != 9]
         for name, poses in (("mean pose", bank.mean_pose(cell)), ("nearest 2D pose", bank.nearest_pose(cell))):
             assert scores["cells"]["h36m clean"][name] == score_poses(poses[:, kept], cell)
 

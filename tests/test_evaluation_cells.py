@@ -13,7 +13,15 @@ from diffupose.camera import ASSUMED_FOCAL, rotation_to_ray
 from diffupose.conditioning import condition
 from diffupose.config import PARALLEL
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, Mocap, load_mocap
-from diffupose.datasets.virtual_cameras import Views
+from diffupose.datasets.virtual_cameras import (
+    TRAINING_RANGES,
+    Views,
+    choose_views,
+    concatenate,
+    h36m_views,
+    turn_heading,
+    wild_views,
+)
 from diffupose.errors import InputError
 from diffupose.evaluation_cells import RIGS, Cell, PoseBank, _draw, choose_poses, make_cell
 
@@ -151,25 +159,26 @@ def assumed_turns(cell):
 class TestPoseBank:
     def test_poses_are_seen_by_a_camera_that_looks_at_the_person(self, training, rig):
         """Keypoints and poses are what a network of person normalisation is trained on."""
-        bank = PoseBank(training, rig)
-        views = _draw(
-            torch.from_numpy(training.positions), rig, torch.Generator().manual_seed(0), ("S1", "S5", "S6", "S7", "S8")
-        )
-        views = views[views.usable]
+        bank = PoseBank(training)
+        generator = torch.Generator().manual_seed(900)
+        turned = turn_heading(torch.from_numpy(training.positions), generator)
+        published = h36m_views(turned[::2], ("S1", "S5", "S6", "S7", "S8"), generator)
+        wild = choose_views([wild_views(turned[1::2], TRAINING_RANGES, generator) for _ in range(3)])
+        views = concatenate(published[published.usable], wild[wild.usable])
         assert len(views.root) > 0.9 * len(training.positions)
         seen = condition(views.keypoints_2d, views.present, PARALLEL, focal=views.focal, center=views.center)
         torch.testing.assert_close(bank.keypoints, seen.inputs[..., :2])
         torch.testing.assert_close(bank.poses_3d, views.poses_3d @ seen.rotation.mT)
 
     def test_mean_pose(self, people, training, rig):
-        bank, cell = PoseBank(training, rig), make_cell(people, rig, True)
+        bank, cell = PoseBank(training), make_cell(people, rig, True)
         turns = assumed_turns(cell)
         expected = torch.stack([bank.poses_3d.double().mean(dim=0) @ turn for turn in turns])
         torch.testing.assert_close(bank.mean_pose(cell).double(), expected, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("noisy", [False, True])
     def test_nearest_pose(self, people, training, rig, noisy):
-        bank, cell = PoseBank(training, rig), make_cell(people.select(np.arange(260) % 40), rig, noisy)
+        bank, cell = PoseBank(training), make_cell(people.select(np.arange(260) % 40), rig, noisy)
         query = reference_normalized(cell.views.keypoints_2d, cell.views.present)
         actual = bank.nearest_pose(cell)
         turns = assumed_turns(cell)
@@ -184,7 +193,7 @@ class TestPoseBank:
         assert (ignored > 0) == noisy  # the mask decides sometimes
 
     def test_a_pose_of_the_bank_is_found(self, training, rig):
-        bank = PoseBank(training, rig)
+        bank = PoseBank(training)
         cell = make_cell(training.select(np.arange(30)), rig, False)
         views = {item.name: getattr(cell.views, item.name).clone() for item in fields(Views)}
         views["keypoints_2d"] = 400.0 + 90.0 * bank.keypoints[40:70]
@@ -193,7 +202,7 @@ class TestPoseBank:
         torch.testing.assert_close(found, bank.poses_3d[40:70], atol=1e-5, rtol=0)
 
     def test_missing_joints_may_hold_anything(self, people, training, rig):
-        bank, cell = PoseBank(training, rig), make_cell(people, rig, True)
+        bank, cell = PoseBank(training), make_cell(people, rig, True)
         keypoints = torch.where(cell.views.present.unsqueeze(-1), cell.views.keypoints_2d, torch.nan)
         views = Views(**{**{f.name: getattr(cell.views, f.name) for f in fields(Views)}, "keypoints_2d": keypoints})
         blind = Cell(rig, True, views, cell.source)

@@ -196,6 +196,13 @@ def choose_views(candidates: list[Views]) -> Views:
     return chosen
 
 
+def concatenate(first: Views, second: Views) -> Views:
+    """Return two batches of views as one."""
+    return Views(
+        *(torch.cat((getattr(first, name), getattr(second, name))) for name in (item.name for item in fields(Views)))
+    )
+
+
 def _see(
     points: Tensor,
     image_size: Tensor,

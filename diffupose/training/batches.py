@@ -16,8 +16,8 @@ from diffupose.datasets.virtual_cameras import (
     EVALUATION_RANGES,
     TRAINING_RANGES,
     TRAINING_SUBJECTS,
-    Views,
     choose_views,
+    concatenate,
     detect,
     h36m_views,
     turn_heading,
@@ -147,11 +147,6 @@ def joints_of(model: LifterConfig) -> list[int]:
     if num_joints not in (16, 17):
         raise ValueError(f"this data has 17 joints; a model of 16 or 17 can be trained on it, got {num_joints}")
     return [joint for joint in range(17) if num_joints == 17 or joint != 9]
-
-
-def concatenate(first: Views, second: Views) -> Views:
-    """Return two batches of views as one."""
-    return Views(*(torch.cat((getattr(first, name), getattr(second, name))) for name in Views.__dataclass_fields__))
 
 
 def pose_statistics(batches: Batches, config: TrainConfig) -> tuple[Tensor, Tensor]:
