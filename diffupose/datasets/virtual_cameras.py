@@ -198,9 +198,8 @@ def choose_views(candidates: list[Views]) -> Views:
 
 def concatenate(first: Views, second: Views) -> Views:
     """Return two batches of views as one."""
-    return Views(
-        *(torch.cat((getattr(first, name), getattr(second, name))) for name in (item.name for item in fields(Views)))
-    )
+    names = [item.name for item in fields(Views)]
+    return Views(*(torch.cat((getattr(first, name), getattr(second, name))) for name in names))
 
 
 def _see(
