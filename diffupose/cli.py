@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from diffupose import __version__
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after printing one line that says what is wrong with the input."""
     options = make_parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
     except (ValueError, OSError, BackendUnavailableError, FloatingPointError) as error:
         print(f"diffupose: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -36,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffupose: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"diffupose: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _run_env(_: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -178,6 +179,7 @@ class Lifter:
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
         ids = _frame_ids(frame_ids, batch)
+        self._warn_of_filled_joints(pixels)
         hypotheses, focal = self._lift(
             pixels, size, matrices, assumed_focal, ids, settings, table, seed, backend, progress
         )
@@ -198,6 +200,14 @@ class Lifter:
             usable=pixels.usable,
             meta=self._meta(settings, seed, focal, assumed_focal if matrices is None and person else None),
         )
+
+    def _warn_of_filled_joints(self, pixels: PixelInput) -> None:
+        filled = int((~pixels.present[pixels.usable]).sum())
+        if filled and self.config.denoiser.condition_channels == 2:
+            warnings.warn(
+                f"{filled} missing joints are filled by the mean pose: this model cannot know that they are missing",
+                stacklevel=4,  # past this method, __call__ and its decorator
+            )
 
     def _lift(
         self,
