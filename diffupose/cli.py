@@ -6,15 +6,25 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn, TextIO
 
 from diffupose import __version__
 from diffupose.commands import evaluate, lift, train
 from diffupose.errors import BackendUnavailableError
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, without the usage above it; subparsers take its class."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="diffupose", description="One 2D human pose in, many plausible 3D poses out.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="diffupose", description="One 2D human pose in, many plausible 3D poses out."
+    )
     parser.add_argument("--version", action="version", version=f"diffupose {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     lift.add_parser(commands)
@@ -33,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             options.run(options)
     except (ValueError, OSError, BackendUnavailableError, FloatingPointError) as error:
-        print(f"diffupose: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"diffupose: error: {_one_line(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffupose: interrupted", file=sys.stderr)
@@ -41,7 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _one_line(error: Exception, options: argparse.Namespace) -> str:
+    """Return the message, with the library's name of an argument at its start replaced by the flag."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    first, space, rest = message.partition(" ")
+    return f"--{first.replace('_', '-')}{space}{rest}" if first in vars(options) else message
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"diffupose: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
