@@ -68,7 +68,9 @@ class Lifter:
         Raises:
             FileNotFoundError: If there is no such file and no bundled model of that name.
             InputError: If the file is damaged or not a checkpoint.
+            ValueError: If there is no such device.
         """
+        _device(device)  # before the work of reading
         path = Path(name_or_path)
         bundled = resources.files("diffupose") / "models" / f"{name_or_path}.safetensors"
         if not path.exists() and path.name == str(name_or_path) and bundled.is_file():
@@ -76,9 +78,7 @@ class Lifter:
                 file = load_lifter_file(bundled_path)
         else:
             file = load_lifter_file(path)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(file, device)
+        return cls(file, _device(device))
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the lifter as one safetensors file that ``from_pretrained`` reads."""
@@ -319,6 +319,18 @@ class Lifter:
             "diffupose": __version__,
             "torch": torch.__version__,
         }
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be auto or one that PyTorch can use here, got {str(name)!r}: {reason}") from None
+    return device
 
 
 def _sign(like: Tensor, channels: int) -> Tensor:
