@@ -72,10 +72,15 @@ class Lifter:
         """
         _device(device)  # before the work of reading
         path = Path(name_or_path)
-        bundled = resources.files("diffupose") / "models" / f"{name_or_path}.safetensors"
-        if not path.exists() and path.name == str(name_or_path) and bundled.is_file():
+        models = resources.files("diffupose") / "models"
+        bundled = models / f"{path.name}.safetensors"
+        # A folder of the same name in the working directory is no reason to fail: ./mocap is a path, mocap a name.
+        if path.name == os.fspath(name_or_path) and not path.is_file() and bundled.is_file():
             with resources.as_file(bundled) as bundled_path:
                 file = load_lifter_file(bundled_path)
+        elif not path.exists() and path.name == os.fspath(name_or_path) and not path.suffix:
+            names = sorted(Path(item.name).stem for item in models.iterdir() if item.name.endswith(".safetensors"))
+            raise FileNotFoundError(f"model must be a file or a bundled name ({', '.join(names)}), got {path.name!r}")
         else:
             file = load_lifter_file(path)
         return cls(file, _device(device))
