@@ -15,6 +15,8 @@ from diffupose.skeleton import H36M_16, H36M_17, Skeleton
 _NECK = 9
 # No image is larger; a coordinate beyond is a mistake.
 _ABSURD_PIXELS = 1e6
+# The assumed focal length may be as short as 0.05 image sides: then an image's edge lies at 10.
+_WIDEST_RAY = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,22 +109,31 @@ def check_image_size(image_size: Any, pixels: PixelInput) -> Tensor | None:
     return size
 
 
-def check_intrinsics(intrinsics: Any, batch: int) -> Tensor | None:
+def check_intrinsics(intrinsics: Any, keypoints: Tensor) -> Tensor | None:
     """Return camera matrices as ``[1 or B, 3, 3]`` float32, or None.
 
     Raises:
-        ValueError: If they are not pinhole matrices in pixels.
+        ValueError: If they are not pinhole matrices in pixels, or do not fit the ``keypoints [B, J, 2]``.
     """
     if intrinsics is None:
         return None
-    values = _as_float(intrinsics, "intrinsics")
+    values, batch = _as_float(intrinsics, "intrinsics"), len(keypoints)
     if values.shape not in ((3, 3), (batch, 3, 3)):
         raise ValueError(f"intrinsics must have shape [3, 3] or [{batch}, 3, 3], got {tuple(values.shape)}")
     values = values.reshape(-1, 3, 3)
-    focal = values[:, (0, 1), (0, 1)]
-    if not np.isfinite(values).all() or (focal < 1).any() or not (values[:, 2] == (0, 0, 1)).all():
+    focal, zeros = values[:, (0, 1), (0, 1)], values[:, (0, 1, 2, 2), (1, 0, 0, 1)]
+    sensible = np.isfinite(values).all() and (np.abs(values) <= _ABSURD_PIXELS).all() and (focal >= 1).all()
+    if not sensible or zeros.any() or (values[:, 2, 2] != 1).any():
         raise ValueError(
             f"intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, got {values[0].tolist()}"
+        )
+    rays = (keypoints.numpy(force=True) - values[:, None, :2, 2]) / focal[:, None]  # [B, J, 2]; NaN where missing
+    far = np.abs(rays) > _WIDEST_RAY
+    if far.any():
+        row, joint = np.argwhere(far.any(axis=-1))[0]
+        raise ValueError(
+            f"intrinsics must be in pixels and fit the keypoints, but row {row}, joint {joint} would lie more than "
+            f"{np.degrees(np.arctan(_WIDEST_RAY)):.0f} degrees off the optical axis, got {values[0].tolist()}"
         )
     return torch.from_numpy(values.astype(np.float32))
 

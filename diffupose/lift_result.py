@@ -88,7 +88,7 @@ class LiftResult:
             return self.medoid
         if method != "reprojection":
             raise ValueError(f"method must be mean, medoid or reprojection, got {method!r}")
-        matrices = check_intrinsics(intrinsics, len(self.hypotheses))
+        matrices = check_intrinsics(intrinsics, self.keypoints_2d)
         if matrices is None:
             raise ValueError("intrinsics must be given for method reprojection, got None")
         device = self.hypotheses.device

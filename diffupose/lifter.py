@@ -177,7 +177,7 @@ class Lifter:
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
-        matrices = check_intrinsics(intrinsics, batch)
+        matrices = check_intrinsics(intrinsics, pixels.keypoints)
         if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
             raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
         person = self.config.input_normalization == "person"
