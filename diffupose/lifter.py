@@ -91,7 +91,12 @@ class Lifter:
 
     def sampling(self, **overrides: object) -> SamplingConfig:
         """Return the checkpoint's sampling settings with those overrides that are not None."""
-        given = {name: value for name, value in overrides.items() if value is not None}
+        # NumPy's numbers are as good as Python's, and JSON takes only the latter.
+        given = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in overrides.items()
+            if value is not None
+        }
         if given.get("sampler", "ddim") != "ddim" and "eta" not in given:
             given["eta"] = 0.0
         return replace(self.config.sampling, **given)  # type: ignore[arg-type]
@@ -174,6 +179,7 @@ class Lifter:
             aggregation=aggregation,
         )
         table = self.step_table(settings)
+        seed = _seed(seed)
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
@@ -342,6 +348,12 @@ def _sign(like: Tensor, channels: int) -> Tensor:
     sign = torch.ones(channels, dtype=like.dtype, device=like.device)
     sign[0] = -1.0
     return sign
+
+
+def _seed(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
+    return int(seed)
 
 
 def _frame_ids(frame_ids: object, batch: int) -> Tensor:
