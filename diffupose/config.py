@@ -18,6 +18,9 @@ from diffupose.schedule import (
 )
 from diffupose.skeleton import SKELETONS, Normalization
 
+# Beyond, it is a slip of the keyboard that would only run out of memory.
+_MOST_HYPOTHESES = 1_000_000
+
 Architecture = Literal["modulated_gcn", "parallel_gcn"]
 TimeBlocks = Literal["after", "between"]
 InputNormalization = Literal["image", "person"]
@@ -107,6 +110,8 @@ class SamplingConfig:
         _choice("flip", self.flip, (False, True))
         _whole("num_inference_steps", self.num_inference_steps, 1)
         _whole("num_hypotheses", self.num_hypotheses, 1)
+        if self.num_hypotheses > _MOST_HYPOTHESES:
+            raise ValueError(f"num_hypotheses must be at most {_MOST_HYPOTHESES}, got {self.num_hypotheses}")
         _number("eta", self.eta, 0.0, 1.0)
 
 
