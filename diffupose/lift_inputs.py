@@ -140,7 +140,8 @@ def check_intrinsics(intrinsics: Any, keypoints: Tensor) -> Tensor | None:
 
 def _as_float(values: Any, name: str) -> np.ndarray:
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "fiu":
