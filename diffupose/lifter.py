@@ -117,7 +117,7 @@ class Lifter:
             timestep_spacing=settings.timestep_spacing,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         keypoints: Tensor | np.ndarray | Sequence[object],
@@ -252,15 +252,16 @@ class Lifter:
             delay=1.0,
             disable=not (sys.stderr.isatty() if progress is None else progress),
         )
-        for chunk, ids in self._chunks(rows, count):
-            part = [None if item is None else item[chunk] for item in (size, focal, center)]
-            for flipped in (False, True) if settings.flip else (False,):
-                poses = self._lift_chunk(
-                    pixels, chunk, part, frame_ids[chunk], ids + count * flipped, flipped, table, seed, backend
-                )
-                hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
-                bar.update(len(chunk) * len(ids))
-        bar.close()
+        # The result is made outside of inference mode: callers may change it, and take it into autograd.
+        with bar, torch.inference_mode():
+            for chunk, ids in self._chunks(rows, count):
+                part = [None if item is None else item[chunk] for item in (size, focal, center)]
+                for flipped in (False, True) if settings.flip else (False,):
+                    poses = self._lift_chunk(
+                        pixels, chunk, part, frame_ids[chunk], ids + count * flipped, flipped, table, seed, backend
+                    )
+                    hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
+                    bar.update(len(chunk) * len(ids))
         return hypotheses, focal
 
     def _chunks(self, rows: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
