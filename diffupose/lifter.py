@@ -191,6 +191,8 @@ class Lifter:
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
         ids = _frame_ids(frame_ids, batch)
         self._warn_of_filled_joints(pixels)
+        if not person:
+            assumed_focal = None  # screen coordinates are not turned: no focal length takes part
         hypotheses, focal = self._lift(
             pixels, size, matrices, assumed_focal, ids, settings, table, seed, backend, progress
         )
@@ -209,7 +211,7 @@ class Lifter:
             aggregation=settings.aggregation,
             translation=translation,
             usable=pixels.usable,
-            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None and person else None),
+            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None),
         )
 
     def _warn_of_filled_joints(self, pixels: PixelInput) -> None:

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         head=options.head,
     )
     say = (lambda text: None) if options.quiet else print
-    for line in _assumptions(options, keypoints):
+    for line in _assumptions(options, keypoints, lifter):
         say(line)
     if keypoints.image_size is None and lifter.needs_image_size(options.intrinsics is not None, options.assumed_focal):
         raise ValueError("the image size is needed: give --image-size W H or --annotations FILE (or --intrinsics)")
@@ -120,7 +120,7 @@ def _matrix(intrinsics: list[float] | None) -> list[list[float]] | None:
     return [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
 
 
-def _assumptions(options: argparse.Namespace, keypoints: Keypoints) -> list[str]:
+def _assumptions(options: argparse.Namespace, keypoints: Keypoints, lifter: Lifter) -> list[str]:
     """Return what was assumed about the file, one line each."""
     frames = f"{keypoints.num_frames} ({keypoints.num_empty_frames} without a person)"
     threshold = (
@@ -135,6 +135,8 @@ def _assumptions(options: argparse.Namespace, keypoints: Keypoints) -> list[str]
         size = ", ".join(sizes[:3]) + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
     if options.intrinsics is not None:
         focal = f"{options.intrinsics[0]:g} px (given)"
+    elif lifter.config.input_normalization == "image":
+        focal = "none (this model needs none)"
     elif keypoints.image_size is not None:
         lengths = sorted({round(options.assumed_focal * side, 1) for side in keypoints.image_size.max(axis=1).tolist()})
         others = " and others" if len(lengths) > 1 else ""
