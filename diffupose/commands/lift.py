@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffupose.camera import ASSUMED_FOCAL
+from diffupose.files import atomic_path
 from diffupose.keypoints import HEAD_RULES, LAYOUTS, Keypoints, read_keypoints
 from diffupose.schedule import SAMPLERS
 
@@ -54,6 +56,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> None:
     """Read, lift, write."""
     _check_output(options.out, (".npz", ".json"), "--out")
+    if Path(options.out).exists() and Path(options.file).exists() and Path(options.out).samefile(options.file):
+        raise ValueError(f"--out must not be the input, got {options.out!r}")
     if options.plot is not None:
         _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot")
     # torch loads while nothing can go wrong any more with the names above.
@@ -96,10 +100,13 @@ def run(options: argparse.Namespace) -> None:
     for line in _summary(result, lifter):
         say(line)
     result.meta["source_format"], result.meta["source_layout"] = keypoints.source_format, keypoints.source_layout
-    if options.plot is not None:
-        _plot(options.plot, result, keypoints)
+    # Both files appear, or none of them.
+    with nullcontext() if options.plot is None else atomic_path(options.plot) as picture:
+        if picture is not None:
+            _plot(picture, result, keypoints)
+        result.save(options.out, frame=keypoints.frame, person=keypoints.person, image_id=keypoints.image_id)
+    if picture is not None:
         say(f"picture:    {options.plot}")
-    result.save(options.out, frame=keypoints.frame, person=keypoints.person, image_id=keypoints.image_id)
     say(f"poses:      {options.out}")
 
 
@@ -166,7 +173,7 @@ def _summary(result: LiftResult, lifter: Lifter) -> list[str]:
     return lines
 
 
-def _plot(path: str, result: LiftResult, keypoints: Keypoints) -> None:
+def _plot(path: Path, result: LiftResult, keypoints: Keypoints) -> None:
     from diffupose.plot import plot_poses
 
     labels = [f"{image}, person {person}" for image, person in zip(keypoints.image_id, keypoints.person, strict=True)]
