@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,11 @@ def _load_safetensors(path: Path) -> LifterFile:
         if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
     state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
-    return LifterFile(config, _fill(build_denoiser(config.denoiser), state, path), *statistics)
+    try:
+        denoiser = build_denoiser(config.denoiser)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{path} describes a network that cannot be built: {error}") from None
+    return LifterFile(config, _fill(denoiser, state, path), *statistics)
 
 
 def skeleton_joints(config: LifterConfig) -> int:
@@ -155,8 +159,9 @@ _PREFIX = "denoise_fn."
 
 def _load_released(path: Path) -> LifterFile:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+        with warnings.catch_warnings(action="ignore"):  # about pickles that torch did not write
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives and pickles raise a dozen kinds of error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{path} is neither a diffupose checkpoint nor one of the released code, or it is damaged: {reason[0]}"
@@ -166,8 +171,12 @@ def _load_released(path: Path) -> LifterFile:
         raise InputError(f"{path} holds no weights of the released network (no 'ema' or 'model' entry with them)")
     try:
         return _convert_released(state, path)
-    except (KeyError, IndexError) as error:
+    except InputError:
+        raise
+    except KeyError as error:
         raise InputError(f"{path} lacks {error} of the released network") from None
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} does not hold the released network as it should be: {error}") from None
 
 
 def _averaged_weights(content: Any) -> dict[str, Tensor] | None:
