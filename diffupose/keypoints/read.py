@@ -71,7 +71,10 @@ def read_keypoints(
     threshold = _checked_threshold(score_threshold)
 
     detections = _load(Path(path), wanted)
-    check_convertible(detections.layout, skeleton)
+    try:
+        check_convertible(detections.layout, skeleton)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     size, known = _sizes(detections, pair, annotations, name)
     check_confidence(detections, name)
     points = mark_missing(detections.points)  # [B, J_source, 3]
