@@ -19,6 +19,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and on a busy machine they lose a minute by waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _reproducible(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed by test name, no TF32, and deterministic algorithms, which also fill fresh memory with NaN."""

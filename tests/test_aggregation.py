@@ -1,0 +1,87 @@
+"""One pose out of many, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffupose.aggregation import best_by_reprojection, medoid_of_hypotheses, reprojection_error
+from diffupose.camera import project
+
+K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
+
+
+def test_medoid_known_values():
+    # One joint on a line at 0, 1, 2 and 10: sums of distances 13, 11, 11 + ... = 13, 11, 11, 27; the first wins.
+    values = torch.tensor([0.0, 1.0, 2.0, 10.0])
+    hypotheses = torch.zeros(1, 4, 1, 3)
+    hypotheses[0, :, 0, 0] = values
+    assert medoid_of_hypotheses(hypotheses)[0, 0].tolist() == [1.0, 0.0, 0.0]
+    hypotheses[0, 1, 0, 0] = -5.0  # now -5, 0, 2, 10: sums 22, 17, 17 of which 0 comes first
+    assert medoid_of_hypotheses(hypotheses)[0, 0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_medoid_is_one_of_the_hypotheses_for_each_row():
+    hypotheses = torch.randn(4, 6, 17, 3)
+    hypotheses[:, 2] = hypotheses.mean(dim=1)  # nothing is nearer to all others than nearly their mean
+    assert torch.equal(medoid_of_hypotheses(hypotheses), hypotheses[:, 2])
+    assert torch.equal(medoid_of_hypotheses(hypotheses[:, :1]), hypotheses[:, 0])
+
+
+@pytest.fixture
+def scene():
+    """A true pose among wrong ones, seen exactly."""
+    hypotheses = 0.3 * torch.randn(3, 1, 17, 3) + 0.1 * torch.randn(3, 5, 17, 3)
+    hypotheses -= hypotheses[:, :, :1]
+    root = torch.tensor([[0.2, -0.1, 3.0], [0.0, 0.3, 5.0], [-1.0, 0.0, 4.0]])
+    truth = torch.tensor([4, 0, 2])
+    poses = hypotheses[torch.arange(3), truth]
+    focal, center = K[[0, 1], [0, 1]], K[:2, 2]
+    keypoints = project(poses + root[:, None], focal, center)
+    return hypotheses, keypoints, truth, root
+
+
+def test_reprojection_finds_the_true_pose(scene):
+    hypotheses, keypoints, truth, root = scene
+    confidence = torch.ones(3, 17)
+    error, translation = reprojection_error(hypotheses, keypoints, confidence, K)
+    rows = torch.arange(3)
+    assert float(error[rows, truth].max()) < 0.01
+    assert torch.allclose(translation[rows, truth], root, atol=1e-4)
+    others = error[torch.nn.functional.one_hot(truth, 5) == 0]
+    assert float(others.min()) > 5.0
+    best = best_by_reprojection(hypotheses, keypoints, confidence, K.expand(3, 3, 3))
+    assert torch.equal(best, hypotheses[rows, truth])
+
+
+def test_missing_joints_have_no_say(scene):
+    hypotheses, keypoints, truth, _ = scene
+    confidence = torch.ones(3, 17)
+    confidence[:, 5:8] = 0.0
+    keypoints[:, 5:8] = torch.nan
+    error, translation = reprojection_error(hypotheses, keypoints, confidence, K)
+    assert bool(torch.isfinite(error).all() and torch.isfinite(translation).all())
+    assert torch.equal(error.argmin(dim=1), truth)
+
+
+def test_confidence_is_a_weight(scene):
+    hypotheses, keypoints, truth, _ = scene
+    keypoints[:, 16, 0] += 400.0
+    trusted, _ = reprojection_error(hypotheses, keypoints, torch.ones(3, 17), K)
+    doubted = torch.ones(3, 17)
+    doubted[:, 16] = 1e-3
+    weighted, _ = reprojection_error(hypotheses, keypoints, doubted, K)
+    rows = torch.arange(3)
+    assert float(weighted[rows, truth].max()) < 0.1 * float(trusted[rows, truth].min())
+
+
+def test_poses_behind_the_camera_lose_and_nan_rows_stay_nan(scene):
+    hypotheses, keypoints, truth, _ = scene
+    rows = torch.arange(3)
+    hypotheses[0, 0] *= 100.0  # no root brings this one in front of the camera
+    best = best_by_reprojection(hypotheses, keypoints, torch.ones(3, 17), K)
+    assert torch.equal(best[0], hypotheses[0, truth[0]])
+    hypotheses[1] = torch.nan
+    best = best_by_reprojection(hypotheses, keypoints, torch.ones(3, 17), K)
+    assert torch.isnan(best[1]).all()
+    assert torch.equal(best[[0, 2]], hypotheses[rows, truth][[0, 2]])
