@@ -468,6 +468,13 @@ def test_bad_models(capsys, make, expected):
     refused(capsys, [file, "--model", name, "--out", "poses.npz", *SIZE], *expected)
 
 
+def test_a_folder_that_may_not_be_written_to(model, capsys, monkeypatch):
+    file = good()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    expected = "--out: the folder '.' may not be written to"
+    refused(capsys, [file, "--model", model, "--out", "poses.npz", *SIZE], expected)
+
+
 @pytest.mark.parametrize("options", [[], ["--plot", "out.png"]])
 def test_failure_of_the_last_step_leaves_nothing(model, capsys, monkeypatch, options):
     def fail(target, **arrays):

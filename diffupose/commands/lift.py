@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffupose.camera import ASSUMED_FOCAL
-from diffupose.files import atomic_path
+from diffupose.files import atomic_path, check_output
 from diffupose.keypoints import HEAD_RULES, LAYOUTS, Keypoints, read_keypoints
 from diffupose.schedule import SAMPLERS
 
@@ -114,10 +114,7 @@ def _check_output(path: str, suffixes: tuple[str, ...], name: str) -> None:
     """Refuse an output that could not be written before any work is done."""
     if Path(path).suffix.lower() not in suffixes:
         raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {path!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{name}: the folder {str(Path(path).parent)!r} does not exist")
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{name}: {path!r} is a folder")
+    check_output(path, name)
 
 
 def _matrix(intrinsics: list[float] | None) -> list[list[float]] | None:
