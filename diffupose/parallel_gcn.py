@@ -22,9 +22,12 @@ class JointAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, J, C]`` to ``[N, J, C]``."""
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, N, heads, J, C / heads]
-        query, key, value = heads.unbind(0)
-        attended = functional.scaled_dot_product_attention(query, key, value)  # [N, heads, J, C / heads]
+        heads = self.qkv(x).to(self.qkv.weight.dtype).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # [N, heads, J, C / heads] each
+        # Written out and in float32: on so few joints the fused attention is slower, in bfloat16 many times.
+        with torch.autocast(x.device.type, enabled=False):
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # [N, heads, J, J]
+            attended = torch.softmax(scores, dim=-1) @ value
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
@@ -78,7 +81,10 @@ class ParallelGCN(nn.Module):
     def forward(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """Denoise ``sample [N, J, 3]`` given ``condition [N, J, C]`` and ``timesteps [N]``; returns ``[N, J, 3]``."""
         embedding = functional.silu(self.time_mlp(timesteps))
-        x = self.input(torch.cat((sample, condition), dim=-1)) + self.joint_embedding  # [N, J, d]
+        # Coordinates go in and come out in full precision, whatever is between.
+        with torch.autocast(sample.device.type, enabled=False):
+            x = self.input(torch.cat((sample, condition), dim=-1)) + self.joint_embedding  # [N, J, d]
         for block in self.blocks:
             x = block(x, embedding)
-        return self.output(self.norm(x))
+        with torch.autocast(sample.device.type, enabled=False):
+            return self.output(self.norm(x.to(self.output.weight.dtype)))

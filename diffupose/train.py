@@ -159,7 +159,8 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.batches.num_samples)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.network, batch, timesteps[mine], noise[mine])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = self.loss(self.network, batch, timesteps[mine], noise[mine])
         loss.backward()
         average_gradients(self.denoiser, self.num_processes)
         limit = config.grad_clip or math.inf

@@ -18,6 +18,7 @@ from diffupose.errors import InputError
 Loss = Literal["l1", "mse"]
 LearningRateSchedule = Literal["exponential", "cosine", "constant"]
 Optimizer = Literal["adam", "adamw"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class TrainConfig:
         seed: Seed of weights, data and noise.
         log_every, checkpoint_every, validate_every: In steps; ``validate_every`` 0 means never.
         compile: Compile the network with ``torch.compile``.
+        precision: ``bfloat16`` takes the matrix products of the network in bfloat16 (weights, loss and averages stay
+            float32): twice as fast on CPUs with AVX512-BF16 and on GPUs, slower on others.
     """
 
     preset: str = "paper"
@@ -82,6 +85,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     validate_every: int = 0
     compile: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -89,6 +93,7 @@ class TrainConfig:
             ("lr_schedule", get_args(LearningRateSchedule)),
             ("optimizer", get_args(Optimizer)),
             ("loss", get_args(Loss)),
+            ("precision", get_args(Precision)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -52,6 +52,7 @@ class TestSettings:
             ({"steps": None}, "steps must be int, got None"),
             ({"preset": "best"}, "preset must be one of paper, parallel, got 'best'"),
             ({"loss": "l2"}, "loss must be one of l1, mse, got 'l2'"),
+            ({"precision": "fp16"}, "precision must be one of float32, bfloat16, got 'fp16'"),
             ({"steps": 0}, "steps must be at least 1, got 0"),
             ({"lr": 0.0}, "lr must be positive, got 0"),
             ({"lr": float("nan")}, "lr must be positive, got nan"),
@@ -215,9 +216,8 @@ class TestCommandLine:
             ("lr", "4e-05", "0.001"), ("batch_size", "8", "16"), ("seed", "0", "3"), ("hidden_dim", "32", "48"),
             ("steps", "2", "4"), ("loss", "'l1'", "'mse'"),
         ):  # fmt: skip
-            new = now.strip("'")
-            message = fails(*data, "--resume", f"--{name.replace('_', '-')}", new)
-            assert f"{name} was {before} in the run to resume, got {now}" in message
+            flag, new = f"--{name.replace('_', '-')}", now.strip("'")
+            assert f"{flag} was {before} in the run to resume, got {now}" in fails(*data, "--resume", flag, new)
         np.savez(tmp_path / "fewer.npz", **{
             key: value[:100] if len(value) > 100 else value for key, value in np.load(mocap_path).items()
         })  # fmt: skip

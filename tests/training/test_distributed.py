@@ -67,6 +67,6 @@ def test_errors(mocap_path, tmp_path):
     settings = {"data": mocap_path, "output": tmp_path, "batch_size": 9, "device": "cpu", "hidden_dim": 32}
     process = start_two(settings)
     message = finish(process, code=1)  # the launcher's status; that of the processes stands in its report
-    assert "batch_size must be a multiple of 2 processes, got 9" in message
+    assert "--batch-size must be a multiple of 2 processes, got 9" in message
     assert "exitcode  : 2" in message
     assert not (tmp_path / "log.csv").exists()
