@@ -36,6 +36,8 @@ class LifterFile:
         denoiser: The network with its weights, in evaluation mode, on the CPU.
         pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 stands for the pose ``pose_mean + pose_scale x0``.
         covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
+        prediction_error: ``[T]``: mean squared error of the predicted x0 at each timestep, in data units, on people
+            that the model was not fitted on; None where nobody measured it.
     """
 
     config: LifterConfig
@@ -43,6 +45,7 @@ class LifterFile:
     pose_mean: Tensor
     pose_scale: Tensor
     covariance_scale: Tensor
+    prediction_error: Tensor | None = None
 
 
 def save_lifter_file(
@@ -52,6 +55,7 @@ def save_lifter_file(
     pose_mean: Tensor,
     pose_scale: Tensor,
     covariance_scale: Tensor | None = None,
+    prediction_error: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -59,6 +63,8 @@ def save_lifter_file(
     if covariance_scale is None:
         covariance_scale = torch.ones(pose_mean.shape[0])
     statistics = {"pose_mean": pose_mean, "pose_scale": pose_scale, "covariance_scale": covariance_scale}
+    if prediction_error is not None:
+        statistics["prediction_error"] = prediction_error
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in statistics.items()}
     for name, value in denoiser.state_dict().items():
         value = value.detach().to("cpu", dtype) if value.is_floating_point() else value.cpu()
@@ -105,10 +111,13 @@ def _load_safetensors(path: Path) -> LifterFile:
     if missing:
         raise InputError(f"{path} has no tensor {missing[0]!r}")
     statistics = [tensors.pop(name).float() for name in _RESERVED]
-    num_joints = skeleton_joints(config)
-    for name, value, shape in zip(
-        _RESERVED, statistics, ((num_joints, 3), (num_joints, 3), (num_joints,)), strict=True
-    ):
+    num_joints, names = skeleton_joints(config), list(_RESERVED)
+    shapes: list[tuple[int, ...]] = [(num_joints, 3), (num_joints, 3), (num_joints,)]
+    if "prediction_error" in tensors:
+        names.append("prediction_error")
+        statistics.append(tensors.pop("prediction_error").float())
+        shapes.append((config.diffusion.num_train_timesteps,))
+    for name, value, shape in zip(names, statistics, shapes, strict=True):
         if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
     state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}

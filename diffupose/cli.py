@@ -1,4 +1,4 @@
-"""The ``diffupose`` command: lift, train, evaluate, env."""
+"""The ``diffupose`` command: lift, train, evaluate, calibrate, env."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from diffupose import __version__
-from diffupose.commands import evaluate, lift, train
+from diffupose.commands import calibrate, evaluate, lift, train
 from diffupose.errors import BackendUnavailableError
 
 
@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     lift.add_parser(commands)
     train.add_parser(commands)
     evaluate.add_parser(commands)
+    calibrate.add_parser(commands)
     env = commands.add_parser("env", help="print versions, backends, and why one is not active")
     env.set_defaults(run=_run_env)
     return parser

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffupose.camera import normalize_screen_coordinates, person_box, rotation_to_ray, viewing_ray
 from diffupose.config import LifterConfig
 from diffupose.mean_pose import fill_missing_joints
+from diffupose.skeleton import SKELETONS
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Conditioning:
     """The denoiser's view of a batch of poses.
 
     Attributes:
-        inputs: ``[B, J, C]``: normalised x, y and, with C = 3, presence (1 or 0). Missing joints are 0 with a presence
-            channel and filled by the mean pose without one.
+        inputs: ``[B, J, C]``: normalised x, y; presence (1 or 0), if the model takes it; the camera cue, if the model
+            takes it. Missing joints are 0 with a presence channel and filled by the mean pose without one.
         rotation: ``[B, 3, 3]``: takes a camera-frame pose to the frame in which the network predicts; its transpose
             takes a prediction back.
     """
@@ -35,6 +36,7 @@ def condition(
     image_size: Tensor | None = None,
     focal: Tensor | None = None,
     center: Tensor | None = None,
+    calibrated: Tensor | bool = False,
 ) -> Conditioning:
     """Normalise keypoints as a model's configuration says.
 
@@ -45,6 +47,8 @@ def condition(
         image_size: (w, h) of shape ``[B, 2]``; needed by ``image`` normalisation.
         focal: fx, fy in pixels, ``[B, 2]``; with ``person`` normalisation, None leaves predictions unturned.
         center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
+        calibrated: Whether ``focal`` and ``center`` are known and not assumed, one bool or ``[B]``: only what is known
+            becomes the camera cue.
     """
     batch = keypoints_2d.shape[0]
     # Filling changes nothing where nothing is missing, and to ask would stall a GPU; 15 joints have no mean pose.
@@ -65,4 +69,34 @@ def condition(
     normalized = torch.where(mask, normalized, torch.zeros_like(normalized))
     if config.denoiser.condition_channels == 3:
         normalized = torch.cat((normalized, mask.to(normalized.dtype)), dim=-1)
+    if config.denoiser.camera_cue:
+        known = torch.as_tensor(calibrated, device=keypoints_2d.device).expand(batch)
+        normalized = torch.cat((normalized, _camera_cue(keypoints_2d, present, known, focal, center)), dim=-1)
     return Conditioning(normalized, rotation)
+
+
+def mirror_inputs(inputs: Tensor, config: LifterConfig) -> Tensor:
+    """Return the inputs ``[B, J, C]`` of the mirrored person: normalised x runs from the middle, so it changes sign."""
+    channels = config.denoiser.condition_channels
+    sign = inputs.new_ones(inputs.shape[-1])
+    sign[0] = -1.0
+    if config.denoiser.camera_cue:
+        sign[channels + 2] = -1.0
+    return inputs[:, list(SKELETONS[config.denoiser.skeleton].flip_permutation)] * sign
+
+
+# Log of the angular half size of a person in the middle of the training's distances; centres the cue.
+_TYPICAL_LOG_SIZE = -1.6
+
+
+def _camera_cue(
+    keypoints_2d: Tensor, present: Tensor, known: Tensor, focal: Tensor | None, center: Tensor | None
+) -> Tensor:
+    """Return ``[B, J, 4]``: known, log angular half size, tangents of the direction; zeros where not known."""
+    cue = keypoints_2d.new_zeros(len(keypoints_2d), 4)
+    if focal is not None and center is not None:
+        box_center, scale = person_box(keypoints_2d, present)
+        size = (scale / focal).log().mean(dim=-1, keepdim=True) - _TYPICAL_LOG_SIZE
+        values = torch.cat((torch.ones_like(size), size, (box_center - center) / focal), dim=-1)
+        cue = torch.where(known[:, None], values, cue)
+    return cue[:, None].expand(-1, keypoints_2d.shape[1], -1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,10 +14,12 @@ from diffupose.schedule import (
     PREDICTION_TYPES,
     SAMPLERS,
     TIMESTEP_SPACINGS,
+    VARIANCES,
     BetaSchedule,
     PredictionType,
     Sampler,
     TimestepSpacing,
+    Variance,
 )
 from diffupose.skeleton import SKELETONS, Normalization
 
@@ -36,9 +41,11 @@ class DenoiserConfig:
             attention, time in every block).
         skeleton: Name of the skeleton.
         condition_channels: 2 (x, y) or 3 (x, y and presence).
+        camera_cue: Four more condition channels, the same for all joints: whether the intrinsics are known, and if so
+            the log of the person's angular size and the direction of the person from the optical axis.
         hidden_dim: Width d.
         num_layers: Residual graph blocks.
-        num_heads: Attention heads of ``"parallel_gcn"``.
+        num_heads: Attention heads of ``"parallel_gcn"``; 0 for none.
         dropout: Dropout after each graph convolution.
         adjacency_normalization: ``"row"`` (released) or ``"symmetric"`` (paper).
         adjacency_mask: Learn the multiplicative mask P of eq. 7 (A * P + Q); off in the released network.
@@ -48,6 +55,7 @@ class DenoiserConfig:
     architecture: Architecture = "modulated_gcn"
     skeleton: str = "h36m_17"
     condition_channels: int = 2
+    camera_cue: bool = False
     hidden_dim: int = 384
     num_layers: int = 4
     num_heads: int = 4
@@ -65,23 +73,39 @@ class DenoiserConfig:
         _choice("adjacency_mask", self.adjacency_mask, (False, True))
         _whole("hidden_dim", self.hidden_dim, 1)
         _whole("num_layers", self.num_layers, 1)
-        _whole("num_heads", self.num_heads, 1)
+        _whole("num_heads", self.num_heads, 0)
+        _choice("camera_cue", self.camera_cue, (False, True))
         _number("dropout", self.dropout, 0.0, 0.999)
         # The released time embedding has d/16 frequencies, spaced over d/16 - 1 gaps.
         if self.architecture == "modulated_gcn" and (self.hidden_dim % 16 or self.hidden_dim < 32):
             raise ValueError(f"hidden_dim must be a multiple of 16 and at least 32, got {self.hidden_dim}")
-        if self.architecture == "parallel_gcn" and self.hidden_dim % (2 * self.num_heads):
+        if self.architecture == "parallel_gcn" and self.hidden_dim % (2 * max(1, self.num_heads)):
             raise ValueError(f"hidden_dim must be a multiple of 2 * num_heads, got {self.hidden_dim}")
+
+    @property
+    def num_condition_channels(self) -> int:
+        """Channels of the condition that the network takes."""
+        return self.condition_channels + (4 if self.camera_cue else 0)
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The forward process and what the network predicts."""
+    """The forward process and what the network predicts.
+
+    Attributes:
+        num_train_timesteps: T.
+        beta_schedule: ``"cosine"`` or ``"linear"``.
+        prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
+        clip_sample_range: Limit of x0 in data units, or None.
+        deterministic: No diffusion at all: the network regresses x0 from x_T = 0 at the last timestep, in one call. A
+            baseline; its hypotheses are all the same.
+    """
 
     num_train_timesteps: int = 100
     beta_schedule: BetaSchedule = "cosine"
     prediction_type: PredictionType = "epsilon"
     clip_sample_range: float | None = 1.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _whole("num_train_timesteps", self.num_train_timesteps, 1)
@@ -89,16 +113,24 @@ class DiffusionConfig:
         _choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         if self.clip_sample_range is not None:
             _number("clip_sample_range", self.clip_sample_range, 1e-6, 1e6)
+        _choice("deterministic", self.deterministic, (False, True))
+        if self.deterministic and self.prediction_type != "sample":
+            raise ValueError(f"prediction_type must be sample where deterministic is set, got {self.prediction_type!r}")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The defaults of a lift; every one can be changed in the call."""
+    """The defaults of a lift; every one can be changed in the call.
+
+    ``variance`` is ``"fixed_small"``, or ``"analytic"`` for checkpoints that hold their prediction error (see
+    ``step_table``).
+    """
 
     sampler: Sampler = "ddpm"
     num_inference_steps: int = 100
     eta: float = 0.0
     timestep_spacing: TimestepSpacing = "trailing"
+    variance: Variance = "fixed_small"
     num_hypotheses: int = 10
     flip: bool = True
     aggregation: Aggregation = "mean"
@@ -106,6 +138,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _choice("sampler", self.sampler, SAMPLERS)
         _choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        _choice("variance", self.variance, VARIANCES)
+        if self.variance == "analytic" and self.sampler == "dpm++":
+            raise ValueError("variance must be fixed_small with sampler dpm++, got 'analytic'")
         _choice("aggregation", self.aggregation, get_args(Aggregation))
         _choice("flip", self.flip, (False, True))
         _whole("num_inference_steps", self.num_inference_steps, 1)
@@ -157,6 +192,26 @@ class LifterConfig:
             if key in values:
                 values[key] = section(**_known_keys(section, values[key]))
         return cls(**values)
+
+
+def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return ``LifterConfig.to_dict`` output with settings such as ``denoiser.num_heads=2`` replaced.
+
+    Raises:
+        ValueError: If there is no such setting.
+    """
+    values = copy.deepcopy(values)
+    for item in settings:
+        key, equals, text = item.partition("=")
+        section, _, name = key.rpartition(".")
+        target = values.get(section) if section else values
+        if not equals or not isinstance(target, dict) or name not in target or isinstance(target[name], dict):
+            raise ValueError(f"model settings must look like denoiser.num_heads=2 and exist, got {item!r}")
+        try:
+            target[name] = json.loads(text)
+        except json.JSONDecodeError:
+            target[name] = text
+    return values
 
 
 def _known_keys(cls: type, values: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class ModulatedGCN(nn.Module):
         self.config = config
         width = config.hidden_dim
         adjacency = torch.tensor(SKELETONS[config.skeleton].adjacency(config.adjacency_normalization).tolist())
-        channels = 3 + config.condition_channels
+        channels = 3 + config.num_condition_channels
         self.gconv_input = GraphConvBlock(channels, width, adjacency, config)
         self.gconv_layers = nn.ModuleList(
             nn.Sequential(*(GraphConvBlock(width, width, adjacency, config) for _ in range(2)))
@@ -151,7 +151,7 @@ class ModulatedGCN(nn.Module):
 
         Args:
             sample: x_t of shape ``[N, J, 3]``.
-            condition: ``[N, J, C]`` with C = ``condition_channels``.
+            condition: ``[N, J, C]`` with C = ``num_condition_channels``.
             timesteps: Integers of shape ``[N]``.
 
         Returns:

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
-from diffupose.conditioning import condition
+from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
 from diffupose.lift_inputs import PixelInput, check_image_size, check_intrinsics, check_keypoints
 from diffupose.lift_result import LiftResult
 from diffupose.ops._backend import Backend
 from diffupose.ops.sample import sample
-from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, step_table
+from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
 # Bytes that the activations of one chunk may take; a tile that stays in the caches is also the fastest.
@@ -48,6 +48,7 @@ class Lifter:
         self.pose_mean = file.pose_mean.to(self.device)
         self.pose_scale = file.pose_scale.to(self.device)
         self.covariance_scale = file.covariance_scale.to(self.device)
+        self.prediction_error = file.prediction_error
         diffusion = self.config.diffusion
         self.schedule = NoiseSchedule(diffusion.num_train_timesteps, diffusion.beta_schedule)
 
@@ -87,7 +88,15 @@ class Lifter:
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the lifter as one safetensors file that ``from_pretrained`` reads."""
-        save_lifter_file(path, self.denoiser, self.config, self.pose_mean, self.pose_scale, self.covariance_scale)
+        save_lifter_file(
+            path,
+            self.denoiser,
+            self.config,
+            self.pose_mean,
+            self.pose_scale,
+            self.covariance_scale,
+            self.prediction_error,
+        )
 
     def sampling(self, **overrides: object) -> SamplingConfig:
         """Return the checkpoint's sampling settings with those overrides that are not None."""
@@ -99,6 +108,8 @@ class Lifter:
         }
         if given.get("sampler", "ddim") != "ddim" and "eta" not in given:
             given["eta"] = 0.0
+        if given.get("sampler") == "dpm++" and "variance" not in given:
+            given["variance"] = "fixed_small"
         return replace(self.config.sampling, **given)  # type: ignore[arg-type]
 
     def needs_image_size(self, has_intrinsics: bool, assumed_focal: float | None) -> bool:
@@ -107,7 +118,16 @@ class Lifter:
         return not person or (not has_intrinsics and assumed_focal is not None)
 
     def step_table(self, settings: SamplingConfig) -> StepTable:
-        """Return the sampler of some settings as a table."""
+        """Return the sampler of some settings as a table.
+
+        Raises:
+            ValueError: If the settings do not fit each other or the model.
+        """
+        error = None
+        if settings.variance == "analytic":
+            if self.prediction_error is None:
+                raise ValueError("variance must be fixed_small for a model without a prediction error, got 'analytic'")
+            error = self.prediction_error.double().numpy()
         return step_table(
             self.schedule,
             settings.num_inference_steps,
@@ -115,6 +135,7 @@ class Lifter:
             eta=settings.eta,
             prediction_type=self.config.diffusion.prediction_type,
             timestep_spacing=settings.timestep_spacing,
+            prediction_error=error,
         )
 
     @torch.no_grad()
@@ -129,6 +150,7 @@ class Lifter:
         sampler: Sampler | None = None,
         eta: float | None = None,
         timestep_spacing: TimestepSpacing | None = None,
+        variance: Variance | None = None,
         flip: bool | None = None,
         aggregation: Aggregation | None = None,
         seed: int = 0,
@@ -151,7 +173,8 @@ class Lifter:
             num_inference_steps: Network calls per hypothesis.
             sampler: ``"ddpm"``, ``"ddim"`` or ``"dpm++"``.
             eta: Fresh noise of DDIM, 0 to 1.
-            timestep_spacing: ``"trailing"``, ``"leading"`` or ``"linspace"``.
+            timestep_spacing: ``"trailing"``, ``"leading"``, ``"linspace"`` or ``"quadratic"``.
+            variance: ``"fixed_small"`` or ``"analytic"`` (``schedule.step_table``).
             flip: Add the hypotheses of the mirrored input, mirrored back, with noise of their own.
             aggregation: What ``result.poses_3d`` is: ``"mean"`` or ``"medoid"``.
             seed: 64-bit seed. Results depend on it and on ``frame_ids``, not on the batch.
@@ -174,6 +197,7 @@ class Lifter:
             num_inference_steps=num_inference_steps,
             eta=eta,
             timestep_spacing=timestep_spacing,
+            variance=variance,
             num_hypotheses=num_hypotheses,
             flip=flip,
             aggregation=aggregation,
@@ -260,7 +284,16 @@ class Lifter:
                 part = [None if item is None else item[chunk] for item in (size, focal, center)]
                 for flipped in (False, True) if settings.flip else (False,):
                     poses = self._lift_chunk(
-                        pixels, chunk, part, frame_ids[chunk], ids + count * flipped, flipped, table, seed, backend
+                        pixels,
+                        chunk,
+                        part,
+                        frame_ids[chunk],
+                        ids + count * flipped,
+                        flipped,
+                        table,
+                        seed,
+                        backend,
+                        matrices is not None,
                     )
                     hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
                     bar.update(len(chunk) * len(ids))
@@ -286,29 +319,39 @@ class Lifter:
         table: StepTable,
         seed: int,
         backend: Backend | None,
+        calibrated: bool,
     ) -> Tensor:
         size, focal, center = (None if item is None else item.to(self.device) for item in part)
         keypoints, present = pixels.keypoints[chunk].to(self.device), pixels.present[chunk].to(self.device)
-        seen = condition(keypoints, present, self.config, image_size=size, focal=focal, center=center)
-        inputs, mirror = seen.inputs, list(self.skeleton.flip_permutation)
-        if flipped:
-            # Normalised x runs from the middle of the image or of the person: its mirror image is -x.
-            inputs = inputs[:, mirror] * _sign(inputs, inputs.shape[-1])
-        x0 = sample(
-            self.denoiser,
-            inputs,
-            table,
-            seed=seed,
-            frame_ids=frame_ids.to(self.device),
-            hypothesis_ids=hypothesis_ids.to(self.device),
-            clip_sample_range=self.config.diffusion.clip_sample_range,
-            backend=backend,
+        seen = condition(
+            keypoints, present, self.config, image_size=size, focal=focal, center=center, calibrated=calibrated
+        )
+        inputs = mirror_inputs(seen.inputs, self.config) if flipped else seen.inputs
+        x0 = (
+            self._regress(inputs, len(hypothesis_ids))
+            if self.config.diffusion.deterministic
+            else sample(
+                self.denoiser,
+                inputs,
+                table,
+                seed=seed,
+                frame_ids=frame_ids.to(self.device),
+                hypothesis_ids=hypothesis_ids.to(self.device),
+                clip_sample_range=self.config.diffusion.clip_sample_range,
+                backend=backend,
+            )
         )
         poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
         if flipped:
-            poses = poses[:, :, mirror] * _sign(poses, 3)
+            poses = poses[:, :, list(self.skeleton.flip_permutation)] * poses.new_tensor([-1.0, 1.0, 1.0])
         poses = poses @ seen.rotation.unsqueeze(1)  # the transpose of the turn, for row vectors
         return poses - poses[:, :, :1]
+
+    def _regress(self, inputs: Tensor, num_hypotheses: int) -> Tensor:
+        """Return what a deterministic model says, ``[B, H, J, 3]`` in data units: the same for every hypothesis."""
+        last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=self.device)
+        x0 = self.denoiser(torch.zeros_like(inputs[..., :1]).expand(-1, -1, 3), inputs, last)[..., :3]
+        return x0.unsqueeze(1).expand(-1, num_hypotheses, -1, -1)
 
     def _meta(
         self, settings: SamplingConfig, seed: int, focal: Tensor | None, assumed_focal: float | None
@@ -322,6 +365,7 @@ class Lifter:
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
             "timestep_spacing": settings.timestep_spacing,
+            "variance": settings.variance,
             "num_hypotheses": settings.num_hypotheses,
             "flip": settings.flip,
             "aggregation": settings.aggregation,
@@ -345,12 +389,6 @@ def _device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be auto or one that PyTorch can use here, got {str(name)!r}: {reason}") from None
     return device
-
-
-def _sign(like: Tensor, channels: int) -> Tensor:
-    sign = torch.ones(channels, dtype=like.dtype, device=like.device)
-    sign[0] = -1.0
-    return sign
 
 
 def _seed(seed: object) -> int:

@@ -32,7 +32,7 @@ class JointAttention(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """x + graph(FiLM(norm(x))) + attention(FiLM(norm(x)))."""
+    """x + graph(FiLM(norm(x))) + attention(FiLM(norm(x))); with no heads there is no attention."""
 
     def __init__(self, adjacency: Tensor, config: DenoiserConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ParallelBlock(nn.Module):
         self.gconv1 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
         self.gconv2 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
         self.dropout = nn.Dropout(config.dropout)
-        self.attention = JointAttention(width, config.num_heads)
+        self.attention = JointAttention(width, config.num_heads) if config.num_heads else None
         # Time starts without a say: a fresh FiLM is the identity.
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
@@ -52,7 +52,8 @@ class ParallelBlock(nn.Module):
         scale, shift = self.film(embedding).unsqueeze(1).chunk(2, dim=-1)  # [N, 1, C] each
         hidden = self.norm(x) * (1 + scale) + shift
         graph = self.gconv2(functional.gelu(self.gconv1(hidden)))
-        return x + self.dropout(graph) + self.attention(hidden)
+        x = x + self.dropout(graph)
+        return x if self.attention is None else x + self.attention(hidden)
 
 
 class ParallelGCN(nn.Module):
@@ -69,7 +70,7 @@ class ParallelGCN(nn.Module):
         width = config.hidden_dim
         skeleton = SKELETONS[config.skeleton]
         adjacency = torch.tensor(skeleton.adjacency(config.adjacency_normalization).tolist())
-        self.input = nn.Linear(3 + config.condition_channels, width)
+        self.input = nn.Linear(3 + config.num_condition_channels, width)
         self.joint_embedding = nn.Parameter(0.02 * torch.randn(skeleton.num_joints, width))
         self.time_mlp = TimeEmbedding(width, width)
         self.blocks = nn.ModuleList(ParallelBlock(adjacency, config) for _ in range(config.num_layers))

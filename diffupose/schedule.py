@@ -21,12 +21,14 @@ from torch import Tensor
 BetaSchedule = Literal["cosine", "linear"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Sampler = Literal["ddpm", "ddim", "dpm++"]
-TimestepSpacing = Literal["trailing", "leading", "linspace"]
+TimestepSpacing = Literal["trailing", "leading", "linspace", "quadratic"]
+Variance = Literal["fixed_small", "analytic"]
 
 BETA_SCHEDULES: tuple[BetaSchedule, ...] = ("cosine", "linear")
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpm++")
-TIMESTEP_SPACINGS: tuple[TimestepSpacing, ...] = ("trailing", "leading", "linspace")
+TIMESTEP_SPACINGS: tuple[TimestepSpacing, ...] = ("trailing", "leading", "linspace", "quadratic")
+VARIANCES: tuple[Variance, ...] = ("fixed_small", "analytic")
 
 
 def _require(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -94,7 +96,8 @@ def inference_timesteps(
 ) -> np.ndarray:
     """Return the descending grid of timesteps, shape ``[S]``, int64.
 
-    ``trailing``: round_half_even((S - i) T / S) - 1; ``leading``: (S - 1 - i) (T // S); ``linspace``: from T - 1 to 0.
+    ``trailing``: round_half_even((S - i) T / S) - 1; ``leading``: (S - 1 - i) (T // S); ``linspace``: from T - 1 to 0;
+    ``quadratic``: round_half_even((S - i)^2 T / S^2) - 1, at least S - i - 1 (dense near the data, Song et al. 2021).
 
     Raises:
         ValueError: If S is not in [1, T] or the spacing is unknown.
@@ -107,6 +110,9 @@ def inference_timesteps(
     if spacing == "trailing":
         # The product is exact, so one rounding is left and a half stays a half: total / steps first would lose it.
         grid = np.round((steps - np.arange(steps)) * total / steps) - 1
+    elif spacing == "quadratic":
+        left = steps - np.arange(steps)
+        grid = np.maximum(np.round(left**2 * total / steps**2), left) - 1
     elif spacing == "leading":
         grid = (steps - 1 - np.arange(steps)) * (total // steps)
     else:
@@ -144,6 +150,7 @@ def step_table(
     eta: float = 0.0,
     prediction_type: PredictionType = "epsilon",
     timestep_spacing: TimestepSpacing = "trailing",
+    prediction_error: np.ndarray | None = None,
 ) -> StepTable:
     """Return the table of a sampler, computed in float64.
 
@@ -155,6 +162,10 @@ def step_table(
         eta: Share of fresh noise in DDIM, 0 (deterministic) to 1 (as much as DDPM); 0 for the other samplers.
         prediction_type: What the network's output means.
         timestep_spacing: The grid; each step goes to the grid's actual next timestep, the last one to clean data.
+        prediction_error: Mean squared error of the predicted x0 at each timestep, ``[T]``, in data units: variance
+            ``"analytic"``. A step replaces x0, which has a posterior variance, by its mean; the missing c_0^2 times
+            that variance is added to s^2 (Bao et al. 2022), without which few steps have too little spread. None is
+            ``"fixed_small"``: no addition.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -163,6 +174,13 @@ def step_table(
     _require("prediction_type", prediction_type, PREDICTION_TYPES)
     if not 0.0 <= eta <= 1.0 or (eta > 0 and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and be 0 unless sampler is ddim, got {eta!r} with {sampler}")
+    if prediction_error is not None and (
+        sampler == "dpm++" or prediction_error.shape != (schedule.num_train_timesteps,)
+    ):
+        raise ValueError(
+            f"prediction_error must have shape [{schedule.num_train_timesteps}] and go with sampler ddpm or ddim, got "
+            f"{prediction_error.shape} with {sampler}"
+        )
     timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps, timestep_spacing)
     cumprod = np.append(schedule.alphas_cumprod[timesteps], 1.0)  # the state after the last step is clean
     rows = np.zeros((num_inference_steps, 6))
@@ -177,6 +195,8 @@ def step_table(
             row[2:6] = _ddim_step(cumprod[step], cumprod[step + 1], eta)
         else:
             row[2:6] = _dpm_solver_step(cumprod[step], cumprod[step + 1], cumprod[step - 1] if step else None)
+        if prediction_error is not None and step < num_inference_steps - 1:
+            row[5] = math.sqrt(row[5] ** 2 + row[3] ** 2 * prediction_error[timesteps[step]])
     return StepTable(coefficients=rows, timesteps=timesteps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diffupose.config import PRESETS, LifterConfig
+from diffupose.config import PRESETS, LifterConfig, override
 from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
 from diffupose.training.batches import NOISE_STREAM, Batches, pose_statistics, step_generator
@@ -44,10 +45,10 @@ def model_config(config: TrainConfig) -> LifterConfig:
         denoiser = replace(denoiser, hidden_dim=config.hidden_dim)
     if config.num_layers is not None:
         denoiser = replace(denoiser, num_layers=config.num_layers)
-    normalization = config.input_normalization or preset.input_normalization
-    return LifterConfig.from_dict(
-        {**preset.to_dict(), "denoiser": replace(denoiser).__dict__, "input_normalization": normalization}
-    )
+    values = replace(preset, denoiser=denoiser).to_dict()
+    if config.input_normalization is not None:
+        values["input_normalization"] = config.input_normalization
+    return LifterConfig.from_dict(override(values, config.model))
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> Path:
@@ -237,14 +238,12 @@ def _device(name: str) -> torch.device:
 
 
 def _check_same_run(state: dict[str, Any], config: TrainConfig, model: LifterConfig, batches: Batches) -> None:
-    import json
-
     before = {**TrainConfig().to_dict(), **json.loads(state["train_config"])}
     now = json.loads(json.dumps(config.to_dict()))
     for name, value in now.items():
         if name not in _FREE_ON_RESUME and before[name] != value:
             raise InputError(f"{name} was {before[name]!r} in the run to resume, got {value!r}")
-    if json.loads(state["model_config"]) != json.loads(json.dumps(model.to_dict())):
+    if LifterConfig.from_dict(json.loads(state["model_config"])) != model:
         raise InputError("the model of the run to resume differs from the one asked for")
     if state["sampler"]["num_samples"] != batches.num_samples:
         raise InputError(

@@ -50,6 +50,17 @@ def test_there_and_back(tmp_path, kind, skeleton):
     assert not any(parameter.requires_grad for parameter in file.denoiser.parameters())
 
 
+def test_prediction_error_there_and_back(tmp_path, tiny):
+    file = load_lifter_file(tiny)
+    assert file.prediction_error is None
+    path, error = tmp_path / "measured.safetensors", torch.rand(file.config.diffusion.num_train_timesteps)
+    save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error)
+    assert torch.equal(load_lifter_file(path).prediction_error, error)
+    save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error[:-1])
+    with pytest.raises(InputError, match=r"prediction_error in .* must be finite, of shape \[50\], got \[49\]"):
+        load_lifter_file(path)
+
+
 def test_half_precision_halves_the_file(tmp_path, tiny):
     file = load_lifter_file(tiny)
     small = tmp_path / "small.safetensors"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffupose.camera import normalize_screen_coordinates, person_box, project
-from diffupose.conditioning import condition
+from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import PAPER, PARALLEL
 from diffupose.mean_pose import fill_missing_joints
 
@@ -102,3 +102,44 @@ def test_missing_joints_are_filled_without_a_presence_channel(views, config):
     expected = condition(filled, everything, config, image_size=size, focal=focal, center=center)
     assert seen.inputs.shape == (12, 17, 2)
     assert torch.equal(seen.inputs, expected.inputs) and torch.equal(seen.rotation, expected.rotation)
+
+
+CUE = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, camera_cue=True))
+
+
+def test_camera_cue(views):
+    """What is known becomes four channels, the same for all joints; what is assumed becomes zeros."""
+    _, _, pixels, focal, center, size = views
+    present = torch.ones(12, 17, dtype=torch.bool)
+    known = torch.arange(12) % 2 == 0
+    seen = condition(pixels, present, CUE, image_size=size, focal=focal, center=center, calibrated=known)
+    assert seen.inputs.shape == (12, 17, CUE.denoiser.num_condition_channels) == (12, 17, 7)
+    plain = condition(pixels, present, PARALLEL, image_size=size, focal=focal, center=center)
+    assert torch.equal(seen.inputs[..., :3], plain.inputs)
+    cue = seen.inputs[..., 3:]
+    assert not cue[~known].any()
+    assert torch.equal(cue, cue[:, :1].expand_as(cue))
+    low, high = pixels.amin(dim=1), pixels.amax(dim=1)
+    half = (high - low).amax(dim=1, keepdim=True) / 2
+    expected = torch.cat(
+        (torch.ones(12, 1), (half / focal).log().mean(dim=1, keepdim=True) + 1.6, ((low + high) / 2 - center) / focal),
+        dim=1,
+    )
+    torch.testing.assert_close(cue[known, 0], expected[known])
+    nothing = condition(pixels, present, CUE, image_size=size)
+    assert not nothing.inputs[..., 3:].any()
+
+
+@pytest.mark.parametrize("config", [PAPER, PARALLEL, CUE], ids=["paper", "parallel", "cue"])
+def test_mirrored_inputs_are_those_of_the_mirrored_picture(views, config):
+    _, _, pixels, focal, center, size = views
+    present = torch.rand(12, 17) < 0.9
+    present[:, [2, 9]] = True
+    flip = [0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13]
+    mirrored = pixels[:, flip].clone()
+    mirrored[..., 0] = size[:, None, 0] - mirrored[..., 0]  # the principal point is in the middle
+    if config is PAPER:
+        present[:] = True
+    settings = {"image_size": size, "focal": focal, "center": center, "calibrated": True}
+    expected = condition(mirrored, present[:, flip], config, **settings).inputs
+    torch.testing.assert_close(mirror_inputs(condition(pixels, present, config, **settings).inputs, config), expected)

@@ -119,6 +119,7 @@ def test_meta_is_complete(lifter):
         "num_inference_steps": 3,
         "eta": 0.0,
         "timestep_spacing": "trailing",
+        "variance": "fixed_small",
         "num_hypotheses": 4,
         "flip": False,
         "aggregation": "mean",

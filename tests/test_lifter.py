@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from support.released_checkpoint import write_released_checkpoint
-from support.tiny_lifters import people, tiny_lifter, write_tiny_lifter
+from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
 from torch import nn
 
 import diffupose.lifter
 from diffupose import Lifter
 from diffupose.camera import ASSUMED_FOCAL, person_box, project, rotation_to_ray, viewing_ray
+from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.conditioning import condition
 from diffupose.skeleton import H36M_17
 
@@ -110,6 +111,39 @@ def test_frame_ids(lifter):
     assert torch.equal(large, lift(np.array([5 - 2**63, -1, 0])))
     assert torch.equal(large, lift(torch.tensor([5 - 2**63, -1, 0])))
     assert difference(large[0], lift([5, 0, 0])[0]) > 1e-3
+
+
+def test_a_deterministic_model_regresses_in_one_call(tmp_path):
+    """The network sees no noise and the last timestep; every hypothesis is the same, whatever the seed."""
+    config = tiny_config()
+    diffusion = replace(config.diffusion, deterministic=True)
+    file = load_lifter_file(write_tiny_lifter(tmp_path / "tiny.safetensors"))
+    lifter = Lifter(replace(file, config=replace(config, diffusion=diffusion)))
+    calls = []
+    lifter.denoiser.register_forward_hook(lambda _, inputs, output: calls.append((*inputs, output)))
+    result = lifter(people(3), image_size=SIZE, num_hypotheses=4, assumed_focal=None)
+    [(sample, _, timesteps, output)] = calls
+    assert not sample.any() and timesteps.tolist() == [49]
+    poses = lifter.pose_mean + lifter.pose_scale * output
+    torch.testing.assert_close(result.hypotheses, (poses - poses[:, :1])[:, None].expand(3, 4, 17, 3))
+    assert difference(result.hypotheses, lifter(people(3), image_size=SIZE, num_hypotheses=4, assumed_focal=None,
+                                                seed=1).hypotheses) == 0  # fmt: skip
+
+
+def test_analytic_variance(person_lifter):
+    """It needs the model's prediction error, and widens the spread."""
+    with pytest.raises(ValueError, match="variance must be fixed_small for a model without a prediction error"):
+        person_lifter(people(2), image_size=SIZE, variance="analytic")
+    with pytest.raises(ValueError, match=r"variance must be fixed_small with sampler dpm\+\+"):
+        person_lifter(people(2), image_size=SIZE, variance="analytic", sampler="dpm++")
+    measured = Lifter(LifterFile(
+        person_lifter.config, person_lifter.denoiser, person_lifter.pose_mean, person_lifter.pose_scale,
+        person_lifter.covariance_scale, torch.full((50,), 4.0),
+    ))  # fmt: skip
+    plain = measured(people(2), image_size=SIZE, num_hypotheses=30)
+    wide = measured(people(2), image_size=SIZE, num_hypotheses=30, variance="analytic")
+    assert wide.meta["variance"] == "analytic"
+    assert float(wide.hypotheses.std(dim=1).mean()) > 1.1 * float(plain.hypotheses.std(dim=1).mean())
 
 
 def test_fewer_hypotheses_are_the_first_of_more(lifter):

@@ -156,6 +156,13 @@ GRIDS = [
     ("trailing", 1, 1, [0]),
     ("leading", 1, 1, [0]),
     ("linspace", 1, 1, [0]),
+    ("quadratic", 100, 1, [99]),
+    ("quadratic", 100, 2, [99, 24]),
+    ("quadratic", 100, 5, [99, 63, 35, 15, 3]),
+    ("quadratic", 1000, 5, [999, 639, 359, 159, 39]),
+    ("quadratic", 10, 6, [9, 6, 3, 2, 1, 0]),
+    ("quadratic", 4, 4, [3, 2, 1, 0]),
+    ("quadratic", 1, 1, [0]),
 ]
 # fmt: on
 
@@ -208,7 +215,9 @@ def test_step_table_errors():
         step_table(schedule, 5, sampler="euler")
     with pytest.raises(ValueError, match="prediction_type must be one of epsilon, sample, v_prediction, got 'noise'"):
         step_table(schedule, 5, prediction_type="noise")
-    with pytest.raises(ValueError, match="timestep_spacing must be one of trailing, leading, linspace, got 'karras'"):
+    with pytest.raises(
+        ValueError, match="timestep_spacing must be one of trailing, leading, linspace, quadratic, got 'karras'"
+    ):
         step_table(schedule, 5, timestep_spacing="karras")
     for eta in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
@@ -251,6 +260,33 @@ def test_a_perfect_model_keeps_the_marginals(sampler, eta, beta_schedule, steps,
     assert (s > 0).all() if sampler == "ddpm" or eta > 0 else (s == 0).all()
     assert (c_1[1:] < 0).all() if sampler == "dpm++" else (c_1 == 0).all()
     assert c_1[0] == 0
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "quadratic"])
+@pytest.mark.parametrize("steps", [2, 5, 10])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
+def test_analytic_variance_keeps_the_marginals_of_a_model_that_predicts_the_mean(sampler, eta, steps, spacing):
+    """Data of variance v, whose best prediction is a share of x_t: every x_prev has variance a' v + 1 - a'."""
+    schedule, v = NoiseSchedule(100), 0.2
+    a = schedule.alphas_cumprod
+    error = v * (1 - a) / (a * v + 1 - a)
+    table = step_table(schedule, steps, sampler=sampler, eta=eta, timestep_spacing=spacing, prediction_error=error)
+    plain = step_table(schedule, steps, sampler=sampler, eta=eta, timestep_spacing=spacing)
+    a = a[table.timesteps]
+    share = np.sqrt(a) * v / (a * v + 1 - a)  # E[x0 | x_t] = share x_t
+    _, _, c_x, c_0, _, s = table.coefficients.T
+    before, after = a * v + 1 - a, np.append(a[1:] * v + 1 - a[1:], v - error[table.timesteps[-1]])
+    np.testing.assert_allclose((c_x + c_0 * share) ** 2 * before + s**2, after, rtol=1e-9)
+    assert (plain.coefficients[:, :5] == table.coefficients[:, :5]).all()
+    assert (plain.coefficients[:-1, 5] < s[:-1]).all() and s[-1] == 0
+
+
+def test_analytic_variance_errors():
+    schedule = NoiseSchedule(100)
+    with pytest.raises(ValueError, match=r"prediction_error must have shape \[100\] .* got \(99,\) with ddim"):
+        step_table(schedule, 5, prediction_error=np.ones(99))
+    with pytest.raises(ValueError, match=r"go with sampler ddpm or ddim, got \(100,\) with dpm"):
+        step_table(schedule, 5, sampler="dpm++", prediction_error=np.ones(100))
 
 
 def test_ddpm_is_the_posterior_of_eq_3():

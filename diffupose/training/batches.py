@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffupose.conditioning import condition
 from diffupose.config import LifterConfig
+from diffupose.datasets.exchange_limbs import exchange_limbs
 from diffupose.datasets.mocap import Mocap
 from diffupose.datasets.virtual_cameras import (
     EVALUATION_RANGES,
@@ -114,6 +115,8 @@ class MocapBatches:
         """Return samples ``index [B]`` seen by cameras drawn from ``generator``."""
         config = self.config
         positions = self.positions[index]
+        if config.exchange_limbs:
+            positions = exchange_limbs(positions, generator, config.exchange_limbs)
         if config.vary_bodies:
             positions = vary_bodies(positions, generator, mirror=config.mirror)
         elif config.mirror:
@@ -136,6 +139,8 @@ class MocapBatches:
             image_size=views.image_size,
             focal=views.focal,
             center=views.center,
+            # The cue must not become indispensable: half of the people have none.
+            calibrated=uniform(generator, len(index)) < 0.5 if self.model.denoiser.camera_cue else False,
         )
         joints = joints_of(self.model)
         return TrainBatch(seen.inputs[:, joints], (views.poses_3d @ seen.rotation.transpose(1, 2))[:, joints])

@@ -27,6 +27,7 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset; ``hidden_dim``, ``num_layers`` and ``input_normalization`` override it when given.
+        model: Other settings of the model, such as ``denoiser.num_heads=2`` or ``standardize_poses=false``.
         data: Motion-capture npz, or the community's ``data_3d_h36m.npz``.
         keypoints: ``data_2d_h36m_*.npz`` for Human3.6M; None takes the projected ground truth.
         exclude_subjects: People never trained on.
@@ -41,6 +42,7 @@ class TrainConfig:
         joint_weights: Weigh limbs 2 and their ends 4, as the released code does.
         reconstruction_weight: λ of eq. 10.
         mirror, vary_bodies, vary_cameras: Augmentation: flipped samples; bone lengths; the wide camera ranges.
+        exchange_limbs: Probability that an arm, or the legs, take the directions of somebody else's.
         noise_scale: Upper end of the detector noise level, in evaluation levels; 0 trains on clean keypoints.
         ema_decay, ema_every, ema_start, ema_power: Averaged weights: decay min(ema_decay, 1 - (1 + n)^-ema_power).
         seed: Seed of weights, data and noise.
@@ -51,6 +53,7 @@ class TrainConfig:
     """
 
     preset: str = "paper"
+    model: tuple[str, ...] = ()
     data: str = ""
     keypoints: str | None = None
     output: str = "runs/paper"
@@ -74,6 +77,7 @@ class TrainConfig:
     mirror: bool = True
     vary_bodies: bool = True
     vary_cameras: bool = True
+    exchange_limbs: float = 0.0
     noise_scale: float = 2.0
     ema_decay: float = 0.995
     ema_every: int = 10
@@ -108,6 +112,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
+        if not 0 <= self.exchange_limbs <= 1:
+            raise ValueError(f"exchange_limbs must be in [0, 1], got {self.exchange_limbs}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -152,8 +158,9 @@ def make_train_config(values: dict[str, Any]) -> TrainConfig:
         _check_type(key, value, str(types[key]))
     preset = values.get("preset", "paper")
     merged = {**PRESET_RECIPES.get(preset, {}), **values}
-    if "exclude_subjects" in merged:
-        merged["exclude_subjects"] = tuple(merged["exclude_subjects"])
+    for name in ("exclude_subjects", "model"):
+        if name in merged:
+            merged[name] = tuple(merged[name])
     return TrainConfig(**merged)
 
 

@@ -57,7 +57,11 @@ class DiffusionLoss(nn.Module):
     def forward(self, denoiser: nn.Module, batch: TrainBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the mean loss, a scalar."""
         x0 = (batch.poses_3d - self.pose_mean) / self.pose_scale
-        output = denoiser(self.schedule.add_noise(x0, noise, timesteps), batch.inputs, timesteps)
+        if self.diffusion.deterministic:
+            noisy, timesteps = torch.zeros_like(x0), torch.full_like(timesteps, self.schedule.num_train_timesteps - 1)
+        else:
+            noisy = self.schedule.add_noise(x0, noise, timesteps)
+        output = denoiser(noisy, batch.inputs, timesteps)
         if self.diffusion.prediction_type == "epsilon":
             target = noise
         elif self.diffusion.prediction_type == "sample":

@@ -40,6 +40,20 @@ class TestSettings:
             "epsilon",
         )
 
+    def test_model_settings(self):
+        settings = ["denoiser.num_heads=2", "standardize_poses=false", "diffusion.prediction_type=v_prediction"]
+        model = model_config(make_train_config({"preset": "parallel", "model": settings}))
+        assert (model.denoiser.num_heads, model.standardize_poses) == (2, False)
+        assert model.diffusion.prediction_type == "v_prediction"
+        assert model.denoiser.hidden_dim == 96  # the rest is the preset's
+
+    @pytest.mark.parametrize(
+        "setting", ["num_heads=2", "denoiser.heads=2", "denoiser={}", "denoiser.num_heads", "sampler.eta=1", "=1"]
+    )
+    def test_model_settings_errors(self, setting):
+        with pytest.raises(ValueError, match=r"model settings must look like denoiser\.num_heads=2"):
+            model_config(make_train_config({"model": [setting]}))
+
     @pytest.mark.parametrize(
         ("values", "match"),
         [
@@ -57,6 +71,7 @@ class TestSettings:
             ({"lr": 0.0}, "lr must be positive, got 0"),
             ({"lr": float("nan")}, "lr must be positive, got nan"),
             ({"noise_scale": -1.0}, "noise_scale must not be negative, got -1"),
+            ({"exchange_limbs": 1.5}, r"exchange_limbs must be in \[0, 1\], got 1.5"),
             ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1"),
             ({"seed": 2**64}, "seed must"),
             ({"seed": -1}, "seed must"),

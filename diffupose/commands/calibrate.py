@@ -1,0 +1,50 @@
+"""``diffupose calibrate``: fit a model's uncertainty on people that it was not fitted on."""
+
+from __future__ import annotations
+
+import argparse
+
+from diffupose.datasets.mocap import SELECTION_SUBJECTS
+from diffupose.files import check_output
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="fit a model's uncertainty",
+        description="Measure a model's prediction error (for variance analytic) and fit the factors of its covariance, "
+        "on noisy keypoints of people that it was not fitted on; write a model that holds both.",
+    )
+    parser.add_argument("--model", required=True, metavar="PATH", help="lifter of a training run")
+    parser.add_argument("--data", required=True, metavar="NPZ", help="motion capture")
+    parser.add_argument("--out", required=True, metavar="PATH", help="safetensors to write")
+    parser.add_argument("--subjects", nargs="+", default=list(SELECTION_SUBJECTS), metavar="NAME")
+    parser.add_argument("--num-poses", type=int, default=1000, help="a rig (default: %(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="sampling defaults, e.g. eta=0.5")
+    parser.add_argument("--device", default="auto")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, fit, write."""
+    from dataclasses import replace
+
+    from diffupose.calibration import calibration_cells, fit_covariance_scale, measure_prediction_error
+    from diffupose.config import LifterConfig, override
+    from diffupose.datasets.mocap import load_mocap
+    from diffupose.lifter import Lifter
+
+    if options.num_poses < 2:
+        raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
+    check_output(options.out, "--out")
+    lifter = Lifter.from_pretrained(options.model, device=options.device)
+    values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
+    lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
+    cells = calibration_cells(load_mocap(options.data, include=options.subjects), options.num_poses)
+    lifter.prediction_error = measure_prediction_error(lifter, cells).cpu()
+    scale = fit_covariance_scale(lifter, cells)
+    lifter.covariance_scale = scale.to(lifter.device)
+    lifter.save_pretrained(options.out)
+    print(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
+    print(f"calibrated model: {options.out}")
