@@ -29,7 +29,7 @@ _MOST_HYPOTHESES = 1_000_000
 Architecture = Literal["modulated_gcn", "parallel_gcn"]
 TimeBlocks = Literal["after", "between"]
 InputNormalization = Literal["image", "person"]
-Aggregation = Literal["mean", "medoid"]
+Aggregation = Literal["mean", "medoid", "density"]
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,24 @@
-"""Scores of a lifter on the cells of ``evaluation_cells``, tier ``raw``: no intrinsics, no truth in the poses."""
+"""Scores of a lifter on the cells of ``evaluation_cells``.
+
+Tier ``raw`` has no intrinsics, tier ``camera`` has them; in neither does the truth take part in the poses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffupose.aggregation import mean_by_reprojection, refine_by_reprojection
+from diffupose.camera import undistort
 from diffupose.datasets.mocap import Mocap
 from diffupose.evaluation_cells import RIGS, Cell, PoseBank, choose_poses, make_cell
 from diffupose.lifter import Lifter
 from diffupose.metrics import (
+    DEFAULT_LEVELS,
     coverage,
     dispersion,
     energy_score,
@@ -21,9 +27,12 @@ from diffupose.metrics import (
     mpjpe,
     oracle_best_of_hypotheses,
     p_mpjpe,
+    spread_error_correlation,
 )
 
 POSES_PER_CELL = 1000
+Tier = Literal["raw", "camera"]
+TIERS: tuple[Tier, ...] = ("raw", "camera")
 
 
 def score_poses(predicted: Tensor, cell: Cell) -> dict[str, Any]:
@@ -47,9 +56,18 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
     scores["energy_score"] = float(energy_score(hypotheses, joints).mean())
     scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
     if hypotheses.shape[1] >= 4:
-        ece, worst = expected_calibration_error(coverage(hypotheses, joints, scale=covariance_scale))
-        calibration = {"ece": ece, "ece_worst_joint": worst, "dispersion": dispersion(hypotheses, joints)}
-        # Without any spread the dispersion is infinite, for which JSON has no number.
+        reached = coverage(hypotheses, joints, scale=covariance_scale)  # [L, J]
+        ece, worst = expected_calibration_error(reached)
+        by_level = dict(zip((round(level, 2) for level in DEFAULT_LEVELS), reached[:, 1:].mean(dim=1), strict=True))
+        calibration = {
+            "ece": ece,
+            "ece_worst_joint": worst,
+            "dispersion": dispersion(hypotheses, joints),
+            "spearman": spread_error_correlation(hypotheses, joints),
+            "coverage_50": by_level[0.5],
+            "coverage_90": by_level[0.9],
+        }
+        # Without any spread the dispersion is infinite and the correlation undefined: JSON has no number for that.
         scores |= {name: float(value) if bool(value.isfinite()) else None for name, value in calibration.items()}
     return scores
 
@@ -59,6 +77,8 @@ def evaluate_mocap(
     mocap: Mocap,
     reference: Mocap | None,
     *,
+    tier: Tier = "raw",
+    regressor: Lifter | None = None,
     num_hypotheses: Sequence[int] = (1, 10),
     num_poses: int | None = POSES_PER_CELL,
     num_inference_steps: int | None = None,
@@ -71,6 +91,9 @@ def evaluate_mocap(
         lifter: The model.
         mocap: Poses to evaluate on.
         reference: Training poses for the baselines (mean pose, nearest pose by 2D), or None for no baselines.
+        tier: ``"raw"``, or ``"camera"``: the intrinsics are given (lens distortion removed), and rows ``refined`` hold
+            ``aggregation.mean_by_reprojection`` and the refined hypotheses.
+        regressor: A deterministic model to compare with, or None.
         num_hypotheses: Values of N; the hypotheses of a smaller N are the first of a larger one. No flips.
         num_poses: Poses per cell, equally from each source; None takes all.
         num_inference_steps: Steps; default from the checkpoint.
@@ -83,6 +106,10 @@ def evaluate_mocap(
     Raises:
         ValueError: If an argument does not fit; before anything long is begun.
     """
+    if tier not in TIERS:
+        raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
+    if regressor is not None and not regressor.config.diffusion.deterministic:
+        raise ValueError("regressor must be a deterministic model, got one that samples")
     if not num_hypotheses or min(num_hypotheses) < 1:
         raise ValueError(f"num_hypotheses must hold numbers of at least 1, got {list(num_hypotheses)}")
     if num_poses is not None and num_poses < 1:
@@ -96,26 +123,37 @@ def evaluate_mocap(
     rows: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for cell in progress(cells):
+        keypoints, intrinsics = (cell.keypoints, None) if tier == "raw" else calibrated(cell)
+        seen: dict[str, Any] = {"image_size": cell.views.image_size, "flip": False, "progress": False}
+        if intrinsics is not None:
+            seen["intrinsics"] = intrinsics
         result = lifter(
-            cell.keypoints,
-            image_size=cell.views.image_size,
+            keypoints,
             num_hypotheses=max(num_hypotheses),
             num_inference_steps=num_inference_steps,
-            flip=False,
             seed=seed,
-            progress=False,
+            **seen,
         )
         settings = result.meta
-        hypotheses = result.hypotheses.cpu()
-        scores = {
-            f"N={n}": score_hypotheses(hypotheses[:, :n], cell, lifter.covariance_scale.cpu()) for n in num_hypotheses
-        }
+        hypotheses, scale = result.hypotheses.cpu(), lifter.covariance_scale.cpu()
+        scores = {}
+        for n in num_hypotheses:
+            scores[f"N={n}"] = score_hypotheses(hypotheses[:, :n], cell, scale)
+            if intrinsics is not None:
+                row = (hypotheses[:, :n], result.keypoints_2d, result.confidence, intrinsics)
+                scores[f"N={n} refined"] = {
+                    **score_hypotheses(refine_by_reprojection(*row), cell, scale),
+                    **score_poses(mean_by_reprojection(*row), cell),
+                }
+        if regressor is not None:
+            poses_3d = regressor(keypoints, num_hypotheses=1, **seen).mean.cpu()
+            scores["regressor"] = score_poses(poses_3d, cell)
         if bank is not None:
             scores["mean pose"] = score_poses(_model_joints(bank.mean_pose(cell), lifter), cell)
             scores["nearest 2D pose"] = score_poses(_model_joints(bank.nearest_pose(cell), lifter), cell)
         rows[cell.name] = scores
     return {
-        "tier": "raw",
+        "tier": tier,
         "ground_truth": "motion-capture joints, root-relative, used for scoring only (and by rows named oracle)",
         "settings": {**settings, "num_hypotheses": list(num_hypotheses)},
         "num_poses": len(poses.positions),
@@ -129,14 +167,15 @@ def evaluate_mocap(
 def format_table(scores: dict[str, Any]) -> str:
     """Return the scores as a Markdown table, errors in millimetres."""
     sources = sorted({s for rows in scores["cells"].values() for r in rows.values() for s in r["mpjpe_by_source"]})
-    header = ["cell", "pose", "MPJPE", "P-MPJPE", "energy score", "oracle best of N", "ECE", *sources]
+    calibration = {"ECE": "ece", "disp.": "dispersion", "rho": "spearman"}
+    header = ["cell", "pose", "MPJPE", "P-MPJPE", "energy", "oracle best", *calibration, *sources]
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
     for cell, rows in scores["cells"].items():
         for name, row in rows.items():
             values = [row.get(key) for key in ("mpjpe", "p_mpjpe", "energy_score", "oracle_best_of_n")]
             text = ["" if value is None else f"{value:.1f}" for value in values]
-            ece = row.get("ece")
-            text.append("" if ece is None else f"{ece:.3f}")
+            uncertainty = (row.get(key) for key in calibration.values())
+            text += ["" if value is None else f"{value:.3f}" for value in uncertainty]
             label = f"mean of {name}" if name.startswith("N=") and name != "N=1" else name
             lines.append([cell, label, *text, *(f"{row['mpjpe_by_source'][source]:.1f}" for source in sources)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -148,6 +187,15 @@ def format_table(scores: dict[str, Any]) -> str:
         )
         rows_text.append("| " + " | ".join(cells_text) + " |")
     return "\n".join(rows_text)
+
+
+def calibrated(cell: Cell) -> tuple[Tensor, Tensor]:
+    """Return a cell's keypoints ``[B, J, 3]`` with the lens distortion removed, and camera matrices ``[B, 3, 3]``."""
+    views, keypoints = cell.views, cell.keypoints
+    pixels = undistort(keypoints[..., :2], views.focal, views.center, views.radial, views.tangential)
+    matrices = torch.zeros(len(keypoints), 3, 3)
+    matrices[:, [0, 1], [0, 1]], matrices[:, :2, 2], matrices[:, 2, 2] = views.focal, views.center, 1.0
+    return torch.cat((pixels, keypoints[..., 2:]), dim=-1), matrices
 
 
 def _joints(predicted: Tensor, cell: Cell) -> Tensor:

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.aggregation import best_by_reprojection, medoid_of_hypotheses
+from diffupose.aggregation import (
+    best_by_reprojection,
+    density_pick_of_hypotheses,
+    mean_by_reprojection,
+    medoid_of_hypotheses,
+)
 from diffupose.config import Aggregation
 from diffupose.files import atomic_path
 from diffupose.lift_inputs import check_intrinsics
@@ -70,14 +75,19 @@ class LiftResult:
         return self.best(method=self.aggregation)
 
     def best(
-        self, method: Literal["mean", "medoid", "reprojection"] = "mean", *, intrinsics: Any | None = None
+        self,
+        method: Literal["mean", "medoid", "density", "reprojection", "reprojection_mean"] = "mean",
+        *,
+        intrinsics: Any | None = None,
     ) -> Tensor:
         """Return one pose ``[B, J, 3]`` per row, chosen without any ground truth.
 
         Args:
-            method: ``"mean"``, ``"medoid"``, or ``"reprojection"``: the hypothesis that, placed by linear least
-                squares, projects nearest to the keypoints.
-            intrinsics: Camera matrices ``[3, 3]`` or ``[B, 3, 3]`` in pixels, for ``"reprojection"``.
+            method: ``"mean"``; ``"medoid"``, the hypothesis nearest to all others; ``"density"``, the one where they
+                lie densest; ``"reprojection"``, the one that, placed by linear least squares, projects nearest to the
+                keypoints; ``"reprojection_mean"``, the mean of the hypotheses moved towards their viewing rays and
+                weighted by how well they project (``aggregation.mean_by_reprojection``), the most accurate of them.
+            intrinsics: Camera matrices ``[3, 3]`` or ``[B, 3, 3]`` in pixels, for the last two.
 
         Raises:
             ValueError: If the method is unknown or lacks its intrinsics.
@@ -86,15 +96,17 @@ class LiftResult:
             return self.mean
         if method == "medoid":
             return self.medoid
-        if method != "reprojection":
-            raise ValueError(f"method must be mean, medoid or reprojection, got {method!r}")
+        if method == "density":
+            return density_pick_of_hypotheses(self.hypotheses)
+        if method not in ("reprojection", "reprojection_mean"):
+            names = "mean, medoid, density, reprojection or reprojection_mean"
+            raise ValueError(f"method must be {names}, got {method!r}")
         matrices = check_intrinsics(intrinsics, self.keypoints_2d)
         if matrices is None:
-            raise ValueError("intrinsics must be given for method reprojection, got None")
+            raise ValueError(f"intrinsics must be given for method {method}, got None")
         device = self.hypotheses.device
-        return best_by_reprojection(
-            self.hypotheses, self.keypoints_2d.to(device), self.confidence.to(device), matrices.to(device)
-        )
+        choose = best_by_reprojection if method == "reprojection" else mean_by_reprojection
+        return choose(self.hypotheses, self.keypoints_2d.to(device), self.confidence.to(device), matrices.to(device))
 
     def arrays(
         self,

@@ -176,7 +176,7 @@ class Lifter:
             timestep_spacing: ``"trailing"``, ``"leading"``, ``"linspace"`` or ``"quadratic"``.
             variance: ``"fixed_small"`` or ``"analytic"`` (``schedule.step_table``).
             flip: Add the hypotheses of the mirrored input, mirrored back, with noise of their own.
-            aggregation: What ``result.poses_3d`` is: ``"mean"`` or ``"medoid"``.
+            aggregation: What ``result.poses_3d`` is: ``"mean"``, ``"medoid"`` or ``"density"``.
             seed: 64-bit seed. Results depend on it and on ``frame_ids``, not on the batch.
             frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
             assumed_focal: Focal length in longer image sides that turns predictions without intrinsics into the camera

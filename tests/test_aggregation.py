@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffupose.aggregation import best_by_reprojection, medoid_of_hypotheses, reprojection_error
+from diffupose.aggregation import (
+    best_by_reprojection,
+    density_pick_of_hypotheses,
+    mean_by_reprojection,
+    medoid_of_hypotheses,
+    refine_by_reprojection,
+    reprojection_error,
+)
 from diffupose.camera import project
 
 K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
@@ -85,3 +92,55 @@ def test_poses_behind_the_camera_lose_and_nan_rows_stay_nan(scene):
     best = best_by_reprojection(hypotheses, keypoints, torch.ones(3, 17), K)
     assert torch.isnan(best[1]).all()
     assert torch.equal(best[[0, 2]], hypotheses[rows, truth][[0, 2]])
+
+
+def test_density_pick_takes_the_heavier_of_two_clusters():
+    """Where the medoid is drawn towards the middle: a dense pair beside many that lie far apart."""
+    values = torch.tensor([0.0, 0.1, 0.2, 5.0, 7.0, 9.0, 11.0])
+    hypotheses = torch.zeros(1, 7, 1, 3)
+    hypotheses[0, :, 0, 0] = values
+    assert float(density_pick_of_hypotheses(hypotheses)[0, 0, 0]) <= 0.2
+    assert medoid_of_hypotheses(hypotheses)[0, 0, 0] == 5.0
+    assert torch.equal(density_pick_of_hypotheses(hypotheses[:, 3:4]), hypotheses[:, 3])
+    same = torch.randn(2, 1, 17, 3).expand(2, 4, 17, 3)
+    assert torch.equal(density_pick_of_hypotheses(same), same[:, 0])
+
+
+def test_refining_the_true_pose_changes_nothing(scene):
+    hypotheses, keypoints, truth, _ = scene
+    refined = refine_by_reprojection(hypotheses, keypoints, torch.ones(3, 17), K)
+    rows = torch.arange(3)
+    torch.testing.assert_close(refined[rows, truth], hypotheses[rows, truth], rtol=0, atol=1e-5)
+    assert not refined[:, :, 0].any()
+
+
+def test_refined_all_the_way_joints_lie_on_their_rays(scene):
+    """Depth stays, and with weight 1 a hypothesis projects onto the keypoints; half the way, half the distance."""
+    hypotheses, keypoints, _, _ = scene
+    keypoints, confidence = keypoints.double(), torch.ones(3, 17, dtype=torch.float64)
+    keypoints[1, 4], confidence[1, 4] = torch.nan, 0.0
+    hypotheses, k = hypotheses.double(), K.double()
+    _, placed = reprojection_error(hypotheses, keypoints, confidence, k)
+    full = refine_by_reprojection(hypotheses, keypoints, confidence, k, weight=1.0)
+    assert torch.allclose(full[..., 2], hypotheses[..., 2])
+    points = full + placed[:, :, None]
+    # The root moved, too: put it back onto its ray.
+    root_ray = (keypoints[:, 0] - k[:2, 2]) / k[[0, 1], [0, 1]]
+    points[..., :2] += (root_ray[:, None] * placed[..., 2:] - placed[..., :2])[:, :, None]
+    missed = project(points, k[[0, 1], [0, 1]], k[:2, 2]) - keypoints[:, None]
+    assert float(missed[confidence[:, None].expand(3, 5, 17) > 0].abs().max()) < 1e-6
+    half = refine_by_reprojection(hypotheses, keypoints, confidence, k, weight=0.5)
+    torch.testing.assert_close(half, 0.5 * (full + hypotheses))
+    nothing = refine_by_reprojection(hypotheses, keypoints, torch.zeros(3, 17), k)
+    assert torch.equal(nothing, hypotheses)
+
+
+def test_mean_by_reprojection(scene):
+    hypotheses, keypoints, truth, _ = scene
+    confidence, rows = torch.ones(3, 17), torch.arange(3)
+    cold = mean_by_reprojection(hypotheses, keypoints, confidence, K, weight=0.0, temperature=1e-4)
+    torch.testing.assert_close(cold, hypotheses[rows, truth], rtol=0, atol=1e-5)
+    hot = mean_by_reprojection(hypotheses, keypoints, confidence, K, weight=0.0, temperature=float("inf"))
+    torch.testing.assert_close(hot, hypotheses.mean(dim=1))
+    unplaced = mean_by_reprojection(hypotheses, keypoints, torch.zeros(3, 17), K)
+    torch.testing.assert_close(unplaced, hypotheses.mean(dim=1))

@@ -18,6 +18,7 @@ from diffupose.camera import (
     quaternion_to_matrix,
     rotation_to_ray,
     split_intrinsics,
+    undistort,
     viewing_ray,
 )
 from diffupose.datasets import cameras_h36m
@@ -94,6 +95,22 @@ class TestProject:
         lens = (torch.tensor([getattr(camera, name)]).double() for name in ("focal", "center", "radial", "tangential"))
         actual = project(torch.from_numpy(points)[None], *lens)[0]
         np.testing.assert_allclose(actual[inside], expected[inside], atol=1e-4)
+
+    @pytest.mark.parametrize("index", range(4))
+    def test_undistort_is_the_inverse(self, index):
+        """What a pinhole would have shown, for whatever projects into the image or a tenth beside it."""
+        camera = H36M_CAMERAS["S9"][index]
+        points = np.random.default_rng(index).uniform((-2.5, -2.5, 3.0), (2.5, 2.5, 6.0), size=(400, 3))
+        lens = [torch.tensor([getattr(camera, name)]).double() for name in ("focal", "center", "radial", "tangential")]
+        points = torch.from_numpy(points)[None]
+        seen, pinhole = project(points, *lens), project(points, *lens[:2])
+        size = torch.tensor(camera.size)
+        near = ((seen > -0.1 * size) & (seen < 1.1 * size)).all(dim=-1)
+        assert int(near.sum()) > 200
+        assert float((undistort(seen, *lens) - pinhole)[near].abs().max()) < 1e-3
+        assert float((seen - pinhole)[near].abs().max()) > 5.0
+        seen[0, 0] = torch.nan
+        assert undistort(seen, *lens)[0, 0].isnan().all()
 
     def test_distorted_points_far_outside_stay_outside(self):
         camera = H36M_CAMERAS["S9"][0]

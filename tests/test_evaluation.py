@@ -266,17 +266,18 @@ def forbidden(*_, **__):
 def test_format_table():
     scores = {
         "cells": {
-            "h36m clean": {
+            "h36m": {
                 "N=1": {
                     "mpjpe": 72.84, "p_mpjpe": 46.25, "energy_score": 72.84, "oracle_best_of_n": 72.84,
                     "mpjpe_by_source": {"cmu_daz": 80.0, "uiprmd": 60.06},
                 },
                 "N=10": {
                     "mpjpe": 52.15, "p_mpjpe": 34.7, "energy_score": 34.66, "oracle_best_of_n": 46.4, "ece": 0.1066,
-                    "ece_worst_joint": 0.3, "dispersion": 1.2, "mpjpe_by_source": {"cmu_daz": 60.0, "uiprmd": 40.0},
+                    "ece_worst_joint": 0.3, "dispersion": 1.216, "spearman": 0.6,
+                    "mpjpe_by_source": {"cmu_daz": 60.0, "uiprmd": 40.0},
                 },
             },
-            "wild noisy": {
+            "wild": {
                 "mean pose": {
                     "mpjpe": 229.3, "p_mpjpe": 192.7, "mpjpe_by_source": {"cmu_daz": 1229.0, "uiprmd": 200.0}
                 },
@@ -284,11 +285,11 @@ def test_format_table():
         }
     }  # fmt: skip
     assert format_table(scores).splitlines() == [
-        "| cell       | pose         | MPJPE | P-MPJPE | energy score | oracle best of N |   ECE | cmu_daz | uiprmd |",
-        "| ---        | ---          |  ---: |    ---: |         ---: |             ---: |  ---: |    ---: |   ---: |",
-        "| h36m clean | N=1          |  72.8 |    46.2 |         72.8 |             72.8 |       |    80.0 |   60.1 |",
-        "| h36m clean | mean of N=10 |  52.1 |    34.7 |         34.7 |             46.4 | 0.107 |    60.0 |   40.0 |",
-        "| wild noisy | mean pose    | 229.3 |   192.7 |              |                  |       |  1229.0 |  200.0 |",
+        "| cell | pose         | MPJPE | P-MPJPE | energy | oracle best |   ECE | disp. |   rho | cmu_daz | uiprmd |",
+        "| ---  | ---          |  ---: |    ---: |   ---: |        ---: |  ---: |  ---: |  ---: |    ---: |   ---: |",
+        "| h36m | N=1          |  72.8 |    46.2 |   72.8 |        72.8 |       |       |       |    80.0 |   60.1 |",
+        "| h36m | mean of N=10 |  52.1 |    34.7 |   34.7 |        46.4 | 0.107 | 1.216 | 0.600 |    60.0 |   40.0 |",
+        "| wild | mean pose    | 229.3 |   192.7 |        |             |       |       |       |  1229.0 |  200.0 |",
     ]
 
 

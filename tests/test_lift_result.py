@@ -87,7 +87,7 @@ def test_best_by_reprojection(lifter):
         result.best("reprojection")
     with pytest.raises(ValueError, match="intrinsics must have shape"):
         result.best("reprojection", intrinsics=[900, 900, 500, 400])
-    with pytest.raises(ValueError, match="method must be mean, medoid or reprojection, got 'median'"):
+    with pytest.raises(ValueError, match=r"method must be mean, medoid, density, .*, got 'median'"):
         result.best("median")
 
 

@@ -17,12 +17,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     mocap = data_sets.add_parser(
         "mocap",
         help="motion capture through virtual cameras",
-        description="Tier raw: no intrinsics, no ground truth in the poses. Errors in millimetres; rows and columns "
-        "named oracle use the ground truth. Without --data: a bundled sample of 300 poses of one person.",
+        description="Tier raw has no intrinsics, tier camera has them; in neither does the truth take part in the "
+        "poses. Errors in millimetres; rows and columns named oracle use the ground truth. Without --data: a bundled "
+        "sample of 300 poses of one person.",
     )
     mocap.add_argument("--data", metavar="NPZ", help="motion capture to evaluate on")
     mocap.add_argument("--reference", metavar="NPZ", help="training motion capture for the baselines")
     mocap.add_argument("--model", default="mocap", metavar="NAME|PATH", help="model (default: %(default)s, bundled)")
+    mocap.add_argument("--tier", choices=("raw", "camera"), default="raw", help="camera: the intrinsics are known")
+    mocap.add_argument("--regressor", metavar="PATH", help="deterministic model to compare with")
     mocap.add_argument("--num-hypotheses", type=int, nargs="+", default=[1, 10], metavar="N")
     mocap.add_argument("--num-inference-steps", type=int, metavar="S", help="default: the model's")
     mocap.add_argument("--full", action="store_true", help="all poses instead of 1,000 a cell")
@@ -45,6 +48,9 @@ def run_mocap(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_output(options.json, "--json")
     lifter = Lifter.from_pretrained(options.model, device=options.device)
+    regressor = None
+    if options.regressor is not None:
+        regressor = Lifter.from_pretrained(options.regressor, device=options.device)
     with resources.as_file(resources.files("diffupose") / "data" / "sample_uiprmd.npz") as sample:
         if options.data is None:
             mocap, name = load_mocap(sample, include=SAMPLE_SUBJECTS), "bundled sample"
@@ -58,6 +64,8 @@ def run_mocap(options: argparse.Namespace) -> None:
         lifter,
         mocap,
         reference,
+        tier=options.tier,
+        regressor=regressor,
         num_hypotheses=sorted(set(options.num_hypotheses)),
         num_poses=None if options.full else POSES_PER_CELL,
         num_inference_steps=options.num_inference_steps,
@@ -71,7 +79,8 @@ def run_mocap(options: argparse.Namespace) -> None:
         f"{scores['num_reference_poses']} poses\n"
         f"model: {settings['model']}, {settings['sampler']} in {settings['num_inference_steps']} steps, no flips, "
         f"{scores['num_joints']} joints with the root, seed {scores['seed']}\n"
-        f"tier raw: no intrinsics; errors in mm against motion-capture joints, root-relative; 'oracle' uses the truth\n"
+        f"tier {options.tier}: {'no' if options.tier == 'raw' else 'with'} intrinsics; errors in mm against "
+        "motion-capture joints, root-relative; 'oracle' uses the truth\n"
     )
     print(format_table(scores))
     if options.json is not None:

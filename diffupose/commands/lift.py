@@ -34,7 +34,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the model's")
     parser.add_argument("--eta", type=float, help="fresh noise of the ddim sampler, 0 to 1")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add hypotheses of the mirrored input")
-    parser.add_argument("--aggregation", choices=("mean", "medoid"), help="what poses_3d is (default: the model's)")
+    parser.add_argument(
+        "--aggregation", choices=("mean", "medoid", "density"), help="what poses_3d is (default: the model's)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="64-bit seed (default: %(default)s)")
     parser.add_argument("--image-size", type=float, nargs=2, metavar=("W", "H"), help="image size in pixels")
     parser.add_argument("--annotations", metavar="FILE", help="COCO file whose 'images' list has the image sizes")
