@@ -99,7 +99,7 @@ def test_density_pick_takes_the_heavier_of_two_clusters():
     values = torch.tensor([0.0, 0.1, 0.2, 5.0, 7.0, 9.0, 11.0])
     hypotheses = torch.zeros(1, 7, 1, 3)
     hypotheses[0, :, 0, 0] = values
-    assert float(density_pick_of_hypotheses(hypotheses)[0, 0, 0]) <= 0.2
+    assert float(density_pick_of_hypotheses(hypotheses)[0, 0, 0]) < 0.3
     assert medoid_of_hypotheses(hypotheses)[0, 0, 0] == 5.0
     assert torch.equal(density_pick_of_hypotheses(hypotheses[:, 3:4]), hypotheses[:, 3])
     same = torch.randn(2, 1, 17, 3).expand(2, 4, 17, 3)
