@@ -37,7 +37,7 @@ class LifterFile:
         pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 stands for the pose ``pose_mean + pose_scale x0``.
         covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
         prediction_error: ``[T]``: mean squared error of the predicted x0 at each timestep, in data units, on people
-            that the model was not fitted on; None where nobody measured it.
+            that the model was not fitted on, times what ``diffupose calibrate`` was told; None where nobody measured.
     """
 
     config: LifterConfig

@@ -133,6 +133,7 @@ class SamplingConfig:
     variance: Variance = "fixed_small"
     num_hypotheses: int = 10
     flip: bool = True
+    antithetic: bool = False
     aggregation: Aggregation = "mean"
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ class SamplingConfig:
             raise ValueError("variance must be fixed_small with sampler dpm++, got 'analytic'")
         _choice("aggregation", self.aggregation, get_args(Aggregation))
         _choice("flip", self.flip, (False, True))
+        _choice("antithetic", self.antithetic, (False, True))
         _whole("num_inference_steps", self.num_inference_steps, 1)
         _whole("num_hypotheses", self.num_hypotheses, 1)
         if self.num_hypotheses > _MOST_HYPOTHESES:

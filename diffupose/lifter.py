@@ -152,6 +152,7 @@ class Lifter:
         timestep_spacing: TimestepSpacing | None = None,
         variance: Variance | None = None,
         flip: bool | None = None,
+        antithetic: bool | None = None,
         aggregation: Aggregation | None = None,
         seed: int = 0,
         frame_ids: Tensor | np.ndarray | Sequence[int] | None = None,
@@ -176,6 +177,8 @@ class Lifter:
             timestep_spacing: ``"trailing"``, ``"leading"``, ``"linspace"`` or ``"quadratic"``.
             variance: ``"fixed_small"`` or ``"analytic"`` (``schedule.step_table``).
             flip: Add the hypotheses of the mirrored input, mirrored back, with noise of their own.
+            antithetic: Draw hypotheses in pairs of opposite noise. They are not independent, so the regions of
+                ``result.covariance`` are not valid.
             aggregation: What ``result.poses_3d`` is: ``"mean"``, ``"medoid"`` or ``"density"``.
             seed: 64-bit seed. Results depend on it and on ``frame_ids``, not on the batch.
             frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
@@ -200,6 +203,7 @@ class Lifter:
             variance=variance,
             num_hypotheses=num_hypotheses,
             flip=flip,
+            antithetic=antithetic,
             aggregation=aggregation,
         )
         table = self.step_table(settings)
@@ -210,6 +214,10 @@ class Lifter:
         matrices = check_intrinsics(intrinsics, pixels.keypoints)
         if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
             raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
+        if settings.antithetic:
+            warnings.warn(
+                "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
+            )
         person = self.config.input_normalization == "person"
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
@@ -294,6 +302,7 @@ class Lifter:
                         seed,
                         backend,
                         matrices is not None,
+                        settings.antithetic,
                     )
                     hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
                     bar.update(len(chunk) * len(ids))
@@ -320,6 +329,7 @@ class Lifter:
         seed: int,
         backend: Backend | None,
         calibrated: bool,
+        antithetic: bool,
     ) -> Tensor:
         size, focal, center = (None if item is None else item.to(self.device) for item in part)
         keypoints, present = pixels.keypoints[chunk].to(self.device), pixels.present[chunk].to(self.device)
@@ -338,6 +348,7 @@ class Lifter:
                 frame_ids=frame_ids.to(self.device),
                 hypothesis_ids=hypothesis_ids.to(self.device),
                 clip_sample_range=self.config.diffusion.clip_sample_range,
+                antithetic=antithetic,
                 backend=backend,
             )
         )
@@ -368,6 +379,7 @@ class Lifter:
             "variance": settings.variance,
             "num_hypotheses": settings.num_hypotheses,
             "flip": settings.flip,
+            "antithetic": settings.antithetic,
             "aggregation": settings.aggregation,
             "seed": seed,
             "focal_length_px": None

@@ -93,8 +93,13 @@ def test_command(tmp_path, capsys):
         lifter = Lifter.from_pretrained(out, device="cpu")
         assert lifter.prediction_error.shape == (50,) and bool((lifter.covariance_scale > 0).all())
         assert (lifter.config.sampling.variance, lifter.config.sampling.num_inference_steps) == ("analytic", 2)
+        assert main([*arguments, *settings, "--noise-factor", "5"]) == 0
+        torch.testing.assert_close(
+            Lifter.from_pretrained(out, device="cpu").prediction_error, 5 * lifter.prediction_error
+        )
         out.unlink()
         for wrong, message in ((["--set", "steps=2"], "sampling.steps=2"), (["--subjects", "nobody"], "'nobody'"),
+                               (["--noise-factor", "0"], "--noise-factor must be positive"),
                                (["--num-poses", "1"], "--num-poses must be at least 2, got 1")):  # fmt: skip
             assert main([*arguments, *wrong]) == 2
             captured = capsys.readouterr()

@@ -122,6 +122,7 @@ def test_meta_is_complete(lifter):
         "variance": "fixed_small",
         "num_hypotheses": 4,
         "flip": False,
+        "antithetic": False,
         "aggregation": "mean",
         "seed": -3,
         "focal_length_px": [1500.0],

@@ -130,6 +130,26 @@ def test_a_deterministic_model_regresses_in_one_call(tmp_path):
                                                 seed=1).hypotheses) == 0  # fmt: skip
 
 
+def test_antithetic_pairs(person_lifter):
+    """The first of a pair is as without; the second has the opposite noise, so the mean of a linear model is exact."""
+    with pytest.warns(UserWarning, match="not independent: the covariance has no valid regions"):
+        pairs = person_lifter(people(2), image_size=SIZE, num_hypotheses=6, antithetic=True).hypotheses
+    plain = person_lifter(people(2), image_size=SIZE, num_hypotheses=3).hypotheses
+    assert difference(pairs[:, ::2], plain) < CLOSE
+    assert difference(pairs[:, 1::2], plain) > 0.01
+
+    class Linear(nn.Module):
+        def forward(self, sample, condition, timesteps):
+            return 0.3 * sample + condition
+
+    linear = Lifter(LifterFile(person_lifter.config, Linear(), torch.zeros(17, 3), torch.ones(17, 3), torch.ones(17)))
+    with warnings.catch_warnings(action="ignore"):
+        few = linear(people(2), image_size=SIZE, num_hypotheses=2, antithetic=True, eta=0.5)
+        many = linear(people(2), image_size=SIZE, num_hypotheses=40, antithetic=True, eta=0.5)
+    assert difference(few.mean, many.mean) < CLOSE
+    assert difference(few.hypotheses[:, 0], few.mean) > 0.01
+
+
 def test_analytic_variance(person_lifter):
     """It needs the model's prediction error, and widens the spread."""
     with pytest.raises(ValueError, match="variance must be fixed_small for a model without a prediction error"):

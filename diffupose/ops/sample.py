@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.philox_normal import philox_normal
+from diffupose.reference.sample import Noise
 from diffupose.reference.sample import sample as _reference
 from diffupose.schedule import StepTable
 
@@ -23,6 +24,7 @@ def sample(
     hypothesis_ids: Tensor | None = None,
     num_hypotheses: int | None = None,
     clip_sample_range: float | None = None,
+    antithetic: bool = False,
     backend: Backend | None = None,
 ) -> Tensor:
     """Return clean samples, drawn from noise step by step (Algorithm 2).
@@ -36,6 +38,8 @@ def sample(
         hypothesis_ids: ``[H]`` int64; default ``arange(num_hypotheses)``.
         num_hypotheses: H, when ``hypothesis_ids`` is not given.
         clip_sample_range: Limit of x0 in the model's data units, or None.
+        antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
+            mean is nearer to the mean of many.
         backend: As in ``reverse_step``; the noise of ``"auto"`` comes from the fastest code there is.
 
     Returns:
@@ -56,6 +60,7 @@ def sample(
     if len(frame_ids) != inputs.shape[0]:
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
     chosen = choose_backend(backend, inputs.device, ("torch",))
+    noise = partial(philox_normal, backend="torch" if backend == chosen else None)
     return _reference(
         denoiser,
         inputs,
@@ -65,5 +70,10 @@ def sample(
         frame_ids,
         hypothesis_ids,
         clip_sample_range,
-        partial(philox_normal, backend="torch" if backend == chosen else None),
+        partial(_antithetic, noise) if antithetic else noise,
     )
+
+
+def _antithetic(noise: Noise, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, count: int) -> Tensor:
+    sign = (1 - 2 * (hypothesis_ids % 2)).unsqueeze(-1)  # [H, 1]
+    return sign * noise(seed, frame_ids, hypothesis_ids // 2, step, count)
