@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from diffupose.schedule import (
@@ -257,4 +257,7 @@ PARALLEL = LifterConfig(
     name="parallel",
 )
 
-PRESETS = {"paper": PAPER, "parallel": PARALLEL}
+# What people get: the same, wider. Its architecture is frozen: kernels are built for it.
+BASE = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, hidden_dim=128), name="base")
+
+PRESETS = {"paper": PAPER, "parallel": PARALLEL, "base": BASE}

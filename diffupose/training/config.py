@@ -123,25 +123,27 @@ class TrainConfig:
 
 
 # The settings that go with each model preset where they differ from the paper's recipe.
+_PARALLEL_RECIPE: dict[str, Any] = {
+    "output": "runs/parallel",
+    "steps": 12_000,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "lr_schedule": "cosine",
+    "warmup_steps": 200,
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "grad_clip": 1.0,
+    "loss": "mse",
+    "joint_weights": False,
+    "balance_subjects": True,
+    "ema_decay": 0.9995,
+    "ema_every": 1,
+    "ema_power": 0.75,
+}
 PRESET_RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "parallel": {
-        "output": "runs/parallel",
-        "steps": 12_000,
-        "batch_size": 128,
-        "lr": 1e-3,
-        "lr_schedule": "cosine",
-        "warmup_steps": 200,
-        "optimizer": "adamw",
-        "weight_decay": 1e-2,
-        "grad_clip": 1.0,
-        "loss": "mse",
-        "joint_weights": False,
-        "balance_subjects": True,
-        "ema_decay": 0.9995,
-        "ema_every": 1,
-        "ema_power": 0.75,
-    },
+    "parallel": _PARALLEL_RECIPE,
+    "base": {**_PARALLEL_RECIPE, "output": "runs/base", "steps": 40_000},
 }
 
 

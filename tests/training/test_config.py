@@ -64,7 +64,7 @@ class TestSettings:
             ({"mirror": 1}, "mirror must be bool, got 1"),
             ({"exclude_subjects": "a"}, "exclude_subjects must be tuple.* got 'a'"),
             ({"steps": None}, "steps must be int, got None"),
-            ({"preset": "best"}, "preset must be one of paper, parallel, got 'best'"),
+            ({"preset": "best"}, "preset must be one of paper, parallel, base, got 'best'"),
             ({"loss": "l2"}, "loss must be one of l1, mse, got 'l2'"),
             ({"precision": "fp16"}, "precision must be one of float32, bfloat16, got 'fp16'"),
             ({"steps": 0}, "steps must be at least 1, got 0"),
