@@ -12,7 +12,8 @@ from diffupose.conditioning import condition
 from diffupose.datasets.mocap import Mocap
 from diffupose.evaluation_cells import RIGS, Cell, choose_poses, make_cell
 from diffupose.lifter import Lifter
-from diffupose.metrics import DEFAULT_LEVELS, covariance_of_hypotheses, mean_of_hypotheses, region_level
+from diffupose.metrics import DEFAULT_LEVELS, covariance_of_hypotheses, mean_of_hypotheses
+from diffupose.metrics.calibration import level_of_distance, squared_distance
 
 NUM_HYPOTHESES = 50
 _NUM_TIMESTEPS, _NUM_DRAWS = 24, 4
@@ -76,7 +77,7 @@ def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: 
     The factor minimises the joint's mean of |empirical - nominal| over the levels 0.05 ... 0.95, all cells together,
     at the model's default sampler and steps; the root's is 1.
     """
-    reached = []
+    distances = []
     for cell in cells:
         hypotheses = (
             lifter(
@@ -90,19 +91,13 @@ def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: 
             .double()
         )
         mean, covariance = mean_of_hypotheses(hypotheses), covariance_of_hypotheses(hypotheses)
-        target = cell.views.poses_3d.double()
-        reached.append([
-            region_level(
-                mean, covariance, target,
-                num_hypotheses=num_hypotheses, scale=torch.full((target.shape[1],), factor, dtype=torch.float64),
-            )
-            for factor in _FACTORS
-        ])  # fmt: skip
-    levels = torch.tensor(DEFAULT_LEVELS, dtype=torch.float64)
+        distances.append(squared_distance(cell.views.poses_3d.double() - mean, covariance))
+    distance = torch.cat(distances)  # [B, J]
+    levels = torch.tensor(DEFAULT_LEVELS, dtype=torch.float64)[:, None, None]
     errors = []
-    for by_cell in zip(*reached, strict=True):
-        inside = torch.cat(by_cell).unsqueeze(0) <= levels[:, None, None]  # [L, B, J]
-        errors.append((inside.double().mean(dim=1) - levels[:, None]).abs().mean(dim=0))
+    for factor in _FACTORS:
+        inside = level_of_distance(distance / factor, num_hypotheses) <= levels  # [L, B, J]
+        errors.append((inside.double().mean(dim=1) - levels[:, 0]).abs().mean(dim=0))
     scale = torch.from_numpy(_FACTORS)[torch.stack(errors).argmin(dim=0)].float()
     scale[0] = 1.0
     return scale

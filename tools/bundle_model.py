@@ -1,6 +1,6 @@
-"""Turn the lifter of a training run into the bundled checkpoint: fp16 weights, a name, its sampling defaults.
+"""Turn a calibrated lifter into the bundled checkpoint: fp16 weights and a name.
 
-python tools/bundle_model.py runs/parallel/model.safetensors mocap --num-inference-steps 10
+python tools/bundle_model.py runs/base-calibrated.safetensors mocap
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ MODELS = Path(__file__).resolve().parents[1] / "diffupose" / "models"
 def main() -> None:
     """Write ``diffupose/models/NAME.safetensors``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("lifter", help="model.safetensors of a training run")
+    parser.add_argument("lifter", help="what diffupose calibrate wrote")
     parser.add_argument("name")
-    parser.add_argument("--num-inference-steps", type=int, help="default number of steps, if not the preset's")
     options = parser.parse_args()
     file = load_lifter_file(options.lifter)
-    sampling = file.config.sampling
-    if options.num_inference_steps is not None:
-        sampling = replace(sampling, num_inference_steps=options.num_inference_steps)
-    config = replace(file.config, name=options.name, sampling=sampling)
+    config = replace(file.config, name=options.name)
     path = MODELS / f"{options.name}.safetensors"
     save_lifter_file(
         path,
@@ -36,6 +32,7 @@ def main() -> None:
         file.pose_mean,
         file.pose_scale,
         file.covariance_scale,
+        file.prediction_error,
         dtype=torch.float16,
     )
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

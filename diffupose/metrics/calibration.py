@@ -34,7 +34,7 @@ def _check_levels(levels: Sequence[float]) -> Tensor:
     return values
 
 
-def _squared_distance(error: Tensor, covariance: Tensor) -> Tensor:
+def squared_distance(error: Tensor, covariance: Tensor) -> Tensor:
     """Return ``e^T C^-1 e``, shape ``[...]``, float64 on the CPU: infinite off the plane that a singular C spans.
 
     Variances, and errors where there is no variance, count as zero up to 3 eps of C's dtype times the largest variance.
@@ -52,6 +52,12 @@ def _squared_distance(error: Tensor, covariance: Tensor) -> Tensor:
     off_plane = torch.where(along > floor, torch.inf, 0.0)
     terms = torch.where(spread, along / torch.where(spread, variances, 1.0), off_plane)
     return torch.where(finite, terms.sum(dim=-1), torch.nan)
+
+
+def level_of_distance(distance: Tensor, num_hypotheses: int) -> Tensor:
+    """Return the level of Hotelling's region whose border lies at a squared distance, see ``region_level``."""
+    n = num_hypotheses
+    return f_cdf(distance * (n * (n - 3) / (3.0 * (n * n - 1))), 3.0, n - 3.0)
 
 
 def region_level(
@@ -98,9 +104,8 @@ def region_level(
     factors = _check_scale(scale, mean.shape[1])
     if num_hypotheses < MIN_HYPOTHESES:
         return target.new_full(mean.shape[:2], torch.nan)
-    distance = _squared_distance(target - mean, covariance) / factors  # [B, J]
-    n = num_hypotheses
-    return f_cdf(distance * (n * (n - 3) / (3.0 * (n * n - 1))), 3.0, n - 3.0).to(target)
+    distance = squared_distance(target - mean, covariance) / factors  # [B, J]
+    return level_of_distance(distance, num_hypotheses).to(target)
 
 
 def _coverage(reached: Tensor, levels: Sequence[float]) -> Tensor:
