@@ -1,0 +1,181 @@
+"""The ladder: variants of model and recipe at equal data and equal samples, scored on the selection subjects.
+
+python benchmarks/ablation.py --data mocap_train.npz [--only NAME ...] [--list]
+
+A queue of short runs. One that was stopped goes on where it was, one that has its result is not run again. Each result
+is a JSON file in ``benchmarks/results/ablation/`` with the command that made it; ``benchmarks/ablation_report.py``
+makes the table and the plots of ``docs/ablation.md`` from them. ``mocap_val.npz`` is never looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffupose import Lifter
+from diffupose.calibration import calibration_cells, measure_prediction_error
+from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
+from diffupose.evaluation import score_hypotheses
+from diffupose.files import atomic_path
+
+RESULTS = Path(__file__).parent / "results" / "ablation"
+RUNS = Path("runs/ablation")
+# Some cmu subjects carry cmu_01's bone lengths: bodies are ranked on two people of whom nothing is in the fit.
+BODY_SUBJECTS = ("uiprmd_s10", "uiprmd_s08")
+
+NUM_STEPS, BATCH_SIZE = 5000, 128
+NUM_POSES, NUM_HYPOTHESES = 300, 10
+
+# The released recipe: mirrored samples are its only augmentation, pixels over the image's width its coordinates.
+PAPER = "--preset paper --hidden-dim 96 --no-vary-bodies --no-vary-cameras --noise-scale 0"
+# The same network and objective on the augmented data, seen in the person's box.
+PERSON = "--preset paper --hidden-dim 96 --input-normalization person"
+STANDARD = "standardize_poses=true diffusion.clip_sample_range=null"
+PARALLEL = "--preset parallel --hidden-dim 64"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A variant: flags of ``diffupose train`` and settings of the lift."""
+
+    name: str
+    what: str
+    flags: str
+    model: str = ""
+    seed: int = 0
+    subjects: tuple[str, ...] = SELECTION_SUBJECTS
+    lift: tuple[tuple[str, object], ...] = ()
+
+
+RUNGS = (
+    Rung("parallel", "graph convolution beside attention, x0 standardised, time in every block", PARALLEL),
+    Rung("limbs-0.25", "limbs exchanged between people, probability 0.25", f"{PARALLEL} --exchange-limbs 0.25"),
+    Rung("v-prediction", "v instead of x0", PARALLEL, "diffusion.prediction_type=v_prediction"),
+    Rung("no-attention", "no attention, width 80 for equal parameters", "--preset parallel --hidden-dim 80",
+         "denoiser.num_heads=0"),
+    Rung("six-blocks", "six blocks, width 56 for equal parameters", "--preset parallel --hidden-dim 56 --num-layers 6"),
+    Rung("two-blocks", "two blocks, width 88 for equal parameters", "--preset parallel --hidden-dim 88 --num-layers 2"),
+    Rung("mask", "mask P of the paper", PARALLEL, "denoiser.adjacency_mask=true"),
+    Rung("epsilon", "epsilon instead of x0", PARALLEL, "diffusion.prediction_type=epsilon"),
+    Rung("constant-lr", "constant learning rate 3e-4", f"{PARALLEL} --lr-schedule constant --lr 3e-4"),
+    Rung("no-noise", "trained on clean keypoints only", f"{PARALLEL} --noise-scale 0"),
+    Rung("no-presence", "missing joints filled instead of a presence channel", PARALLEL,
+         "denoiser.condition_channels=2"),
+    Rung("l1", "absolute instead of squared error", f"{PARALLEL} --loss l1"),
+    Rung("bodies", "as parallel, ranked on two people whose bones nobody in the fit has", PARALLEL,
+         subjects=BODY_SUBJECTS),
+    Rung("no-bodies", "no variation of bone lengths, ranked as bodies", f"{PARALLEL} --no-vary-bodies",
+         subjects=BODY_SUBJECTS),
+    Rung("camera-cue", "angular size and direction as condition, half of the time", PARALLEL,
+         "denoiser.camera_cue=true"),
+    Rung("camera-cue-used", "the same model, with intrinsics at the lift", PARALLEL, "denoiser.camera_cue=true",
+         lift=(("intrinsics", True),)),
+    Rung("regressor", "deterministic regressor of the trunk of parallel", PARALLEL, "diffusion.deterministic=true"),
+    Rung("paper-1e-3", "the released network and recipe, learning rate 1e-3", f"{PAPER} --lr 1e-3"),
+    Rung("paper-3e-4", "the same, 3e-4", f"{PAPER} --lr 3e-4"),
+    Rung("paper-3e-3", "the same, 3e-3", f"{PAPER} --lr 3e-3"),
+    Rung("paper-person", "paper on augmented data in the person's box", f"{PERSON} --lr 1e-3"),
+    Rung("paper-time", "and time between the graph blocks", f"{PERSON} --lr 1e-3", "denoiser.time_blocks=between"),
+    Rung("paper-standard", "and x0 standardised, no clamp", f"{PERSON} --lr 1e-3",
+         f"denoiser.time_blocks=between {STANDARD}"),
+    Rung("paper-x0", "and x0 predicted, squared error", f"{PERSON} --lr 1e-3 --loss mse",
+         f"denoiser.time_blocks=between {STANDARD} diffusion.prediction_type=sample"),
+    Rung("parallel-s1", "parallel, another seed", PARALLEL, seed=1),
+    Rung("parallel-s2", "parallel, another seed", PARALLEL, seed=2),
+    Rung("limbs-0.25-s1", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=1),
+    Rung("limbs-0.25-s2", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=2),
+)  # fmt: skip
+
+
+def train_command(rung: Rung, data: str) -> list[str]:
+    """Return the command that trains a rung."""
+    model = f"--model {rung.model}" if rung.model else ""
+    # Runs that differ in the lift only share their training.
+    folder = RUNS / rung.name.removesuffix("-used")
+    return shlex.split(
+        f"diffupose train {rung.flags} {model} --data {data} --output {folder} --steps {NUM_STEPS} "
+        f"--batch-size {BATCH_SIZE} --seed {rung.seed} --exclude-subjects {' '.join(rung.subjects)} "
+        f"--precision bfloat16 --compile --validate-every 2500"
+    )
+
+
+def run(rung: Rung, data: str) -> dict[str, object]:
+    """Train (or go on training) a rung and score it."""
+    command = train_command(rung, data)
+    folder = Path(command[command.index("--output") + 1])
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "diffupose.cli", *command[1:], "--resume", "--quiet"], check=True)
+    lifter = Lifter.from_pretrained(folder / "model.safetensors", device="cpu")
+    cells = calibration_cells(load_mocap(data, include=rung.subjects), NUM_POSES)
+    if not lifter.config.diffusion.deterministic:
+        lifter.prediction_error = measure_prediction_error(lifter, cells)
+    lift = dict(rung.lift)
+    use_intrinsics = bool(lift.pop("intrinsics", False))
+    scores = {}
+    for cell in cells:
+        matrices = None
+        if use_intrinsics:
+            matrices = torch.zeros(len(cell.keypoints), 3, 3)
+            matrices[:, [0, 1], [0, 1]], matrices[:, :2, 2], matrices[:, 2, 2] = cell.views.focal, cell.views.center, 1
+        result = lifter(
+            cell.keypoints, image_size=cell.views.image_size, intrinsics=matrices, num_hypotheses=NUM_HYPOTHESES,
+            flip=False, progress=False, **lift,
+        )  # fmt: skip
+        scores[cell.name] = score_hypotheses(result.hypotheses, cell, lifter.covariance_scale)
+    log = (folder / "log.csv").read_text().splitlines()
+    names = log[0].split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in log[1:]]
+    return {
+        "rung": rung.name,
+        "what": rung.what,
+        "command": shlex.join(command).replace(data, Path(data).name),
+        "subjects": list(rung.subjects),
+        "parameters": sum(value.numel() for value in lifter.denoiser.parameters()),
+        "samples": NUM_STEPS * BATCH_SIZE,
+        "training_seconds": float(rows[-1]["seconds"]),
+        "seconds": time.perf_counter() - began,
+        "curve": [[int(row["step"]), *(float(row[f"val_{rig}_mm"]) for rig in ("h36m", "wild"))]
+                  for row in rows if row["val_h36m_mm"]],
+        "num_hypotheses": NUM_HYPOTHESES,
+        "num_poses": NUM_POSES,
+        "cells": scores,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", metavar="NPZ", help="mocap_train.npz")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="print the rungs and their commands")
+    options = parser.parse_args()
+    chosen = [rung for rung in RUNGS if options.only is None or rung.name in options.only]
+    if options.list:
+        for rung in chosen:
+            print(f"{rung.name}: {rung.what}\n    {shlex.join(train_command(rung, options.data or 'NPZ'))}")
+        return
+    if options.data is None or not chosen:
+        parser.error("--data NPZ is needed, and --only must name rungs")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for rung in chosen:
+        path = RESULTS / f"{rung.name}.json"
+        if path.exists():
+            continue
+        result = run(rung, options.data)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        cells = result["cells"]
+        print(rung.name, *(f"{name}: {row['mpjpe']:.1f} mm, energy {row['energy_score']:.1f}"  # type: ignore[index]
+                           for name, row in cells.items()), f"{result['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Make the tables and plots of ``docs/ablation.md`` from ``benchmarks/results/``.
+
+python benchmarks/ablation_report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+BEGIN, END = "<!-- {}: made by benchmarks/ablation_report.py -->", "<!-- end of {} -->"
+CELLS = ("h36m noisy", "wild noisy")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table, the first two columns to the left."""
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def ladder() -> str:
+    """Return the table of all rungs."""
+    rows = []
+    for path in sorted((RESULTS / "ablation").glob("*.json")):
+        result = json.loads(path.read_text())
+        cells = [result["cells"][name] for name in CELLS]
+        numbers = [f"{cell[key]:.1f}" for key in ("mpjpe", "energy_score") for cell in cells]
+        spread = ["" if cell.get("dispersion") is None else f"{cell['dispersion']:.2f}" for cell in cells]
+        rows.append([
+            result["rung"], result["what"], f"{result['parameters']:,}", f"{result['training_seconds']:.0f}", *numbers,
+            "/".join(spread).strip("/"),
+        ])  # fmt: skip
+    rows.sort(key=lambda row: float(row[4]) + float(row[5]))
+    header = ["rung", "what", "parameters", "training, s", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild",
+              "dispersion"]  # fmt: skip
+    return table(header, rows)
+
+
+def plots() -> str:
+    """Draw error against steps and against N; return the table behind them."""
+    rows = json.loads((RESULTS / "sampling.json").read_text())["rows"]
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        curves.setdefault(row["curve"], []).append(row)
+
+    def mean(row: dict[str, Any], key: str) -> float:
+        return sum(row["cells"][name][key] for name in CELLS) / len(CELLS)
+
+    for name, curve in curves.items():
+        if name in ("independent", "antithetic"):
+            axes[2].plot([r["num_hypotheses"] for r in curve], [mean(r, "mpjpe") for r in curve], "o-", label=name)
+        else:
+            steps = [r["num_inference_steps"] for r in curve]
+            axes[0].plot(steps, [mean(r, "mpjpe") for r in curve], "o-", label=name)
+            axes[1].plot(steps, [mean(r, "energy_score") for r in curve], "o-", label=name)
+    for axis, (x, y) in zip(
+        axes,
+        (("steps", "MPJPE of the mean of 10, mm"), ("steps", "energy score of 10, mm"),
+         ("hypotheses N", "MPJPE of the mean of N, mm")),
+        strict=True,
+    ):  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(DOCS / "ablation.png", dpi=80)
+    lines = [
+        [row["curve"], str(row["num_inference_steps"]), str(row["num_hypotheses"]),
+         *(f"{row['cells'][name][key]:.1f}" for key in ("mpjpe", "energy_score") for name in CELLS),
+         "" if row["cells"][CELLS[0]].get("dispersion") is None else f"{mean(row, 'dispersion'):.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    header = ["curve", "steps", "N", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild", "dispersion"]
+    return table(header, lines)
+
+
+def main() -> None:
+    """Write the tables between their marks."""
+    path = DOCS / "ablation.md"
+    text = path.read_text(encoding="utf-8")
+    for name, content in (("ladder", ladder()), ("sampling", plots())):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, rest = text.split(begin)
+        text = before + begin + "\n\n" + content + "\n\n" + end + rest.split(end)[1]
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Error against steps and against the number of hypotheses, for one model, on the selection subjects.
+
+python benchmarks/sampling.py --data mocap_train.npz [--model mocap]
+
+Writes ``benchmarks/results/sampling.json``: noisy cells of both rigs, tier ``raw``; ``mocap_val.npz`` is never looked
+at. ``fixed_small`` rows are the plain solvers, ``analytic`` rows add the calibrated noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from diffupose import Lifter
+from diffupose.aggregation import mean_by_reprojection
+from diffupose.calibration import calibration_cells
+from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
+from diffupose.evaluation import calibrated, score_hypotheses, score_poses
+from diffupose.files import atomic_path
+
+RESULTS = Path(__file__).parent / "results" / "sampling.json"
+STEPS, COUNTS = (1, 2, 3, 5, 10, 25, 100), (1, 2, 5, 10, 20, 50)
+NUM_HYPOTHESES = 10
+# 0 stands for an infinite temperature: all hypotheses count alike.
+WEIGHTS, TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0), (0.005, 0.01, 0.02, 0.05, 0.0)
+
+# Solver, and where it is evaluated.
+SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ddim", {"sampler": "ddim", "variance": "fixed_small"}),
+    ("dpm++", {"sampler": "dpm++"}),
+    ("ddim analytic", {"sampler": "ddim", "variance": "analytic"}),
+    ("ddim analytic quadratic", {"sampler": "ddim", "variance": "analytic", "timestep_spacing": "quadratic"}),
+)
+
+
+def main() -> None:
+    """Sample, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, metavar="NPZ", help="mocap_train.npz")
+    parser.add_argument("--model", default="mocap", metavar="NAME|PATH")
+    parser.add_argument("--num-poses", type=int, default=150, help="a rig (default: %(default)s)")
+    options = parser.parse_args()
+    lifter = Lifter.from_pretrained(options.model, device="cpu")
+    cells = calibration_cells(load_mocap(options.data, include=SELECTION_SUBJECTS), options.num_poses)
+
+    def score(count: int, **settings: Any) -> dict[str, Any]:
+        scores = {}
+        for cell in cells:
+            result = lifter(
+                cell.keypoints, image_size=cell.views.image_size, num_hypotheses=count, flip=False, progress=False,
+                **settings,
+            )  # fmt: skip
+            scores[cell.name] = score_hypotheses(result.hypotheses, cell, lifter.covariance_scale)
+        return scores
+
+    runs: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
+        ({"curve": name, "num_inference_steps": steps}, NUM_HYPOTHESES, {**settings, "num_inference_steps": steps})
+        for name, settings in SOLVERS
+        for steps in STEPS
+    ]
+    default = lifter.sampling().num_inference_steps
+    for name, antithetic in (("independent", False), ("antithetic", True)):
+        runs += [({"curve": name, "num_inference_steps": default}, count, {"antithetic": antithetic})
+                 for count in COUNTS]  # fmt: skip
+    rows = [
+        {**label, "num_hypotheses": count, "cells": score(count, **settings)}
+        for label, count, settings in tqdm(runs, disable=None)
+    ]
+    # One pose out of ten, and with intrinsics the settings of ``mean_by_reprojection``.
+    aggregation: dict[str, Any] = {}
+    camera: list[dict[str, Any]] = []
+    for cell in cells:
+        result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=NUM_HYPOTHESES, flip=False,
+                        progress=False)  # fmt: skip
+        for method in ("mean", "medoid", "density"):
+            aggregation.setdefault(method, {})[cell.name] = score_poses(result.best(method), cell)
+        keypoints, intrinsics = calibrated(cell)
+        result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES, flip=False, progress=False)
+        for weight in WEIGHTS:
+            for temperature in TEMPERATURES:
+                poses_3d = mean_by_reprojection(
+                    result.hypotheses, result.keypoints_2d, result.confidence, intrinsics,
+                    weight=weight, temperature=temperature or float("inf"),
+                )  # fmt: skip
+                camera.append({"weight": weight, "temperature": temperature, "cell": cell.name,
+                               "mpjpe": score_poses(poses_3d, cell)["mpjpe"]})  # fmt: skip
+    content = {
+        "command": f"python benchmarks/sampling.py --data {Path(options.data).name} --model {Path(options.model).name}",
+        "subjects": list(SELECTION_SUBJECTS),
+        "num_poses": len(cells[0].source),
+        "rows": rows,
+        "aggregation": aggregation,
+        "camera": camera,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(RESULTS) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
