@@ -165,7 +165,8 @@ class Lifter:
 
         Args:
             keypoints: Pixels of shape ``[J, 2 or 3]`` or ``[..., J, 2 or 3]``, the third number a confidence. NaN or a
-                confidence of 0 means missing. 17 joints in Human3.6M order, or 16 without neck/nose.
+                confidence that is not positive means missing; one above 1 counts as 1. 17 joints in Human3.6M order, or
+                16 without neck/nose.
             image_size: (w, h) in pixels, or ``[B, 2]``. Models with ``person`` normalisation need it for the assumed
                 focal length only.
             intrinsics: Camera matrices ``[3, 3]`` or ``[B, 3, 3]`` in pixels, lens distortion removed beforehand; gives
@@ -184,7 +185,8 @@ class Lifter:
             frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
             assumed_focal: Focal length in longer image sides that turns predictions without intrinsics into the camera
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
-            on_unusable: What to do with rows that have more than half of their joints missing or no extent.
+            on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
+                point or normalised already, or a joint too far from all others.
             backend: Backend of the ops.
             progress: Show a progress bar; default when it takes long and a terminal is there.
 
@@ -211,7 +213,7 @@ class Lifter:
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
-        matrices = check_intrinsics(intrinsics, pixels.keypoints)
+        matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
         if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
             raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
         if settings.antithetic:

@@ -255,6 +255,26 @@ def test_people_with_too_few_joints_are_counted_and_nan(model, capsys):
     assert content["poses_3d"][1] == [[None] * 3] * 17
 
 
+def test_people_with_absurd_joints_are_counted_and_nan(model, capsys):
+    """One foot far outside of the image would shrink all other joints to a point: nobody's pose."""
+    document = coco(*((number, number, 0.9) for number in range(5)))
+    document[1]["keypoints"][3 * 16] = 15000.0  # an ankle
+    document[2]["keypoints"][3 * 12] = 15000.0  # a hip, from which the middle of the hips and the spine follow
+    document[3]["keypoints"][3 * 6] = 15000.0  # a shoulder, from which thorax, neck, head and spine follow
+    document[4]["keypoints"][:] = [value / 1000 if value > 1 else value for value in document[4]["keypoints"]]
+    file = write(document)
+    for option in (SIZE, ("--intrinsics", 900, 910, 480, 400)):
+        written = lift(file, *option, model=model)
+        assert np.isnan(written["poses_3d"]).all(axis=(1, 2)).tolist() == [False, True, True, True, True]
+        printed = capsys.readouterr().out
+        assert (
+            "skipped:    4 of 5 people (NaN rows): 3 with a joint too far from all others, "
+            "1 with all joints within ±1.5: normalised already"
+        ) in printed
+    alone = [write(document[1:2], "alone.json"), "--model", model, *SIZE]
+    refused(capsys, alone, "no person of alone.json can be lifted: 1 with a joint too far from all others")
+
+
 def test_frames_without_a_person_are_no_error(model):
     images = {"images": [{"id": number, "width": 1000, "height": 800} for number in (1, 2, 3)]}
     file = write(coco((1, 0, 0.9), (3, 1, 0.9)))
@@ -404,8 +424,11 @@ def coco_value(value):
         (lambda: npy(np.zeros((0, 17, 2))), ["kps.npy", "no person"]),
         (lambda: npy(np.zeros((2, 17, 2))), ["kps.npy", "all joints are missing"]),
         (lambda: npy(people(1) / 1000), ["kps.npy", "normalised already"]),
-        (lambda: npy(np.full((1, 17, 2), 300.0)), ["kps.npy", "more than one point"]),
-        (lambda: npy(np.where(np.arange(17)[:, None] < 10, np.nan, people(1))), ["kps.npy", "half of the joints"]),
+        (lambda: npy(np.full((1, 17, 2), 300.0)), ["kps.npy", "1 with all joints at one point"]),
+        (
+            lambda: npy(np.where(np.arange(17)[:, None] < 10, np.nan, people(1))),
+            ["kps.npy", "1 with more than half of the joints missing"],
+        ),
         (lambda: npy(np.array([{"a": 1}], dtype=object)), ["kps.npy", "pickled"]),
         (lambda: npy(np.zeros((2, 3, 17, 2))), ["kps.npy", "shape"]),
         (lambda: write("\x93NUMPY broken", "kps.npy"), ["kps.npy"]),

@@ -405,7 +405,7 @@ def test_the_filled_pose_is_a_similarity_of_the_mean_pose(kind, tmp_path):
 def test_more_than_half_missing_is_unusable(lifter):
     poses = people(3)
     poses[1, :9] = np.nan  # 8 of 17 are left
-    with pytest.raises(ValueError, match="row 1 has more than half of its joints missing"):
+    with pytest.raises(ValueError, match="row 1 has more than half of the joints missing"):
         lifter(poses, image_size=SIZE)
     intrinsics = matrix(900, 900, 500, 400)
     result = lifter(poses, image_size=SIZE, intrinsics=intrinsics, on_unusable="nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from diffupose.camera import ASSUMED_FOCAL
 from diffupose.files import atomic_path, check_output
 from diffupose.keypoints import HEAD_RULES, LAYOUTS, Keypoints, read_keypoints
+from diffupose.keypoints.plausible import why_unusable
 from diffupose.schedule import SAMPLERS
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     )
     lifted = int(result.usable.sum())
     if not lifted:
-        raise ValueError(f"no person of {options.file} has half of the joints at more than one point")
+        raise ValueError(f"no person of {options.file} can be lifted: {_why_skipped(result)}")
     for line in _summary(result, lifter):
         say(line)
     result.meta["source_format"], result.meta["source_layout"] = keypoints.source_format, keypoints.source_layout
@@ -167,9 +169,15 @@ def _summary(result: LiftResult, lifter: Lifter) -> list[str]:
     lines = [f"model:      {lifter.config.name}, {sampler}, seed {meta['seed']}"]
     skipped = rows - int(result.usable.sum())
     if skipped:
-        lines.append(f"skipped:    {skipped} of {rows} people: more than half of their joints are missing (NaN rows)")
+        lines.append(f"skipped:    {skipped} of {rows} people (NaN rows): {_why_skipped(result)}")
     lines.append(f"lifted:     {rows - skipped} people x {count} hypotheses, metres, camera frame, root-relative")
     return lines
+
+
+def _why_skipped(result: LiftResult) -> str:
+    """Count the people who could not be lifted by reason."""
+    problems = Counter(why_unusable(result.keypoints_2d.numpy(force=True), result.skeleton))
+    return ", ".join(f"{count} with {problem}" for problem, count in problems.items() if problem is not None)
 
 
 def _plot(path: Path, result: LiftResult, keypoints: Keypoints) -> None:
