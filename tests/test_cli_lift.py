@@ -370,7 +370,8 @@ def good():
         (["--out", "nowhere/poses.npz"], ["--out: the folder 'nowhere' does not exist"]),
         (["--out", "folder.npz"], ["--out: 'folder.npz' is a folder"]),
         (["--out", "kps.json/poses.npz"], ["--out: the folder 'kps.json' does not exist"]),
-        (["--out", "kps.json"], ["--out must not be the input"]),
+        (["--out", "poses.npz/"], ["--out: 'poses.npz/' is the name of a folder"]),
+        (["--out", "kps.json"], ["--out must not be the input, got 'kps.json'"]),
         (["--surprise"], ["--surprise"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
@@ -379,6 +380,29 @@ def test_bad_options(model, capsys, options, expected):
     Path("folder.npz").mkdir()
     size = () if "--image-size" in options else SIZE
     refused(capsys, [good(), "--model", model, "--out", "poses.npz", *size, *options], *expected)
+
+
+def test_outputs_that_are_needed(model, capsys):
+    """No file of the user's is overwritten that the command reads, under whatever name."""
+    file, images = good(), write({"images": [{"id": 1, "width": 1000, "height": 800}]}, "images.json")
+    os.link(file, "hard.json")
+    os.symlink("poses.npz", "out.png")
+    os.symlink(model, "model.json")
+    for name in ("kps.npz", "kps.png"):
+        os.symlink(file, name)
+    sized = [file, "--model", model, "--annotations", images]
+    refused(capsys, [*sized, "--out", "hard.json"], "--out must not be the input, got 'hard.json'")
+    refused(capsys, [*sized, "--out", "kps.npz"], "--out must not be the input")
+    refused(capsys, [*sized, "--out", "./images.json"], "--out must not be --annotations, got './images.json'")
+    refused(capsys, [*sized, "--out", "model.json"], "--out must not be --model")
+    refused(capsys, [*sized, "--out", "poses.npz", "--plot", "kps.png"], "--plot must not be the input")
+    refused(capsys, [*sized, "--out", "poses.npz", "--plot", "out.png"], "--plot must not be --out")
+    Path("openpose").mkdir()
+    write({"people": []}, "openpose/a_0_keypoints.json")
+    inside = ["openpose", "--model", model, *SIZE, "--out", "openpose/a_0_keypoints.json"]
+    refused(capsys, inside, "--out must not be one of the input's files, got 'openpose/a_0_keypoints.json'")
+    lift(file, *SIZE, model=model, out="other.npz")
+    lift(file, *SIZE, model=model, out="other.npz")  # what is not needed may be replaced
 
 
 def npy(array, name="kps.npy"):
@@ -498,6 +522,11 @@ def test_a_folder_that_may_not_be_written_to(model, capsys, monkeypatch):
     refused(capsys, [file, "--model", model, "--out", "poses.npz", *SIZE], expected)
 
 
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs /sys, which takes no files even from root")
+def test_a_folder_that_takes_no_files(model, capsys):
+    refused(capsys, [good(), "--model", model, "--out", "/sys/poses.npz", *SIZE], "--out: the folder '/sys'")
+
+
 @pytest.mark.parametrize("options", [[], ["--plot", "out.png"]])
 def test_failure_of_the_last_step_leaves_nothing(model, capsys, monkeypatch, options):
     def fail(target, **arrays):
@@ -551,12 +580,12 @@ def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
 # --- the command itself, as people run it ---------------------------------------------------------------------------
 
 
-def command(*arguments):
+def command(*arguments, stdout=subprocess.PIPE, **variables):
     root = Path(diffupose.__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root)} | variables
     return subprocess.run(
         [sys.executable, "-m", "diffupose.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment, timeout=120,
+        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=environment, timeout=120,
     )  # fmt: skip
 
 
@@ -567,6 +596,32 @@ def test_as_a_process(model):
     assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
     again = lift("kps.json", *SIZE, model=model, out="again.npz")
     assert np.abs(again["hypotheses"] - np.load("poses.npz")["hypotheses"]).max() < 1e-5
+
+
+def test_messages_that_nobody_reads_do_not_cost_the_poses(model):
+    """`| head -1`, and a full disk behind `>`."""
+    arguments = ("lift", good(), "--model", model, *SIZE, "--out", "poses.npz")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = command(*arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
+    os.remove("poses.npz")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            done = command(*arguments, stdout=full)
+        warning = "diffupose: warning: standard output failed: No space left on device\n"
+        assert (done.returncode, done.stderr) == (0, warning)
+        assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
+
+
+def test_names_that_the_terminal_cannot_show(model):
+    name = write(coco((1, 0, 0.9)), "käptn.json")
+    done = command("lift", name, "--model", model, *SIZE, "--out", "pøses.npz", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "poses:      p\\xf8ses.npz" in done.stdout
+    assert np.load("pøses.npz")["hypotheses"].shape == (1, 5, 17, 3)
 
 
 def test_an_error_as_a_process(model):
@@ -606,6 +661,8 @@ def test_incomplete_commands(arguments, capsys):
         (["--data", "text.npz"], "text.npz"),
         (["--data", "other.npz"], "other.npz must hold 'positions'"),
         (["--reference", "nowhere.npz"], "nowhere.npz"),
+        (["--data", "text.npz", "--json", "./text.npz"], "--json must not be --data, got './text.npz'"),
+        (["--reference", "text.npz", "--json", "text.npz"], "--json must not be --reference"),
         (["--json", "nowhere/scores.json"], "--json: the folder 'nowhere' does not exist"),
         (["--device", "abacus"], "--device must be"),
         (["--seed", str(2**64)], "--seed must be between 0"),

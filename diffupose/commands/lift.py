@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffupose.camera import ASSUMED_FOCAL
+from diffupose.commands.say import say as print_line
 from diffupose.files import atomic_path, check_output
 from diffupose.keypoints import HEAD_RULES, LAYOUTS, Keypoints, read_keypoints
+from diffupose.keypoints.openpose import SUFFIX
 from diffupose.keypoints.plausible import why_unusable
 from diffupose.schedule import SAMPLERS
 
@@ -59,11 +61,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> None:
     """Read, lift, write."""
-    _check_output(options.out, (".npz", ".json"), "--out")
-    if Path(options.out).exists() and Path(options.file).exists() and Path(options.out).samefile(options.file):
-        raise ValueError(f"--out must not be the input, got {options.out!r}")
+    inputs = {"the input": options.file, "--annotations": options.annotations, "--model": options.model}
+    _check_output(options.out, (".npz", ".json"), "--out", inputs)
     if options.plot is not None:
-        _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot")
+        _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot", {**inputs, "--out": options.out})
     # torch loads while nothing can go wrong any more with the names above.
     from diffupose.lifter import Lifter
 
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         score_threshold=options.score_threshold,
         head=options.head,
     )
-    say = (lambda text: None) if options.quiet else print
+    say = (lambda text: None) if options.quiet else print_line
     for line in _assumptions(options, keypoints, lifter):
         say(line)
     if keypoints.image_size is None and lifter.needs_image_size(options.intrinsics is not None, options.assumed_focal):
@@ -114,11 +115,14 @@ def run(options: argparse.Namespace) -> None:
     say(f"poses:      {options.out}")
 
 
-def _check_output(path: str, suffixes: tuple[str, ...], name: str) -> None:
-    """Refuse an output that could not be written before any work is done."""
+def _check_output(path: str, suffixes: tuple[str, ...], name: str, others: dict[str, str | None]) -> None:
+    """Refuse an output that could not be written, or that is needed, before any work is done."""
     if Path(path).suffix.lower() not in suffixes:
         raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {path!r}")
-    check_output(path, name)
+    check_output(path, name, others)
+    folder = others["the input"]
+    if path.endswith(SUFFIX) and folder is not None and Path(path).resolve().parent == Path(folder).resolve():
+        raise ValueError(f"{name} must not be one of the input's files, got {path!r}")
 
 
 def _matrix(intrinsics: list[float] | None) -> list[list[float]] | None:
