@@ -95,7 +95,7 @@ class _Trainer:
         if state is not None:
             pose_mean, pose_scale = state["pose_mean"], state["pose_scale"]
         elif self.model.standardize_poses:
-            pose_mean, pose_scale = pose_statistics(self.batches, config)
+            pose_mean, pose_scale = pose_statistics(self.batches)
         else:
             shape = self.batches.batch(0).poses_3d.shape[1:]
             pose_mean, pose_scale = torch.zeros(shape), torch.ones(shape)
