@@ -53,10 +53,6 @@ def check_output(
         OSError: If its folder does not exist or may not be written to, or the path is a folder.
         ValueError: If it is one of the others.
     """
-    try:
-        _refuse_folder_name(path)
-    except IsADirectoryError as error:
-        raise IsADirectoryError(f"{name}: {error}") from None
     for other_name, other in (others or {}).items():
         if other is not None and _same_file(path, other):
             raise ValueError(f"{name} must not be {other_name}, got {os.fspath(path)!r}")
@@ -65,6 +61,10 @@ def check_output(
         raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{name}: {str(target)!r} is a folder")
+    try:
+        _refuse_folder_name(path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{name}: {error}") from None
     if not os.access(target.absolute().parent, os.W_OK):
         raise PermissionError(f"{name}: the folder {str(target.parent)!r} may not be written to")
     try:

@@ -47,7 +47,8 @@ def run_mocap(options: argparse.Namespace) -> None:
     if min(options.num_hypotheses) < 1:
         raise ValueError(f"--num-hypotheses must be at least 1, got {min(options.num_hypotheses)}")
     if options.json is not None:
-        inputs = {"--data": options.data, "--reference": options.reference, "--model": options.model}
+        names = ("data", "reference", "model", "regressor")
+        inputs = {f"--{name}": getattr(options, name) for name in names}
         check_output(options.json, "--json", inputs)
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     regressor = None

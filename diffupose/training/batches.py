@@ -51,7 +51,7 @@ class Batches(Protocol):
     num_samples: int
 
     def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
-        """Return the whole batch of a step, over all processes; ``batch_size`` samples instead of the run's batch size."""
+        """Return the whole batch of a step, over all processes, or another ``batch_size``."""
 
 
 def step_generator(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:

@@ -61,7 +61,7 @@ class H36MBatches:
         self.shuffle = Shuffle(self.num_samples, config.seed, weights)
 
     def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
-        """Return the whole batch of a step, over all processes; ``batch_size`` samples instead of the run's batch size."""
+        """Return the whole batch of a step, over all processes, or another ``batch_size``."""
         index = self.shuffle.indices(step, batch_size or self.config.batch_size).to(self.device)
         frame, mirrored = index % self.num_frames, index >= self.num_frames
         keypoints, poses, camera = self.keypoints[frame], self.poses_3d[frame], self.camera[frame]
