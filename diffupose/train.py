@@ -80,8 +80,6 @@ class _Trainer:
         self.folder = Path(config.output)
         if (self.folder / CHECKPOINT_NAME).exists() and not resume:
             raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
-        if rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self.model = model_config(config)
         self.batches: Batches = open_batches(config, self.model, self.device)
         self.validation: Validation | None = open_validation(config) if rank == 0 and config.validate_every else None
@@ -90,6 +88,10 @@ class _Trainer:
         if resume and (self.folder / CHECKPOINT_NAME).exists():
             state = load_checkpoint(self.folder, self.device)
             _check_same_run(state, config, self.model, self.batches)
+        elif resume and rank == 0:
+            print(f"diffupose: {self.folder} holds no run to resume: starting from step 0", file=sys.stderr)
+        if rank == 0:  # not before: what cannot be trained leaves no folder
+            self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
         if state is not None:
