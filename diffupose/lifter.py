@@ -214,8 +214,7 @@ class Lifter:
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
         matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
-        if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
-            raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
+        _check_assumed_focal(assumed_focal)
         if settings.antithetic:
             warnings.warn(
                 "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
@@ -402,7 +401,15 @@ def _device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be auto or one that PyTorch can use here, got {str(name)!r}: {reason}") from None
+    if device.type == "meta":
+        raise ValueError("device must be auto or one that holds numbers, got 'meta'")
     return device
+
+
+def _check_assumed_focal(focal: object) -> None:
+    if focal is None or (isinstance(focal, (int, float, np.integer, np.floating)) and 0.05 <= focal <= 100):
+        return
+    raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {focal}")
 
 
 def _seed(seed: object) -> int:
@@ -414,7 +421,11 @@ def _seed(seed: object) -> int:
 def _frame_ids(frame_ids: object, batch: int) -> Tensor:
     if frame_ids is None:
         return torch.arange(batch)
-    array = np.asarray(frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids)
+    values = frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids
+    if isinstance(values, (list, tuple)) and all(type(value) is int and -(2**63) <= value < 2**64 for value in values):
+        # NumPy has no integer type for small ids beside one above 2^63, and takes floats.
+        values = np.array([value % 2**64 for value in values], dtype=np.uint64)
+    array = np.asarray(values)
     if array.shape != (batch,) or array.dtype.kind not in "iu":
         raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
     # The bit pattern is what counts: ids above 2^63 arrive as unsigned.

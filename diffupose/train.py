@@ -232,6 +232,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device must be auto, cpu or cuda, got 'meta'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("device must be one that is here, got 'cuda' on a machine without a GPU")

@@ -361,6 +361,7 @@ def good():
         (["--layout", "nonsense"], ["--layout", "nonsense"]),
         (["--head", "none"], ["--head", "none"]),
         (["--device", "abacus"], ["--device must be auto or one that PyTorch can use here, got 'abacus'"]),
+        (["--device", "meta"], ["--device must be auto or one that holds numbers, got 'meta'"]),
         (["--annotations", "nowhere.json", "--image-size-off"], ["--image-size-off"]),
         (["--plot", "picture.bmp"], ["--plot must end in .png, .pdf, .svg, got 'picture.bmp'"]),
         (["--plot", "nowhere/picture.png"], ["--plot: the folder 'nowhere' does not exist"]),

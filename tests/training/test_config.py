@@ -213,7 +213,8 @@ class TestCommandLine:
             train_module._Trainer(config, 0, 2, False)
 
     def test_device(self, fails, mocap_path):
-        assert "device must be" in fails("--data", mocap_path, "--device", "abacus")
+        for device in ("abacus", "meta"):
+            assert "device must be" in fails("--data", mocap_path, "--device", device)
         if not torch.cuda.is_available():
             assert "without a GPU" in fails("--data", mocap_path, "--device", "cuda")
 
