@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import numpy as np
 import pytest
 import torch
 from support.tiny_lifters import people
 
+from diffupose.datasets.mocap import load_mocap
+from diffupose.datasets.virtual_cameras import TRAINING_RANGES, detect, turn_heading, wild_views
+from diffupose.keypoints.plausible import why_unusable
 from diffupose.lift_inputs import check_image_size, check_intrinsics, check_keypoints
 from diffupose.skeleton import H36M_16, H36M_17
 
@@ -117,6 +122,23 @@ def test_a_joint_too_far_from_all_others(pose, usable):
     if not usable:
         with pytest.raises(ValueError, match="row 1 has a joint too far from all others"):
             check_keypoints(rows, H36M_17, "error")
+
+
+def test_no_real_pose_is_refused():
+    """People in every direction, also from above and below, foreshortened, with a detector's noise, or cut off."""
+    with resources.as_file(resources.files("diffupose") / "data" / "sample_uiprmd.npz") as path:
+        positions = torch.from_numpy(load_mocap(path).positions)
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(len(positions), 3, 3, generator=generator))[0]
+    for poses in (positions, positions @ turned):
+        views = wild_views(turn_heading(poses, generator), TRAINING_RANGES, generator)
+        for seen in (views, detect(views, torch.ones(len(poses)), generator)):
+            keypoints = seen.keypoints_2d.where(seen.present[..., None], torch.nan).numpy()
+            without_legs = keypoints.copy()
+            without_legs[:, [2, 3, 5, 6]] = np.nan
+            for rows in (keypoints, without_legs):
+                problems = why_unusable(rows[views.usable.numpy()], H36M_17)
+                assert len(problems) > 1000 and set(problems) <= {None, "more than half of the joints missing"}
 
 
 def test_one_normalised_row_among_pixels():
