@@ -35,6 +35,9 @@ CPU_SOURCES = [
     "common/build_info.cpp",
     "philox_normal/philox_normal_cpu.cpp",
 ]
+# Why there is no extension, for `diffupose env`: pip shows what the build prints with -v only.
+REASON_NAME = "_no_extension.txt"
+NOT_WANTED = "DIFFUPOSE_BUILD=none asked for it"
 NO_CUDA = "this version has no CUDA sources"
 
 
@@ -135,7 +138,7 @@ def compile_extension(target: Path) -> str:
     openmp = accepts(compiler, "-fopenmp")
     (BUILD / "build.ninja").write_text(ninja_file(compiler, openmp))
     if subprocess.run([*ninja, "-C", str(BUILD)], check=False).returncode:
-        raise RuntimeError("the C++ sources did not compile; the messages stand above")
+        raise RuntimeError("the C++ sources did not compile (pip install -v shows the messages)")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(BUILD / f"_C{EXT_SUFFIX}", target)
     return f"_C (C++, {'with' if openmp else 'without'} OpenMP)"
@@ -143,7 +146,14 @@ def compile_extension(target: Path) -> str:
 
 def remove_old_extension() -> None:
     """Remove the extension of an earlier in-place build, so that a build that makes none leaves none."""
-    (ROOT / "diffupose" / f"_C{EXT_SUFFIX}").unlink(missing_ok=True)
+    for name in (f"_C{EXT_SUFFIX}", REASON_NAME):
+        (ROOT / "diffupose" / name).unlink(missing_ok=True)
+
+
+def record_reason(package: Path, reason: str) -> None:
+    """Leave in a built or in-place package why it has no extension."""
+    package.mkdir(parents=True, exist_ok=True)
+    (package / REASON_NAME).write_text(reason + "\n", encoding="utf-8")
 
 
 class BuildPackages(build_py):
@@ -156,6 +166,8 @@ class BuildPackages(build_py):
             shutil.rmtree(self.build_lib, ignore_errors=True)
         if MODE == "none":
             print("diffupose: built nothing, as DIFFUPOSE_BUILD=none asks")
+            package = (ROOT if self.editable_mode else Path(self.build_lib)) / "diffupose"
+            record_reason(package, NOT_WANTED)
         super().run()
 
 
@@ -165,14 +177,20 @@ class BuildExtension(build_ext):
     def run(self) -> None:
         if self.inplace:
             remove_old_extension()
+            if MODE == "none":
+                record_reason(ROOT / "diffupose", NOT_WANTED)
+        # setuptools builds elsewhere even then, and copies what it knows of: the extension.
+        self.in_place = ROOT / "diffupose" if self.inplace else None
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            built = compile_extension(Path(self.get_ext_fullpath(ext.name)).resolve())
+            built = compile_extension(target)
         except RuntimeError as error:
             if not ext.optional:
                 raise SystemExit(f"DIFFUPOSE_BUILD={MODE}: {error}") from None
+            record_reason(self.in_place or target.parent, str(error))
             print(f"diffupose: built nothing, the PyTorch code is used; not built: _C ({error}), _cuda ({NO_CUDA})")
         else:
             print(f"diffupose: built {built}; not built: _cuda ({NO_CUDA})")

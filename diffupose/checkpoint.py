@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -71,7 +72,18 @@ def save_lifter_file(
         tensors[f"denoiser.{name}"] = value.contiguous()
     with atomic_path(path) as temporary:
         # Not save_file, which lets nobody but the owner read the file.
-        temporary.write_bytes(save(tensors, {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)}))
+        content = save(tensors, {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)})
+        temporary.write_bytes(_with_sorted_metadata(content))
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order: the library's changes from process to process."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def load_lifter_file(path: str | os.PathLike[str]) -> LifterFile:
@@ -99,8 +111,9 @@ def _load_safetensors(path: Path) -> LifterFile:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from None
+    except (SafetensorError, OSError):
+        # What the library says is about its buffers.
+        raise InputError(f"{path} is damaged: too short or too long, or not a safetensors file at all") from None
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a diffupose checkpoint: its format is {metadata.get('format')!r}")
     try:
@@ -167,14 +180,11 @@ _PREFIX = "denoise_fn."
 
 
 def _load_released(path: Path) -> LifterFile:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles that torch did not write
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged archives and pickles raise a dozen kinds of error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    content = load_torch_file(path, "cpu", "is neither a diffupose checkpoint nor one of the released code")
+    if isinstance(content, dict) and "train_config" in content:
         raise InputError(
-            f"{path} is neither a diffupose checkpoint nor one of the released code, or it is damaged: {reason[0]}"
-        ) from None
+            f"{path} is the state of a training run, to go on from; its lifter is {path.parent / 'model.safetensors'}"
+        )
     state = _averaged_weights(content)
     if state is None or f"{_PREFIX}gconv_input.0.gconv.W" not in state:
         raise InputError(f"{path} holds no weights of the released network (no 'ema' or 'model' entry with them)")
@@ -186,6 +196,27 @@ def _load_released(path: Path) -> LifterFile:
         raise InputError(f"{path} lacks {error} of the released network") from None
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} does not hold the released network as it should be: {error}") from None
+
+
+def load_torch_file(path: Path, device: str | torch.device, problem: str) -> Any:
+    """Read what ``torch.save`` wrote, without running any code in it.
+
+    Raises:
+        InputError: If that fails: the path, ``problem``, and why. Torch's own words would be about its insides, and the
+            advice to run the code.
+        OSError: If the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles that torch did not write
+            return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged archives and pickles raise a dozen kinds of error
+        reason = "it is damaged or something else"
+        if isinstance(error, pickle.UnpicklingError):
+            code = "a pickle with objects or code in it, which are never loaded"
+            reason = f"it is {code}" if start == b"PK" else f"it is damaged, or {code}"
+        raise InputError(f"{path} {problem}: {reason}") from None
 
 
 def _averaged_weights(content: Any) -> dict[str, Tensor] | None:

@@ -71,9 +71,10 @@ def _show_warning(
 
 
 def _run_env(_: argparse.Namespace) -> None:
+    from diffupose.commands.say import say
     from diffupose.env import format_environment
 
-    print(format_environment())
+    say(format_environment())
 
 
 if __name__ == "__main__":

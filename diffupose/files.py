@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: If the folder of ``path`` does not exist.
+        IsADirectoryError: If ``path`` ends like a folder.
     """
+    _refuse_folder_name(path)
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist")
@@ -27,24 +30,60 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        # Nobody knows the temporary file's name.
+        if error.errno is not None and error.filename is not None and Path(error.filename) == temporary:
+            raise type(error)(error.errno, error.strerror, str(target)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike[str], name: str) -> None:
-    """Refuse a file that could not be written, before the work that fills it.
+def check_output(
+    path: str | os.PathLike[str], name: str, others: Mapping[str, str | os.PathLike[str] | None] | None = None
+) -> None:
+    """Refuse a file that could not be written or that is needed, before the work that fills it.
 
     Args:
         path: File to be written.
         name: Option that it comes from, for the message.
+        others: Files by option (None: not given) that are read or written, too.
 
     Raises:
         OSError: If its folder does not exist or may not be written to, or the path is a folder.
+        ValueError: If it is one of the others.
     """
+    for other_name, other in (others or {}).items():
+        if other is not None and _same_file(path, other):
+            raise ValueError(f"{name} must not be {other_name}, got {os.fspath(path)!r}")
     target = Path(path)
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{name}: {str(target)!r} is a folder")
+    try:
+        _refuse_folder_name(path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{name}: {error}") from None
     if not os.access(target.absolute().parent, os.W_OK):
         raise PermissionError(f"{name}: the folder {str(target.parent)!r} may not be written to")
+    try:
+        # The rights do not tell everything: /sys takes no file from anybody.
+        with tempfile.TemporaryFile(dir=target.absolute().parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise type(error)(f"{name}: the folder {str(target.parent)!r} takes no files: {reason}") from None
+
+
+def _refuse_folder_name(path: str | os.PathLike[str]) -> None:
+    # pathlib drops what tells: it takes "poses.npz/" for "poses.npz".
+    if os.path.basename(path) in ("", ".", ".."):
+        raise IsADirectoryError(f"{os.fspath(path)!r} is the name of a folder, not of a file")
+
+
+def _same_file(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(first, second)  # hard links, too
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(first) == os.path.realpath(second)

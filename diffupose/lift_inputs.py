@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffupose.keypoints.plausible import MAX_CONFIDENCE, MAX_COORDINATE, MAX_NORMALIZED, outside_image, why_unusable
 from diffupose.skeleton import H36M_16, H36M_17, Skeleton
 
 # Neck/Nose: the joint that 17 have and 16 have not.
 _NECK = 9
-# No image is larger; a coordinate beyond is a mistake.
-_ABSURD_PIXELS = 1e6
 # The assumed focal length may be as short as 0.05 image sides: then an image's edge lies at 10.
 _WIDEST_RAY = 10.0
 
@@ -27,13 +26,18 @@ class PixelInput:
         keypoints: ``[B, J, 2]`` float32 pixels; NaN where missing.
         confidence: ``[B, J]``; 0 where missing.
         present: ``[B, J]`` booleans.
-        usable: ``[B]``: at least half of the joints are there and they do not all lie at one point.
+        usable: ``[B]``: ``why_unusable`` has nothing to say.
     """
 
     keypoints: Tensor
     confidence: Tensor
     present: Tensor
     usable: Tensor
+
+    @property
+    def usable_keypoints(self) -> Tensor:
+        """``[B, J, 2]``: the keypoints, NaN in all of a row that cannot be lifted."""
+        return self.keypoints.where(self.usable[:, None, None], torch.nan)
 
     @property
     def weights(self) -> Tensor:
@@ -55,31 +59,36 @@ def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> Pix
     values = values.reshape(-1, *values.shape[-2:])
     values = _fit_joints(values, skeleton)
     xy = values[..., :2]
-    confidence = values[..., 2] if values.shape[-1] == 3 else np.ones(values.shape[:2])
-    if np.isinf(values).any() or (confidence < 0).any():
-        row, joint = np.argwhere(np.isinf(values).any(axis=-1) | (confidence < 0))[0]
+    # A NaN confidence is missing, and so is a negative one, the mark of some detectors.
+    confidence = np.nan_to_num(values[..., 2], nan=0.0) if values.shape[-1] == 3 else np.ones(values.shape[:2])
+    too_large = np.abs(confidence) > MAX_CONFIDENCE
+    if too_large.any():
+        row, joint = np.argwhere(too_large)[0]
         raise ValueError(
-            f"keypoints must be finite (NaN: missing), confidence not negative; see row {row}, joint {joint}"
+            f"keypoints must have a confidence as third number, got {values[row, joint, 2]:g} in row {row}, joint "
+            f"{joint} (a 3D pose?)"
         )
-    present = ~np.isnan(xy).any(axis=-1) & (np.nan_to_num(confidence) > 0)  # [B, J]
+    present = ~np.isnan(xy).any(axis=-1) & (confidence > 0)  # [B, J]
     seen = np.where(present[..., None], xy, 0.0)
-    if (np.abs(seen) > _ABSURD_PIXELS).any():
-        row, joint = np.argwhere((np.abs(seen) > _ABSURD_PIXELS).any(axis=-1))[0]
+    if np.isinf(seen).any():
+        row, joint = np.argwhere(np.isinf(seen).any(axis=-1))[0]
+        raise ValueError(f"keypoints must be finite (NaN: missing), got infinity in row {row}, joint {joint}")
+    if (np.abs(seen) > MAX_COORDINATE).any():
+        row, joint = np.argwhere((np.abs(seen) > MAX_COORDINATE).any(axis=-1))[0]
         raise ValueError(f"keypoints must be pixels, got {seen[row, joint].tolist()} in row {row}, joint {joint}")
-    if present.sum() > 2 and np.abs(seen).max() <= 1.5:
+    if present.sum() > 2 and np.abs(seen).max() <= MAX_NORMALIZED:
         raise ValueError("keypoints must be pixels, got numbers within ±1.5: they look normalised already")
-    low = np.where(present[..., None], xy, np.inf).min(axis=1, initial=np.inf)
-    high = np.where(present[..., None], xy, -np.inf).max(axis=1, initial=-np.inf)
-    enough = 2 * present.sum(axis=1) >= skeleton.num_joints
-    with np.errstate(invalid="ignore"):
-        usable = enough & ((high - low).max(axis=1) > 1e-3)
+    pixels = np.where(present[..., None], xy, np.nan).astype(np.float32)
+    problems = why_unusable(pixels, skeleton)
+    usable = np.array([problem is None for problem in problems], dtype=bool)
     if on_unusable == "error" and not usable.all():
         row = int(np.argmin(usable))
-        what = "has more than half of its joints missing" if not enough[row] else "has all joints at one point"
-        raise ValueError(f'keypoints must show a person in every row, row {row} {what} (on_unusable="nan" skips it)')
+        raise ValueError(
+            f'keypoints must show a person in every row, row {row} has {problems[row]} (on_unusable="nan" skips it)'
+        )
     return PixelInput(
-        torch.from_numpy(np.where(present[..., None], xy, np.nan).astype(np.float32)),
-        torch.from_numpy(np.where(present, confidence, 0.0).astype(np.float32)),
+        torch.from_numpy(pixels),
+        torch.from_numpy(np.where(present, np.minimum(confidence, 1.0), 0.0).astype(np.float32)),
         torch.from_numpy(present),
         torch.from_numpy(usable),
     )
@@ -89,19 +98,20 @@ def check_image_size(image_size: Any, pixels: PixelInput) -> Tensor | None:
     """Return image sizes as ``[B, 2]`` float32, or None.
 
     Raises:
-        ValueError: If they are not one positive (w, h), or one per row, or the keypoints lie absurdly far outside.
+        ValueError: If they are not one positive (w, h), or one per row, or the keypoints of a usable row lie absurdly
+            far outside.
     """
     if image_size is None:
         return None
     values, batch = _as_float(image_size, "image_size"), len(pixels.keypoints)
     if values.shape not in ((2,), (batch, 2)):
         raise ValueError(f"image_size must be (w, h) or have shape [{batch}, 2], got {tuple(values.shape)}")
-    if not (np.isfinite(values) & (values >= 1) & (values <= _ABSURD_PIXELS)).all():
+    if not (np.isfinite(values) & (values >= 1) & (values <= MAX_COORDINATE)).all():
         raise ValueError(f"image_size must hold positive pixels, got {values.ravel()[:2].tolist()}")
     size = torch.from_numpy(np.broadcast_to(values, (batch, 2)).astype(np.float32).copy())
-    outside = (pixels.keypoints - size[:, None] / 2).abs() > 10 * size.amax(dim=1)[:, None, None]  # NaN is not
-    if bool(outside.any()):
-        row, joint = torch.nonzero(outside.any(dim=-1))[0].tolist()
+    outside = outside_image(pixels.usable_keypoints.numpy(), size.numpy())
+    if outside.any():
+        row, joint = np.argwhere(outside)[0].tolist()
         raise ValueError(
             f"keypoints must lie in or near the image of {size[row].tolist()}, got "
             f"{pixels.keypoints[row, joint].tolist()} in row {row}, joint {joint}"
@@ -122,7 +132,7 @@ def check_intrinsics(intrinsics: Any, keypoints: Tensor) -> Tensor | None:
         raise ValueError(f"intrinsics must have shape [3, 3] or [{batch}, 3, 3], got {tuple(values.shape)}")
     values = values.reshape(-1, 3, 3)
     focal, zeros = values[:, (0, 1), (0, 1)], values[:, (0, 1, 2, 2), (1, 0, 0, 1)]
-    sensible = np.isfinite(values).all() and (np.abs(values) <= _ABSURD_PIXELS).all() and (focal >= 1).all()
+    sensible = np.isfinite(values).all() and (np.abs(values) <= MAX_COORDINATE).all() and (focal >= 1).all()
     if not sensible or zeros.any() or (values[:, 2, 2] != 1).any():
         raise ValueError(
             f"intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, got {values[0].tolist()}"

@@ -101,7 +101,7 @@ class LiftResult:
         if method not in ("reprojection", "reprojection_mean"):
             names = "mean, medoid, density, reprojection or reprojection_mean"
             raise ValueError(f"method must be {names}, got {method!r}")
-        matrices = check_intrinsics(intrinsics, self.keypoints_2d)
+        matrices = check_intrinsics(intrinsics, self.keypoints_2d.where(self.usable[:, None, None], torch.nan))
         if matrices is None:
             raise ValueError(f"intrinsics must be given for method {method}, got None")
         device = self.hypotheses.device

@@ -165,7 +165,8 @@ class Lifter:
 
         Args:
             keypoints: Pixels of shape ``[J, 2 or 3]`` or ``[..., J, 2 or 3]``, the third number a confidence. NaN or a
-                confidence of 0 means missing. 17 joints in Human3.6M order, or 16 without neck/nose.
+                confidence that is not positive means missing; one above 1 counts as 1. 17 joints in Human3.6M order, or
+                16 without neck/nose.
             image_size: (w, h) in pixels, or ``[B, 2]``. Models with ``person`` normalisation need it for the assumed
                 focal length only.
             intrinsics: Camera matrices ``[3, 3]`` or ``[B, 3, 3]`` in pixels, lens distortion removed beforehand; gives
@@ -184,7 +185,8 @@ class Lifter:
             frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
             assumed_focal: Focal length in longer image sides that turns predictions without intrinsics into the camera
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
-            on_unusable: What to do with rows that have more than half of their joints missing or no extent.
+            on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
+                point or normalised already, or a joint too far from all others.
             backend: Backend of the ops.
             progress: Show a progress bar; default when it takes long and a terminal is there.
 
@@ -211,9 +213,8 @@ class Lifter:
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
-        matrices = check_intrinsics(intrinsics, pixels.keypoints)
-        if assumed_focal is not None and not 0.05 <= assumed_focal <= 100:
-            raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {assumed_focal}")
+        matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
+        _check_assumed_focal(assumed_focal)
         if settings.antithetic:
             warnings.warn(
                 "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
@@ -400,7 +401,15 @@ def _device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be auto or one that PyTorch can use here, got {str(name)!r}: {reason}") from None
+    if device.type == "meta":
+        raise ValueError("device must be auto or one that holds numbers, got 'meta'")
     return device
+
+
+def _check_assumed_focal(focal: object) -> None:
+    if focal is None or (isinstance(focal, (int, float, np.integer, np.floating)) and 0.05 <= focal <= 100):
+        return
+    raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {focal}")
 
 
 def _seed(seed: object) -> int:
@@ -412,7 +421,11 @@ def _seed(seed: object) -> int:
 def _frame_ids(frame_ids: object, batch: int) -> Tensor:
     if frame_ids is None:
         return torch.arange(batch)
-    array = np.asarray(frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids)
+    values = frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids
+    if isinstance(values, (list, tuple)) and all(type(value) is int and -(2**63) <= value < 2**64 for value in values):
+        # NumPy has no integer type for small ids beside one above 2^63, and takes floats.
+        values = np.array([value % 2**64 for value in values], dtype=np.uint64)
+    array = np.asarray(values)
     if array.shape != (batch,) or array.dtype.kind not in "iu":
         raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
     # The bit pattern is what counts: ids above 2^63 arrive as unsigned.

@@ -80,8 +80,6 @@ class _Trainer:
         self.folder = Path(config.output)
         if (self.folder / CHECKPOINT_NAME).exists() and not resume:
             raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
-        if rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self.model = model_config(config)
         self.batches: Batches = open_batches(config, self.model, self.device)
         self.validation: Validation | None = open_validation(config) if rank == 0 and config.validate_every else None
@@ -90,12 +88,16 @@ class _Trainer:
         if resume and (self.folder / CHECKPOINT_NAME).exists():
             state = load_checkpoint(self.folder, self.device)
             _check_same_run(state, config, self.model, self.batches)
+        elif resume and rank == 0:
+            print(f"diffupose: {self.folder} holds no run to resume: starting from step 0", file=sys.stderr)
+        if rank == 0:  # not before: what cannot be trained leaves no folder
+            self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
         if state is not None:
             pose_mean, pose_scale = state["pose_mean"], state["pose_scale"]
         elif self.model.standardize_poses:
-            pose_mean, pose_scale = pose_statistics(self.batches, config)
+            pose_mean, pose_scale = pose_statistics(self.batches)
         else:
             shape = self.batches.batch(0).poses_3d.shape[1:]
             pose_mean, pose_scale = torch.zeros(shape), torch.ones(shape)
@@ -230,6 +232,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device must be auto, cpu or cuda, got 'meta'")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("device must be one that is here, got 'cuda' on a machine without a GPU")

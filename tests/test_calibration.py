@@ -100,6 +100,8 @@ def test_command(tmp_path, capsys):
         out.unlink()
         for wrong, message in ((["--set", "steps=2"], "sampling.steps=2"), (["--subjects", "nobody"], "'nobody'"),
                                (["--noise-factor", "0"], "--noise-factor must be positive"),
+                               (["--out", str(model)], "--out must not be --model"),
+                               (["--out", str(path)], "--out must not be --data"),
                                (["--num-poses", "1"], "--num-poses must be at least 2, got 1")):  # fmt: skip
             assert main([*arguments, *wrong]) == 2
             captured = capsys.readouterr()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -184,8 +186,51 @@ def test_torch_files_of_something_else(tmp_path, content):
 def test_plain_pickles(tmp_path, protocol):
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"a": np.zeros(3), "b": replace}, protocol=protocol))
-    with pytest.raises(InputError, match=r"model\.pkl"):
+    message = r"model\.pkl is neither a diffupose checkpoint .*: it is damaged"
+    with pytest.raises(InputError, match=message) as caught:
         load_lifter_file(path)
+    assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_modules_are_never_loaded(tmp_path):
+    """Torch's own message is an advice to run their code, in bold letters."""
+    path = tmp_path / "module.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(InputError) as caught:
+        load_lifter_file(path)
+    assert str(caught.value) == (
+        f"{path} is neither a diffupose checkpoint nor one of the released code: "
+        "it is a pickle with objects or code in it, which are never loaded"
+    )
+
+
+def test_the_state_of_a_run_names_its_lifter(tmp_path):
+    torch.save({"format": 1, "train_config": "{}", "denoiser": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"the state of a training run.*; its lifter is .*/model\.safetensors"):
+        load_lifter_file(tmp_path / "checkpoint.pt")
+
+
+def test_bytes_at_the_end(tiny):
+    with open(tiny, "ab") as file:
+        file.write(b"extra")
+    with pytest.raises(InputError, match=r"tiny\.safetensors is damaged: "):
+        load_lifter_file(tiny)
+
+
+def test_the_same_bytes_in_every_process(tiny):
+    """The order of the metadata changes from process to process in the library."""
+    code = (
+        "import sys; from diffupose.checkpoint import *; file = load_lifter_file(sys.argv[1]);"
+        "save_lifter_file(sys.argv[1], file.denoiser, file.config, file.pose_mean, file.pose_scale)"
+    )
+    contents = set()
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", code, str(tiny)], check=True, timeout=120)
+        contents.add(tiny.read_bytes())
+    assert len(contents) == 1
+    (content,) = contents
+    assert content.index(b'"config"') < content.index(b'"format"')
+    assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0
 
 
 def weight(tensors):

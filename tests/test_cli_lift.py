@@ -255,6 +255,26 @@ def test_people_with_too_few_joints_are_counted_and_nan(model, capsys):
     assert content["poses_3d"][1] == [[None] * 3] * 17
 
 
+def test_people_with_absurd_joints_are_counted_and_nan(model, capsys):
+    """One foot far outside of the image would shrink all other joints to a point: nobody's pose."""
+    document = coco(*((number, number, 0.9) for number in range(5)))
+    document[1]["keypoints"][3 * 16] = 15000.0  # an ankle
+    document[2]["keypoints"][3 * 12] = 15000.0  # a hip, from which the middle of the hips and the spine follow
+    document[3]["keypoints"][3 * 6] = 15000.0  # a shoulder, from which thorax, neck, head and spine follow
+    document[4]["keypoints"][:] = [value / 1000 if value > 1 else value for value in document[4]["keypoints"]]
+    file = write(document)
+    for option in (SIZE, ("--intrinsics", 900, 910, 480, 400)):
+        written = lift(file, *option, model=model)
+        assert np.isnan(written["poses_3d"]).all(axis=(1, 2)).tolist() == [False, True, True, True, True]
+        printed = capsys.readouterr().out
+        assert (
+            "skipped:    4 of 5 people (NaN rows): 3 with a joint too far from all others, "
+            "1 with all joints within ±1.5: normalised already"
+        ) in printed
+    alone = [write(document[1:2], "alone.json"), "--model", model, *SIZE]
+    refused(capsys, alone, "no person of alone.json can be lifted: 1 with a joint too far from all others")
+
+
 def test_frames_without_a_person_are_no_error(model):
     images = {"images": [{"id": number, "width": 1000, "height": 800} for number in (1, 2, 3)]}
     file = write(coco((1, 0, 0.9), (3, 1, 0.9)))
@@ -341,6 +361,7 @@ def good():
         (["--layout", "nonsense"], ["--layout", "nonsense"]),
         (["--head", "none"], ["--head", "none"]),
         (["--device", "abacus"], ["--device must be auto or one that PyTorch can use here, got 'abacus'"]),
+        (["--device", "meta"], ["--device must be auto or one that holds numbers, got 'meta'"]),
         (["--annotations", "nowhere.json", "--image-size-off"], ["--image-size-off"]),
         (["--plot", "picture.bmp"], ["--plot must end in .png, .pdf, .svg, got 'picture.bmp'"]),
         (["--plot", "nowhere/picture.png"], ["--plot: the folder 'nowhere' does not exist"]),
@@ -350,7 +371,8 @@ def good():
         (["--out", "nowhere/poses.npz"], ["--out: the folder 'nowhere' does not exist"]),
         (["--out", "folder.npz"], ["--out: 'folder.npz' is a folder"]),
         (["--out", "kps.json/poses.npz"], ["--out: the folder 'kps.json' does not exist"]),
-        (["--out", "kps.json"], ["--out must not be the input"]),
+        (["--out", "poses.npz/"], ["--out: 'poses.npz/' is the name of a folder"]),
+        (["--out", "kps.json"], ["--out must not be the input, got 'kps.json'"]),
         (["--surprise"], ["--surprise"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
@@ -359,6 +381,29 @@ def test_bad_options(model, capsys, options, expected):
     Path("folder.npz").mkdir()
     size = () if "--image-size" in options else SIZE
     refused(capsys, [good(), "--model", model, "--out", "poses.npz", *size, *options], *expected)
+
+
+def test_outputs_that_are_needed(model, capsys):
+    """No file of the user's is overwritten that the command reads, under whatever name."""
+    file, images = good(), write({"images": [{"id": 1, "width": 1000, "height": 800}]}, "images.json")
+    os.link(file, "hard.json")
+    os.symlink("poses.npz", "out.png")
+    os.symlink(model, "model.json")
+    for name in ("kps.npz", "kps.png"):
+        os.symlink(file, name)
+    sized = [file, "--model", model, "--annotations", images]
+    refused(capsys, [*sized, "--out", "hard.json"], "--out must not be the input, got 'hard.json'")
+    refused(capsys, [*sized, "--out", "kps.npz"], "--out must not be the input")
+    refused(capsys, [*sized, "--out", "./images.json"], "--out must not be --annotations, got './images.json'")
+    refused(capsys, [*sized, "--out", "model.json"], "--out must not be --model")
+    refused(capsys, [*sized, "--out", "poses.npz", "--plot", "kps.png"], "--plot must not be the input")
+    refused(capsys, [*sized, "--out", "poses.npz", "--plot", "out.png"], "--plot must not be --out")
+    Path("openpose").mkdir()
+    write({"people": []}, "openpose/a_0_keypoints.json")
+    inside = ["openpose", "--model", model, *SIZE, "--out", "openpose/a_0_keypoints.json"]
+    refused(capsys, inside, "--out must not be one of the input's files, got 'openpose/a_0_keypoints.json'")
+    lift(file, *SIZE, model=model, out="other.npz")
+    lift(file, *SIZE, model=model, out="other.npz")  # what is not needed may be replaced
 
 
 def npy(array, name="kps.npy"):
@@ -404,8 +449,11 @@ def coco_value(value):
         (lambda: npy(np.zeros((0, 17, 2))), ["kps.npy", "no person"]),
         (lambda: npy(np.zeros((2, 17, 2))), ["kps.npy", "all joints are missing"]),
         (lambda: npy(people(1) / 1000), ["kps.npy", "normalised already"]),
-        (lambda: npy(np.full((1, 17, 2), 300.0)), ["kps.npy", "more than one point"]),
-        (lambda: npy(np.where(np.arange(17)[:, None] < 10, np.nan, people(1))), ["kps.npy", "half of the joints"]),
+        (lambda: npy(np.full((1, 17, 2), 300.0)), ["kps.npy", "1 with all joints at one point"]),
+        (
+            lambda: npy(np.where(np.arange(17)[:, None] < 10, np.nan, people(1))),
+            ["kps.npy", "1 with more than half of the joints missing"],
+        ),
         (lambda: npy(np.array([{"a": 1}], dtype=object)), ["kps.npy", "pickled"]),
         (lambda: npy(np.zeros((2, 3, 17, 2))), ["kps.npy", "shape"]),
         (lambda: write("\x93NUMPY broken", "kps.npy"), ["kps.npy"]),
@@ -455,7 +503,7 @@ def other_pickle():
         (lambda: "nowhere/best_model.pt", ["nowhere/best_model.pt"]),
         (lambda: "nowhere.safetensors", ["nowhere.safetensors"]),
         (lambda: ".", ["'.'"]),
-        (cut_ours, ["half.safetensors", "not a complete"]),
+        (cut_ours, ["half.safetensors", "is damaged"]),
         (cut_released, ["half.pt", "damaged"]),
         (other_pickle, ["other.pkl", "neither a diffupose checkpoint"]),
         (lambda: write("hello, I am a text file"), ["kps.json", "neither a diffupose checkpoint"]),
@@ -473,6 +521,11 @@ def test_a_folder_that_may_not_be_written_to(model, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     expected = "--out: the folder '.' may not be written to"
     refused(capsys, [file, "--model", model, "--out", "poses.npz", *SIZE], expected)
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs /sys, which takes no files even from root")
+def test_a_folder_that_takes_no_files(model, capsys):
+    refused(capsys, [good(), "--model", model, "--out", "/sys/poses.npz", *SIZE], "--out: the folder '/sys'")
 
 
 @pytest.mark.parametrize("options", [[], ["--plot", "out.png"]])
@@ -528,12 +581,12 @@ def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
 # --- the command itself, as people run it ---------------------------------------------------------------------------
 
 
-def command(*arguments):
+def command(*arguments, stdout=subprocess.PIPE, **variables):
     root = Path(diffupose.__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root)} | variables
     return subprocess.run(
         [sys.executable, "-m", "diffupose.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, env=environment, timeout=120,
+        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=environment, timeout=120,
     )  # fmt: skip
 
 
@@ -544,6 +597,32 @@ def test_as_a_process(model):
     assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
     again = lift("kps.json", *SIZE, model=model, out="again.npz")
     assert np.abs(again["hypotheses"] - np.load("poses.npz")["hypotheses"]).max() < 1e-5
+
+
+def test_messages_that_nobody_reads_do_not_cost_the_poses(model):
+    """`| head -1`, and a full disk behind `>`."""
+    arguments = ("lift", good(), "--model", model, *SIZE, "--out", "poses.npz")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = command(*arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
+    os.remove("poses.npz")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            done = command(*arguments, stdout=full)
+        warning = "diffupose: warning: standard output failed: No space left on device\n"
+        assert (done.returncode, done.stderr) == (0, warning)
+        assert np.load("poses.npz")["hypotheses"].shape == (1, 5, 17, 3)
+
+
+def test_names_that_the_terminal_cannot_show(model):
+    name = write(coco((1, 0, 0.9)), "käptn.json")
+    done = command("lift", name, "--model", model, *SIZE, "--out", "pøses.npz", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "poses:      p\\xf8ses.npz" in done.stdout
+    assert np.load("pøses.npz")["hypotheses"].shape == (1, 5, 17, 3)
 
 
 def test_an_error_as_a_process(model):
@@ -583,6 +662,9 @@ def test_incomplete_commands(arguments, capsys):
         (["--data", "text.npz"], "text.npz"),
         (["--data", "other.npz"], "other.npz must hold 'positions'"),
         (["--reference", "nowhere.npz"], "nowhere.npz"),
+        (["--data", "text.npz", "--json", "./text.npz"], "--json must not be --data, got './text.npz'"),
+        (["--reference", "text.npz", "--json", "text.npz"], "--json must not be --reference"),
+        (["--regressor", "text.npz", "--json", "text.npz"], "--json must not be --regressor"),
         (["--json", "nowhere/scores.json"], "--json: the folder 'nowhere' does not exist"),
         (["--device", "abacus"], "--device must be"),
         (["--seed", str(2**64)], "--seed must be between 0"),

@@ -67,6 +67,19 @@ def test_nothing_written_is_an_error(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_name_that_ends_like_a_folder(tmp_path):
+    """pathlib would write `a.json` for `a.json/`."""
+    with pytest.raises(IsADirectoryError, match="is the name of a folder"):
+        atomic_path(f"{tmp_path}/a.json/").__enter__()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs /sys, which takes no files even from root")
+def test_errors_name_the_file_and_not_the_temporary_one():
+    with pytest.raises(OSError, match=r"'/sys/a\.json'"), atomic_path("/sys/a.json") as temporary:
+        temporary.write_text("new")
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere.* does not exist"):
         atomic_path(tmp_path / "nowhere" / "a.json").__enter__()

@@ -111,6 +111,9 @@ def test_frame_ids(lifter):
     assert torch.equal(large, lift(np.array([5 - 2**63, -1, 0])))
     assert torch.equal(large, lift(torch.tensor([5 - 2**63, -1, 0])))
     assert difference(large[0], lift([5, 0, 0])[0]) > 1e-3
+    # Small ids beside one above 2^63, for which NumPy has floats only.
+    mixed = lift([2**64 - 1, *range(1, len(poses))])
+    assert torch.equal(mixed, lift([-1, *range(1, len(poses))]))
 
 
 def test_a_deterministic_model_regresses_in_one_call(tmp_path):
@@ -405,7 +408,7 @@ def test_the_filled_pose_is_a_similarity_of_the_mean_pose(kind, tmp_path):
 def test_more_than_half_missing_is_unusable(lifter):
     poses = people(3)
     poses[1, :9] = np.nan  # 8 of 17 are left
-    with pytest.raises(ValueError, match="row 1 has more than half of its joints missing"):
+    with pytest.raises(ValueError, match="row 1 has more than half of the joints missing"):
         lifter(poses, image_size=SIZE)
     intrinsics = matrix(900, 900, 500, 400)
     result = lifter(poses, image_size=SIZE, intrinsics=intrinsics, on_unusable="nan")
@@ -574,6 +577,10 @@ def test_settings_change_the_result(person_lifter):
         ({"frame_ids": [0]}, "frame_ids must be 2 integers"),
         ({"frame_ids": [0.0, 1.0]}, "frame_ids must be 2 integers"),
         ({"frame_ids": [[0, 1]]}, "frame_ids must be 2 integers"),
+        ({"frame_ids": [2**64, 0]}, "frame_ids must be 2 integers"),
+        ({"frame_ids": [True, False]}, "frame_ids must be 2 integers"),
+        ({"assumed_focal": "x"}, "assumed_focal must be in longer image sides, 0.05 to 100, or None, got x"),
+        ({"assumed_focal": [1.15]}, "assumed_focal must be"),
         ({"assumed_focal": 0.0}, "assumed_focal must be"),
         ({"assumed_focal": float("nan")}, "assumed_focal must be"),
         ({"assumed_focal": float("inf")}, "assumed_focal must be"),

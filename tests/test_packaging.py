@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -68,6 +69,8 @@ def test_wheel_has_the_extension_that_was_asked_for(names, wheel):
         assert extensions == []
         assert wheel.name.endswith("-py3-none-any.whl")
     assert all(Path(name).name.startswith("_C.") for name in extensions)
+    # `diffupose env` says why there is none.
+    assert ("diffupose/_no_extension.txt" in names) == (not extensions)
 
 
 def test_metadata():
@@ -120,3 +123,35 @@ def test_build_without_a_compiler(mode, tmp_path):
         assert result.returncode == 0, result.stderr
         assert "diffupose: built nothing, the PyTorch code is used; not built: _C (no C++ compiler" in result.stdout
         assert not list(tmp_path.rglob("*.so"))
+        (reason,) = tmp_path.rglob("_no_extension.txt")
+        assert reason.parent.name == "diffupose"
+        assert reason.read_text() == "no C++ compiler found (install one, or set CXX)\n"
+
+
+def test_build_that_was_not_wanted_says_so(tmp_path):
+    result = run(sys.executable, "setup.py", "build", "--build-base", str(tmp_path), DIFFUPOSE_BUILD="none")
+    assert result.returncode == 0, result.stderr
+    (reason,) = tmp_path.rglob("_no_extension.txt")
+    assert reason.read_text() == "DIFFUPOSE_BUILD=none asked for it\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "reason"),
+    [
+        ({"DIFFUPOSE_BUILD": "auto", "CXX": "no-such-compiler"}, "no C++ compiler found (install one, or set CXX)\n"),
+        ({"DIFFUPOSE_BUILD": "none"}, "DIFFUPOSE_BUILD=none asked for it\n"),
+    ],
+)
+def test_in_place_build_leaves_its_reason(tmp_path, variable, reason):
+    """As for `pip install -e .`, in a copy of what the build reads."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("csrc", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "diffupose").mkdir()
+    for name in ("__init__.py", "_source_hash.py"):
+        shutil.copy(ROOT / "diffupose" / name, tmp_path / "diffupose")
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | variable, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "diffupose" / "_no_extension.txt").read_text() == reason

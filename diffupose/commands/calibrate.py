@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from diffupose.commands.say import say
 from diffupose.datasets.mocap import SELECTION_SUBJECTS
 from diffupose.files import check_output
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
     if not 0 < options.noise_factor <= 100:
         raise ValueError(f"--noise-factor must be positive and at most 100, got {options.noise_factor:g}")
-    check_output(options.out, "--out")
+    check_output(options.out, "--out", {"--model": options.model, "--data": options.data})
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
     lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
@@ -52,5 +53,5 @@ def run(options: argparse.Namespace) -> None:
     scale = fit_covariance_scale(lifter, cells)
     lifter.covariance_scale = scale.to(lifter.device)
     lifter.save_pretrained(options.out)
-    print(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
-    print(f"calibrated model: {options.out}")
+    say(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
+    say(f"calibrated model: {options.out}")

@@ -7,6 +7,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
+from diffupose.commands.say import say
 from diffupose.files import atomic_path, check_output
 
 
@@ -46,7 +47,9 @@ def run_mocap(options: argparse.Namespace) -> None:
     if min(options.num_hypotheses) < 1:
         raise ValueError(f"--num-hypotheses must be at least 1, got {min(options.num_hypotheses)}")
     if options.json is not None:
-        check_output(options.json, "--json")
+        names = ("data", "reference", "model", "regressor")
+        inputs = {f"--{name}": getattr(options, name) for name in names}
+        check_output(options.json, "--json", inputs)
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     regressor = None
     if options.regressor is not None:
@@ -74,7 +77,10 @@ def run_mocap(options: argparse.Namespace) -> None:
     )
     scores |= {"data": Path(name).name, "reference": Path(reference_name).name}
     settings = scores["settings"]
-    print(
+    if options.json is not None:
+        with atomic_path(options.json) as temporary:
+            temporary.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    say(
         f"data: {name}, {scores['num_poses']} poses a cell; baselines from {reference_name}, "
         f"{scores['num_reference_poses']} poses\n"
         f"model: {settings['model']}, {settings['sampler']} in {settings['num_inference_steps']} steps, no flips, "
@@ -82,7 +88,4 @@ def run_mocap(options: argparse.Namespace) -> None:
         f"tier {options.tier}: {'no' if options.tier == 'raw' else 'with'} intrinsics; errors in mm against "
         "motion-capture joints, root-relative; 'oracle' uses the truth\n"
     )
-    print(format_table(scores))
-    if options.json is not None:
-        with atomic_path(options.json) as temporary:
-            temporary.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    say(format_table(scores))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffupose.camera import ASSUMED_FOCAL
+from diffupose.commands.say import say as print_line
 from diffupose.files import atomic_path, check_output
 from diffupose.keypoints import HEAD_RULES, LAYOUTS, Keypoints, read_keypoints
+from diffupose.keypoints.openpose import SUFFIX
+from diffupose.keypoints.plausible import why_unusable
 from diffupose.schedule import SAMPLERS
 
 if TYPE_CHECKING:
@@ -57,11 +61,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> None:
     """Read, lift, write."""
-    _check_output(options.out, (".npz", ".json"), "--out")
-    if Path(options.out).exists() and Path(options.file).exists() and Path(options.out).samefile(options.file):
-        raise ValueError(f"--out must not be the input, got {options.out!r}")
+    inputs = {"the input": options.file, "--annotations": options.annotations, "--model": options.model}
+    _check_output(options.out, (".npz", ".json"), "--out", inputs)
     if options.plot is not None:
-        _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot")
+        _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot", {**inputs, "--out": options.out})
     # torch loads while nothing can go wrong any more with the names above.
     from diffupose.lifter import Lifter
 
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         score_threshold=options.score_threshold,
         head=options.head,
     )
-    say = (lambda text: None) if options.quiet else print
+    say = (lambda text: None) if options.quiet else print_line
     for line in _assumptions(options, keypoints, lifter):
         say(line)
     if keypoints.image_size is None and lifter.needs_image_size(options.intrinsics is not None, options.assumed_focal):
@@ -98,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
     )
     lifted = int(result.usable.sum())
     if not lifted:
-        raise ValueError(f"no person of {options.file} has half of the joints at more than one point")
+        raise ValueError(f"no person of {options.file} can be lifted: {_why_skipped(result)}")
     for line in _summary(result, lifter):
         say(line)
     result.meta["source_format"], result.meta["source_layout"] = keypoints.source_format, keypoints.source_layout
@@ -112,11 +115,14 @@ def run(options: argparse.Namespace) -> None:
     say(f"poses:      {options.out}")
 
 
-def _check_output(path: str, suffixes: tuple[str, ...], name: str) -> None:
-    """Refuse an output that could not be written before any work is done."""
+def _check_output(path: str, suffixes: tuple[str, ...], name: str, others: dict[str, str | None]) -> None:
+    """Refuse an output that could not be written, or that is needed, before any work is done."""
     if Path(path).suffix.lower() not in suffixes:
         raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {path!r}")
-    check_output(path, name)
+    check_output(path, name, others)
+    folder = others["the input"]
+    if path.endswith(SUFFIX) and folder is not None and Path(path).resolve().parent == Path(folder).resolve():
+        raise ValueError(f"{name} must not be one of the input's files, got {path!r}")
 
 
 def _matrix(intrinsics: list[float] | None) -> list[list[float]] | None:
@@ -167,9 +173,15 @@ def _summary(result: LiftResult, lifter: Lifter) -> list[str]:
     lines = [f"model:      {lifter.config.name}, {sampler}, seed {meta['seed']}"]
     skipped = rows - int(result.usable.sum())
     if skipped:
-        lines.append(f"skipped:    {skipped} of {rows} people: more than half of their joints are missing (NaN rows)")
+        lines.append(f"skipped:    {skipped} of {rows} people (NaN rows): {_why_skipped(result)}")
     lines.append(f"lifted:     {rows - skipped} people x {count} hypotheses, metres, camera frame, root-relative")
     return lines
+
+
+def _why_skipped(result: LiftResult) -> str:
+    """Count the people who could not be lifted by reason."""
+    problems = Counter(why_unusable(result.keypoints_2d.numpy(force=True), result.skeleton))
+    return ", ".join(f"{count} with {problem}" for problem, count in problems.items() if problem is not None)
 
 
 def _plot(path: Path, result: LiftResult, keypoints: Keypoints) -> None:

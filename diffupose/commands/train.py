@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 
+from diffupose.commands.say import say
 from diffupose.config import PRESETS
 from diffupose.training.config import TrainConfig, make_train_config, read_config_file
 
@@ -47,4 +48,4 @@ def run(options: argparse.Namespace) -> None:
     path = train(make_train_config(values), resume=options.resume, progress=not options.quiet)
     # Of several processes, the first one speaks for all.
     if not options.quiet and int(os.environ.get("RANK", "0")) == 0:
-        print(f"lifter: {path}")
+        say(f"lifter: {path}")

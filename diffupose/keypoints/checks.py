@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 
 from diffupose.errors import InputError
+from diffupose.keypoints.plausible import (
+    MAX_CONFIDENCE,
+    MAX_COORDINATE,
+    MAX_NORMALIZED,
+    SIDES_OUTSIDE,
+    outside_image,
+)
 from diffupose.keypoints.types import Detections
 
 SUPPORTED = (
@@ -18,10 +25,6 @@ SUPPORTED = (
     "[J, 2 or 3] or [B, J, 2 or 3], and the .npz that lift writes"
 )
 
-_MAX_COORDINATE = 1e6
-_MAX_CONFIDENCE = 1e3
-_MAX_SIZES_OUTSIDE = 10
-_MAX_NORMALIZED = 1.5
 _FEW_VALUES = 3
 
 
@@ -109,7 +112,7 @@ def short(value: Any) -> str:
 def check_confidence(detections: Detections, name: str) -> None:
     """Refuse a third value that cannot be a confidence, such as a depth."""
     confidence = detections.points[..., 2]
-    wrong = np.argwhere(np.abs(confidence) > _MAX_CONFIDENCE)
+    wrong = np.argwhere(np.abs(confidence) > MAX_CONFIDENCE)
     if len(wrong):
         row, joint = wrong[0]
         raise InputError(
@@ -124,24 +127,26 @@ def check_points(points: np.ndarray, image_size: np.ndarray | None, detections: 
         raise InputError(f"{name}: no person in any frame")
     coordinates = points[..., :2]
     _refuse_first(np.isinf(coordinates), "is infinite", points, detections, name)
-    _refuse_first(np.abs(coordinates) > _MAX_COORDINATE, f"is beyond {_MAX_COORDINATE:g}", points, detections, name)
+    _refuse_first(np.abs(coordinates) > MAX_COORDINATE, f"is beyond {MAX_COORDINATE:g}", points, detections, name)
     present = coordinates[points[..., 2] > 0]  # [K, 2]
     if len(present) == 0:
         raise InputError(f"{name}: all joints are missing in all {len(points)} rows (NaN, or confidence 0)")
-    if np.abs(present).max() <= _MAX_NORMALIZED and len(np.unique(present)) > _FEW_VALUES:
+    if np.abs(present).max() <= MAX_NORMALIZED and len(np.unique(present)) > _FEW_VALUES:
         raise InputError(
             f"{name}: coordinates must be pixels, but all lie in {present.min():.3g}..{present.max():.3g}: they are "
             "normalised already (multiply x by the width and y by the height; for OpenPose write --keypoint_scale 0)"
         )
     if image_size is not None:
-        size = image_size[:, None, :]  # [B, 1, 2]
-        outside = (coordinates < -_MAX_SIZES_OUTSIDE * size) | (coordinates > (1 + _MAX_SIZES_OUTSIDE) * size)
-        problem = f"is more than {_MAX_SIZES_OUTSIDE} image sizes outside the image"
-        _refuse_first(outside, problem, points, detections, name)
+        outside = outside_image(coordinates, image_size)  # [B, J]
+        # A few joints that went astray make one person unusable, which is the lifter's to say; a person who is there
+        # as a whole has another image's size.
+        whole = 2 * outside.sum(axis=1) >= (points[..., 2] > 0).sum(axis=1)
+        problem = f"is more than {SIDES_OUTSIDE:g} image sizes outside the image"
+        _refuse_first((outside & whole[:, None])[..., None], problem, points, detections, name)
 
 
 def _refuse_first(wrong: np.ndarray, problem: str, points: np.ndarray, detections: Detections, name: str) -> None:
-    """Raise for the first joint of ``wrong [B, J, 2]``."""
+    """Raise for the first joint of ``wrong [B, J, 1 or 2]``."""
     found = np.argwhere(wrong.any(axis=-1))
     if len(found):
         row, joint = found[0]

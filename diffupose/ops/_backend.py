@@ -23,7 +23,18 @@ _NAMES = ("torch", "cpp", "cuda", "triton")
 _DEVICE_OF = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _FROM_ENVIRONMENT = os.environ.get("DIFFUPOSE_BACKEND") or "auto"
 
+# Written by ``setup.py`` where it built no extension.
+_REASON = Path(__file__).resolve().parents[1] / "_no_extension.txt"
+
 SourceState = Literal["no extension", "no sources", "match", "changed"]
+
+
+def _reason_of_the_build() -> str:
+    """Return what ``setup.py`` left about an extension that it did not build, to be put behind a sentence."""
+    try:
+        return ": " + _REASON.read_text(encoding="utf-8").strip()
+    except OSError:  # nothing was recorded: the package was not built, or a file was deleted
+        return ""
 
 
 def _load_cpp() -> tuple[ModuleType | None, SourceState, str]:
@@ -31,7 +42,7 @@ def _load_cpp() -> tuple[ModuleType | None, SourceState, str]:
     try:
         module = importlib.import_module("diffupose._C")
     except ModuleNotFoundError:
-        return None, "no extension", "diffupose was built without its C++ extension"
+        return None, "no extension", "diffupose was built without its C++ extension" + _reason_of_the_build()
     except ImportError as error:
         return None, "no extension", f"the C++ extension does not load: {error}"
     csrc = Path(__file__).resolve().parents[2] / "csrc"

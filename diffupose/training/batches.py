@@ -50,8 +50,8 @@ class Batches(Protocol):
 
     num_samples: int
 
-    def batch(self, step: int) -> TrainBatch:
-        """Return the whole batch of a step, over all processes."""
+    def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
+        """Return the whole batch of a step, over all processes, or another ``batch_size``."""
 
 
 def step_generator(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
@@ -106,9 +106,9 @@ class MocapBatches:
             weights = torch.from_numpy(counts[inverse] ** -0.5)
         self.shuffle = Shuffle(self.num_samples, config.seed, weights)
 
-    def batch(self, step: int) -> TrainBatch:
+    def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
         """Return the whole batch of a step, over all processes."""
-        index = self.shuffle.indices(step, self.config.batch_size).to(self.device)
+        index = self.shuffle.indices(step, batch_size or self.config.batch_size).to(self.device)
         return self.draw(index, step_generator(self.config.seed, DATA_STREAM, step, self.device))
 
     def draw(self, index: Tensor, generator: torch.Generator) -> TrainBatch:
@@ -154,10 +154,11 @@ def joints_of(model: LifterConfig) -> list[int]:
     return [joint for joint in range(17) if num_joints == 17 or joint != 9]
 
 
-def pose_statistics(batches: Batches, config: TrainConfig) -> tuple[Tensor, Tensor]:
+def pose_statistics(batches: Batches) -> tuple[Tensor, Tensor]:
     """Return mean and deviation per joint and axis ``[J, 3]``, in metres, over some of the training data.
 
     Deviations are at least 5 cm: the root, which never moves, must not be divided by nothing.
     """
-    poses = torch.cat([batches.batch(step).poses_3d for step in range(max(1, 50_000 // config.batch_size))])
+    # Batches of their own size: in those of a run with few samples a step, this would take minutes.
+    poses = torch.cat([batches.batch(step, 1_000).poses_3d for step in range(50)])
     return poses.mean(dim=0), poses.std(dim=0).clamp(min=0.05)

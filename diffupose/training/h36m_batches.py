@@ -60,9 +60,9 @@ class H36MBatches:
             weights = torch.from_numpy(np.tile(counts[inverse] ** -0.5, 2 if config.mirror else 1))
         self.shuffle = Shuffle(self.num_samples, config.seed, weights)
 
-    def batch(self, step: int) -> TrainBatch:
-        """Return the whole batch of a step, over all processes."""
-        index = self.shuffle.indices(step, self.config.batch_size).to(self.device)
+    def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
+        """Return the whole batch of a step, over all processes, or another ``batch_size``."""
+        index = self.shuffle.indices(step, batch_size or self.config.batch_size).to(self.device)
         frame, mirrored = index % self.num_frames, index >= self.num_frames
         keypoints, poses, camera = self.keypoints[frame], self.poses_3d[frame], self.camera[frame]
         size, focal, center = camera.split(2, dim=-1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffupose.checkpoint import save_lifter_file
+from diffupose.checkpoint import load_torch_file, save_lifter_file
 from diffupose.config import LifterConfig
 from diffupose.errors import InputError
 from diffupose.files import atomic_path
@@ -67,14 +67,7 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
         InputError: If the file is damaged or something else.
     """
     path = folder / CHECKPOINT_NAME
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
-    # A damaged pickle can fail in any way, with a message or without; none of them is more than a bad file.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a training checkpoint: {reason}") from None
+    state = load_torch_file(path, device, "cannot be read as a training checkpoint")
     if not isinstance(state, dict) or state.get("format") != 1:
         raise InputError(f"{path} is not a training checkpoint of diffupose")
     return state

@@ -92,9 +92,15 @@ def load_with(monkeypatch, result):
     return _backend._load_cpp()
 
 
-def test_extension_that_is_missing_or_broken(monkeypatch):
-    missing = ModuleNotFoundError("No module named 'diffupose._C'")
-    assert load_with(monkeypatch, missing) == (None, "no extension", "diffupose was built without its C++ extension")
+def test_extension_that_is_missing_or_broken(monkeypatch, tmp_path):
+    missing, sentence = (
+        ModuleNotFoundError("No module named 'diffupose._C'"),
+        "diffupose was built without its C++ extension",
+    )
+    monkeypatch.setattr(_backend, "_REASON", tmp_path / "reason.txt")
+    assert load_with(monkeypatch, missing) == (None, "no extension", sentence)
+    (tmp_path / "reason.txt").write_text("no C++ compiler found\n")
+    assert load_with(monkeypatch, missing) == (None, "no extension", f"{sentence}: no C++ compiler found")
     module, state, reason = load_with(monkeypatch, ImportError("undefined symbol: omp_get_max_threads"))
     assert (module, state) == (None, "no extension")
     assert "undefined symbol" in reason

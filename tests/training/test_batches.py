@@ -260,12 +260,25 @@ class TestMocap:
             assert share[name] == pytest.approx(np.sqrt(count) / total, abs=0.02)
 
     def test_statistics(self, make_batches):
-        source = make_batches(batch_size=10_000)
-        mean, scale = pose_statistics(source, source.config)
-        poses = np.concatenate([source.batch(step).poses_3d.double().numpy() for step in range(5)])
+        source = make_batches(batch_size=1_000)
+        mean, scale = pose_statistics(source)
+        poses = np.concatenate([source.batch(step).poses_3d.double().numpy() for step in range(50)])
         np.testing.assert_allclose(mean.numpy(), poses.mean(axis=0), atol=1e-5)
         np.testing.assert_allclose(scale.numpy()[1:], np.maximum(poses.std(axis=0), 0.05)[1:], rtol=1e-3)
         assert scale[0].tolist() == pytest.approx([0.05] * 3)
+
+    def test_statistics_take_as_long_whatever_the_batch_size(self, make_batches, monkeypatch):
+        """A run of two samples a step stalled for minutes before its first one."""
+        expected, source, drawn = pose_statistics(make_batches(batch_size=256)), make_batches(batch_size=2), []
+        original = MocapBatches.draw
+        monkeypatch.setattr(
+            MocapBatches,
+            "draw",
+            lambda self, index, generator: drawn.append(len(index)) or original(self, index, generator),
+        )
+        for one, other in zip(pose_statistics(source), expected, strict=True):
+            assert torch.equal(one, other)
+        assert len(drawn) <= 100 and sum(drawn) == 50_000
 
     def test_other_joint_counts(self, make_batches):
         model = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, skeleton="humaneva_15"))

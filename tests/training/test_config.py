@@ -160,8 +160,15 @@ def fails(capsys, tmp_path):
 
 
 class TestCommandLine:
-    def test_no_data(self, fails):
+    def test_no_data(self, fails, tmp_path):
         assert "data must name" in fails() and "--data FILE" in fails()
+        assert not (tmp_path / "run").exists()
+
+    def test_nothing_to_resume(self, capsys, tmp_path, mocap_path):
+        folder = tmp_path / "run"
+        assert main(["train", *SMALL, "--data", str(mocap_path), "--output", str(folder), "--quiet", "--resume"]) == 0
+        expected = f"diffupose: {folder} holds no run to resume: starting from step 0\n"
+        assert capsys.readouterr().err == expected
 
     def test_missing_file(self, fails, tmp_path):
         assert "nothing.npz" in fails("--data", tmp_path / "nothing.npz")
@@ -206,7 +213,8 @@ class TestCommandLine:
             train_module._Trainer(config, 0, 2, False)
 
     def test_device(self, fails, mocap_path):
-        assert "device must be" in fails("--data", mocap_path, "--device", "abacus")
+        for device in ("abacus", "meta"):
+            assert "device must be" in fails("--data", mocap_path, "--device", device)
         if not torch.cuda.is_available():
             assert "without a GPU" in fails("--data", mocap_path, "--device", "cuda")
 
@@ -246,8 +254,13 @@ class TestCommandLine:
         data = ["--data", str(mocap_path)]
         assert main(["train", *SMALL, *data, "--output", str(tmp_path / "run"), "--quiet"]) == 0
         path = tmp_path / "run" / "checkpoint.pt"
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
-        assert "cannot be read as a training checkpoint" in fails(*data, "--resume")
+        whole = path.read_bytes()
+        cuts = [
+            whole[: int(share * len(whole))] for share in (0.1, 0.4, 0.5, 0.7, 0.9)
+        ]  # some are errors of the system
+        for damaged in cuts if content == "half" else [content]:
+            path.write_bytes(damaged)
+            assert f"{path} cannot be read as a training checkpoint: it is damaged" in fails(*data, "--resume")
 
     def test_not_a_checkpoint(self, fails, tmp_path, mocap_path):
         (tmp_path / "run").mkdir()
