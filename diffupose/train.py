@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.config import PRESETS, LifterConfig, override
 from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
@@ -96,6 +97,10 @@ class _Trainer:
         self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
         if state is not None:
             pose_mean, pose_scale = state["pose_mean"], state["pose_scale"]
+        elif config.initialize is not None:
+            file = _initial_lifter(config.initialize, self.model)
+            self.denoiser.load_state_dict(file.denoiser.state_dict())
+            pose_mean, pose_scale = file.pose_mean, file.pose_scale
         elif self.model.standardize_poses:
             pose_mean, pose_scale = pose_statistics(self.batches)
         else:
@@ -239,6 +244,15 @@ def _device(name: str) -> torch.device:
             raise ValueError("device must be one that is here, got 'cuda' on a machine without a GPU")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     return device
+
+
+def _initial_lifter(path: str, model: LifterConfig) -> LifterFile:
+    file = load_lifter_file(path)
+    for name in ("denoiser", "diffusion", "input_normalization", "standardize_poses"):
+        given, wanted = getattr(file.config, name), getattr(model, name)
+        if given != wanted:
+            raise InputError(f"initialize must be a lifter of the same model; its {name} is {given}, not {wanted}")
+    return file
 
 
 def _check_same_run(state: dict[str, Any], config: TrainConfig, model: LifterConfig, batches: Batches) -> None:

@@ -29,6 +29,7 @@ class TrainConfig:
         preset: Model preset; ``hidden_dim``, ``num_layers`` and ``input_normalization`` override it when given.
         model: Other settings of the model, such as ``denoiser.num_heads=2`` or ``standardize_poses=false``.
         data: Motion-capture npz, or the community's ``data_3d_h36m.npz``.
+        initialize: Lifter whose weights and pose statistics the run starts from; the model must be the same.
         keypoints: ``data_2d_h36m_*.npz`` for Human3.6M; None takes the projected ground truth.
         exclude_subjects: People never trained on.
         balance_subjects: Draw people by the inverse square root of how many poses they have, instead of every pose
@@ -55,6 +56,7 @@ class TrainConfig:
     preset: str = "paper"
     model: tuple[str, ...] = ()
     data: str = ""
+    initialize: str | None = None
     keypoints: str | None = None
     output: str = "runs/paper"
     hidden_dim: int | None = None

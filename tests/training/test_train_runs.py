@@ -14,6 +14,7 @@ from support.training_runs import read_board, read_checkpoint, read_log
 
 from diffupose import Lifter
 from diffupose import train as train_module
+from diffupose.errors import InputError
 from diffupose.train import train
 from diffupose.training import loss as loss_module
 from diffupose.training.config import make_train_config
@@ -79,6 +80,19 @@ def test_learns(start, preset):
     assert lifter.config.name == preset
     # Others may read it as they may read the rest of the folder.
     assert os.stat(folder / "model.safetensors").st_mode == os.stat(folder / "checkpoint.pt").st_mode
+
+
+def test_initialize(start, tmp_path):
+    """A run begins with another lifter's weights and statistics; at next to no learning rate it ends there, too."""
+    first = start(preset="parallel", steps=10, lr=2e-3, output=str(tmp_path / "first")) / "model.safetensors"
+    second = start(preset="parallel", steps=3, lr=1e-12, seed=7, initialize=str(first)) / "model.safetensors"
+    before, after = load_file(first), load_file(second)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-7, msg=name)
+    with pytest.raises(InputError, match="initialize must be a lifter of the same model; its denoiser is"):
+        start(preset="paper", output=str(tmp_path / "third"), initialize=str(first))
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        start(preset="parallel", output=str(tmp_path / "third"), initialize=str(tmp_path / "nothing"))
 
 
 def test_bfloat16(start, tmp_path):
