@@ -87,8 +87,11 @@ def main() -> None:
     """Write the tables between their marks."""
     path = DOCS / "ablation.md"
     text = path.read_text(encoding="utf-8")
-    for name, content in (("ladder", ladder()), ("sampling", plots())):
-        begin, end = BEGIN.format(name), END.format(name)
+    sections = {"ladder": ladder}
+    if (RESULTS / "sampling.json").exists():
+        sections["sampling"] = plots
+    for name, make in sections.items():
+        begin, end, content = BEGIN.format(name), END.format(name), make()
         before, rest = text.split(begin)
         text = before + begin + "\n\n" + content + "\n\n" + end + rest.split(end)[1]
     path.write_text(text, encoding="utf-8")
