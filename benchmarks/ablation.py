@@ -18,12 +18,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from diffupose import Lifter
 from diffupose.calibration import calibration_cells, measure_prediction_error
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
-from diffupose.evaluation import score_hypotheses
+from diffupose.evaluation import calibrated, score_hypotheses
 from diffupose.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
@@ -121,12 +119,9 @@ def run(rung: Rung, data: str) -> dict[str, object]:
     use_intrinsics = bool(lift.pop("intrinsics", False))
     scores = {}
     for cell in cells:
-        matrices = None
-        if use_intrinsics:
-            matrices = torch.zeros(len(cell.keypoints), 3, 3)
-            matrices[:, [0, 1], [0, 1]], matrices[:, :2, 2], matrices[:, 2, 2] = cell.views.focal, cell.views.center, 1
+        keypoints, matrices = calibrated(cell) if use_intrinsics else (cell.keypoints, None)
         result = lifter(
-            cell.keypoints, image_size=cell.views.image_size, intrinsics=matrices, num_hypotheses=NUM_HYPOTHESES,
+            keypoints, image_size=cell.views.image_size, intrinsics=matrices, num_hypotheses=NUM_HYPOTHESES,
             flip=False, progress=False, **lift,
         )  # fmt: skip
         scores[cell.name] = score_hypotheses(result.hypotheses, cell, lifter.covariance_scale)

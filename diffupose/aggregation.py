@@ -72,7 +72,8 @@ def density_pick_of_hypotheses(hypotheses: Tensor) -> Tensor:
         Poses of shape ``[B, J, 3]``, in metres.
     """
     flat = hypotheses.flatten(2)
-    distance = (flat.unsqueeze(2) - flat.unsqueeze(1)).norm(dim=-1)  # [B, H, H]
+    # Not by a table of differences, which would be 3 J times as large; nor by products, which lose small distances.
+    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")  # [B, H, H]
     count = hypotheses.shape[1]
     if count < 2:
         return hypotheses[:, 0]
