@@ -28,9 +28,9 @@ def calibration_cells(mocap: Mocap, num_poses: int, seed: int = 0) -> list[Cell]
 
 @torch.no_grad()
 def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 0) -> Tensor:
-    """Return the mean squared error of the predicted x0 at every timestep, over poses, axes and non-root joints.
+    """Return the mean squared error of the predicted x0 at every timestep, for each joint and axis.
 
-    It is measured at 24 timesteps and interpolated between them.
+    It is measured at 24 timesteps and interpolated between them; left and right share theirs.
 
     Args:
         lifter: The model.
@@ -38,13 +38,13 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
         seed: Seed of the noise.
 
     Returns:
-        ``[T]`` float32, in data units: what ``step_table`` takes as ``prediction_error``.
+        ``[T, J, 3]`` float32, in data units: what ``step_table`` takes as ``prediction_error``.
     """
     config, schedule = lifter.config, lifter.schedule
     last = schedule.num_train_timesteps - 1
     grid = np.unique(np.round(np.linspace(0.0, 1.0, _NUM_TIMESTEPS) ** 2 * last).astype(np.int64))
     generator = torch.Generator(lifter.device).manual_seed(seed)
-    total = np.zeros(len(grid))
+    total = np.zeros((len(grid), lifter.skeleton.num_joints, 3))
     for cell in cells:
         views = cell.views
         seen = condition(
@@ -66,9 +66,13 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
                     output = (noisy - sigma * output) / signal
                 elif config.diffusion.prediction_type == "v_prediction":
                     output = signal * noisy - sigma * output
-                total[index] += float((output - x0)[:, 1:].square().mean()) / (_NUM_DRAWS * len(cells))
+                error = (output - x0).square().mean(dim=0).double().cpu().numpy()  # [J, 3]
+                total[index] += error / (_NUM_DRAWS * len(cells))
+    total = 0.5 * (total + total[:, list(lifter.skeleton.flip_permutation)])
     # Geometrically: predicting epsilon, the error spans orders of magnitude.
-    return torch.from_numpy(np.exp(np.interp(np.arange(last + 1), grid, np.log(total.clip(1e-12))))).float()
+    logarithms = np.log(total.clip(1e-12)).reshape(len(grid), -1)
+    every = np.stack([np.interp(np.arange(last + 1), grid, column) for column in logarithms.T], axis=-1)
+    return torch.from_numpy(np.exp(every).reshape(last + 1, *total.shape[1:])).float()
 
 
 def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: int = NUM_HYPOTHESES) -> Tensor:

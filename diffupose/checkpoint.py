@@ -37,8 +37,9 @@ class LifterFile:
         denoiser: The network with its weights, in evaluation mode, on the CPU.
         pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 stands for the pose ``pose_mean + pose_scale x0``.
         covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
-        prediction_error: ``[T]``: mean squared error of the predicted x0 at each timestep, in data units, on people
-            that the model was not fitted on, times what ``diffupose calibrate`` was told; None where nobody measured.
+        prediction_error: ``[T, J, 3]``: mean squared error of the predicted x0 at each timestep, per joint and axis, in
+            data units, on people that the model was not fitted on, times what ``diffupose calibrate`` was told; None
+            where nobody measured.
     """
 
     config: LifterConfig
@@ -129,7 +130,7 @@ def _load_safetensors(path: Path) -> LifterFile:
     if "prediction_error" in tensors:
         names.append("prediction_error")
         statistics.append(tensors.pop("prediction_error").float())
-        shapes.append((config.diffusion.num_train_timesteps,))
+        shapes.append((config.diffusion.num_train_timesteps, num_joints, 3))
     for name, value, shape in zip(names, statistics, shapes, strict=True):
         if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")

@@ -127,10 +127,13 @@ class StepTable:
     Attributes:
         coefficients: ``[S, 6]`` float64, columns p, q, c_x, c_0, c_1, s.
         timesteps: ``[S]`` int64, descending.
+        noise_scale: ``[S, J, 3]`` float64 or None: z counts ``s noise_scale[joint, axis]``, whose mean square over joints
+            and axes is s^2; None is 1 everywhere.
     """
 
     coefficients: np.ndarray
     timesteps: np.ndarray
+    noise_scale: np.ndarray | None = None
 
     @property
     def num_inference_steps(self) -> int:
@@ -140,6 +143,10 @@ class StepTable:
     def tensor(self) -> Tensor:
         """Return the coefficients as a float32 CPU tensor of shape ``[S, 6]``: what ``reverse_step`` takes."""
         return torch.from_numpy(self.coefficients.astype(np.float32))
+
+    def noise_scale_tensor(self) -> Tensor | None:
+        """Return the noise scale as a float32 CPU tensor of shape ``[S, J, 3]``, or None."""
+        return None if self.noise_scale is None else torch.from_numpy(self.noise_scale.astype(np.float32))
 
 
 def step_table(
@@ -162,10 +169,11 @@ def step_table(
         eta: Share of fresh noise in DDIM, 0 (deterministic) to 1 (as much as DDPM); 0 for the other samplers.
         prediction_type: What the network's output means.
         timestep_spacing: The grid; each step goes to the grid's actual next timestep, the last one to clean data.
-        prediction_error: Mean squared error of the predicted x0 at each timestep, ``[T]``, in data units: variance
-            ``"analytic"``. A step replaces x0, which has a posterior variance, by its mean; the missing c_0^2 times
-            that variance is added to s^2 (Bao et al. 2022), without which few steps have too little spread. None is
-            ``"fixed_small"``: no addition.
+        prediction_error: Mean squared error of the predicted x0 at each timestep, ``[T]`` or per joint and axis
+            ``[T, J, 3]``, in data units: variance ``"analytic"``. A step replaces x0, which has a posterior variance,
+            by its mean; the missing c_0^2 times that variance is added to s^2 (Bao et al. 2022), without which few
+            steps have too little spread. Depth and the ends of the limbs miss most. None is ``"fixed_small"``: no
+            addition.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -175,10 +183,13 @@ def step_table(
     if not 0.0 <= eta <= 1.0 or (eta > 0 and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and be 0 unless sampler is ddim, got {eta!r} with {sampler}")
     if prediction_error is not None and (
-        sampler == "dpm++" or prediction_error.shape != (schedule.num_train_timesteps,)
+        sampler == "dpm++"
+        or prediction_error.ndim not in (1, 3)
+        or len(prediction_error) != schedule.num_train_timesteps
     ):
+        total = schedule.num_train_timesteps
         raise ValueError(
-            f"prediction_error must have shape [{schedule.num_train_timesteps}] and go with sampler ddpm or ddim, got "
+            f"prediction_error must have shape [{total}] or [{total}, J, 3] and go with sampler ddpm or ddim, got "
             f"{prediction_error.shape} with {sampler}"
         )
     timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps, timestep_spacing)
@@ -195,9 +206,21 @@ def step_table(
             row[2:6] = _ddim_step(cumprod[step], cumprod[step + 1], eta)
         else:
             row[2:6] = _dpm_solver_step(cumprod[step], cumprod[step + 1], cumprod[step - 1] if step else None)
-        if prediction_error is not None and step < num_inference_steps - 1:
-            row[5] = math.sqrt(row[5] ** 2 + row[3] ** 2 * prediction_error[timesteps[step]])
-    return StepTable(coefficients=rows, timesteps=timesteps)
+    noise_scale = None if prediction_error is None else _add_variance(rows, prediction_error[timesteps])
+    return StepTable(coefficients=rows, timesteps=timesteps, noise_scale=noise_scale)
+
+
+def _add_variance(rows: np.ndarray, error: np.ndarray) -> np.ndarray | None:
+    """Add c_0^2 times the error ``[S]`` or ``[S, J, 3]`` to every s^2 but the last; return the noise scale."""
+    shape = (-1,) + (1,) * (error.ndim - 1)
+    variance = rows[:, 5].reshape(shape) ** 2 + rows[:, 3].reshape(shape) ** 2 * error
+    mean = variance.reshape(len(rows), -1).mean(axis=1)
+    rows[:-1, 5] = np.sqrt(mean[:-1])
+    if error.ndim == 1:
+        return None
+    scale = np.ones_like(error)
+    scale[:-1] = np.sqrt(variance[:-1] / np.where(mean > 0, mean, 1.0)[:-1].reshape(shape))
+    return scale
 
 
 def _prediction_to_x0(prediction_type: PredictionType, cumprod: float) -> tuple[float, float]:

@@ -42,7 +42,9 @@ def test_prediction_error(cells, prediction_type):
     lifter = Lifter(LifterFile(replace(config, diffusion=diffusion), Share(), torch.zeros(17, 3),
                                torch.full((17, 3), 0.2), torch.ones(17)))  # fmt: skip
     measured = measure_prediction_error(lifter, cells).double().numpy()
-    assert measured.shape == (50,)
+    assert measured.shape == (50, 17, 3)
+    assert np.array_equal(measured[:, 1], measured[:, 4])  # the hips, right and left
+    measured = measured[:, 1:].mean(axis=(1, 2))
     # The turn towards the person keeps lengths, so poses need not be turned to know their mean square.
     poses = torch.cat([cell.views.poses_3d for cell in cells])[:, 1:] / 0.2
     square = float(poses.square().mean())
@@ -91,7 +93,7 @@ def test_command(tmp_path, capsys):
         assert main([*arguments, *settings]) == 0
         assert "covariance factors, by joint: 1.00 " in capsys.readouterr().out
         lifter = Lifter.from_pretrained(out, device="cpu")
-        assert lifter.prediction_error.shape == (50,) and bool((lifter.covariance_scale > 0).all())
+        assert lifter.prediction_error.shape == (50, 17, 3) and bool((lifter.covariance_scale > 0).all())
         assert (lifter.config.sampling.variance, lifter.config.sampling.num_inference_steps) == ("analytic", 2)
         assert main([*arguments, *settings, "--noise-factor", "5"]) == 0
         torch.testing.assert_close(

@@ -55,11 +55,11 @@ def test_there_and_back(tmp_path, kind, skeleton):
 def test_prediction_error_there_and_back(tmp_path, tiny):
     file = load_lifter_file(tiny)
     assert file.prediction_error is None
-    path, error = tmp_path / "measured.safetensors", torch.rand(file.config.diffusion.num_train_timesteps)
+    path, error = tmp_path / "measured.safetensors", torch.rand(50, 17, 3)
     save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error)
     assert torch.equal(load_lifter_file(path).prediction_error, error)
     save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error[:-1])
-    with pytest.raises(InputError, match=r"prediction_error in .* must be finite, of shape \[50\], got \[49\]"):
+    with pytest.raises(InputError, match=r"prediction_error in .* must be finite, of shape \[50, 17, 3\], got \[49, 17, 3\]"):
         load_lifter_file(path)
 
 

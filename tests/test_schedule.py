@@ -279,11 +279,37 @@ def test_analytic_variance_keeps_the_marginals_of_a_model_that_predicts_the_mean
     np.testing.assert_allclose((c_x + c_0 * share) ** 2 * before + s**2, after, rtol=1e-9)
     assert (plain.coefficients[:, :5] == table.coefficients[:, :5]).all()
     assert (plain.coefficients[:-1, 5] < s[:-1]).all() and s[-1] == 0
+    assert table.noise_scale is None
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
+def test_analytic_variance_per_joint_and_axis(sampler, eta, steps):
+    """Every element has the deviation that it would have alone; s is their root mean square."""
+    schedule = NoiseSchedule(100)
+    error = np.random.default_rng(0).uniform(0.0, 0.3, (100, 17, 3))
+    error[:, 0] = 0.0  # the root is known
+    table = step_table(schedule, steps, sampler=sampler, eta=eta, prediction_error=error)
+    assert table.noise_scale.shape == (steps, 17, 3)
+    deviation = table.coefficients[:, 5, None, None] * table.noise_scale
+    for joint, axis in ((0, 0), (3, 1), (16, 2)):
+        alone = step_table(schedule, steps, sampler=sampler, eta=eta, prediction_error=error[:, joint, axis])
+        np.testing.assert_allclose(deviation[:, joint, axis], alone.coefficients[:, 5], rtol=1e-12, atol=1e-15)
+        assert (alone.coefficients[:, :5] == table.coefficients[:, :5]).all()
+    np.testing.assert_allclose((table.noise_scale**2).mean(axis=(1, 2)), 1.0, rtol=1e-12)
+    assert table.coefficients[-1, 5] == 0.0
+    assert table.noise_scale_tensor().dtype == torch.float32
+
+
+def test_a_model_without_error_adds_no_noise():
+    table = step_table(NoiseSchedule(100), 5, prediction_error=np.zeros((100, 17, 3)))
+    assert (table.coefficients[:, 5] == 0).all() and np.isfinite(table.noise_scale).all()
 
 
 def test_analytic_variance_errors():
     schedule = NoiseSchedule(100)
-    with pytest.raises(ValueError, match=r"prediction_error must have shape \[100\] .* got \(99,\) with ddim"):
+    wrong = r"prediction_error must have shape \[100\] or \[100, J, 3\] .* got \(99,\) with ddim"
+    with pytest.raises(ValueError, match=wrong):
         step_table(schedule, 5, prediction_error=np.ones(99))
     with pytest.raises(ValueError, match=r"go with sampler ddpm or ddim, got \(100,\) with dpm"):
         step_table(schedule, 5, sampler="dpm++", prediction_error=np.ones(100))

@@ -18,6 +18,7 @@ def reverse_step(
     *,
     x0_last: Tensor | None = None,
     noise: Tensor | None = None,
+    noise_scale: Tensor | None = None,
     seed: int = 0,
     frame_ids: Tensor | None = None,
     hypothesis_ids: Tensor | None = None,
@@ -27,7 +28,7 @@ def reverse_step(
     """Return the sample of the next, less noisy, timestep and the predicted clean one.
 
         x0     = p x_t + q out                                 clipped to ±clip_sample_range if that is given
-        x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s z
+        x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s noise_scale z
 
     A term whose coefficient is 0 is skipped, so that a NaN in it does not matter.
 
@@ -39,6 +40,7 @@ def reverse_step(
         x0_last: The previous step's x0, for multistep samplers (rows with c_1 != 0).
         noise: z of the same shape as ``sample``; None draws it by counter from ``seed``, ``frame_ids`` and
             ``hypothesis_ids``.
+        noise_scale: ``[S, J, 3]``, what z is multiplied by besides s (``StepTable.noise_scale_tensor()``); None is 1.
         seed: 64-bit seed of drawn noise.
         frame_ids: ``[B]`` int64; default ``arange(B)``.
         hypothesis_ids: ``[H]`` int64; default ``arange(H)``.
@@ -69,6 +71,9 @@ def reverse_step(
     for name, tensor in (("x0_last", x0_last), ("noise", noise)):
         if tensor is not None and tensor.shape != sample.shape:
             raise ValueError(f"{name} must have the shape of sample, {tuple(sample.shape)}, got {tuple(tensor.shape)}")
+    scale_shape = (coefficients.shape[0], *sample.shape[2:])
+    if noise_scale is not None and noise_scale.shape != scale_shape:
+        raise ValueError(f"noise_scale must have shape {list(scale_shape)}, got {tuple(noise_scale.shape)}")
     c_1, s = coefficients[step, 4:].tolist()
     if c_1 != 0.0 and x0_last is None:
         raise ValueError(f"x0_last is needed by row {step} of this table (c_1 = {c_1:g}), got None")
@@ -78,4 +83,4 @@ def reverse_step(
         frames = torch.arange(batch, device=sample.device) if frame_ids is None else frame_ids
         ids = torch.arange(hypotheses, device=sample.device) if hypothesis_ids is None else hypothesis_ids
         noise = philox_normal(seed, frames, ids, step, 3 * joints).view(sample.shape).to(sample.dtype)
-    return _reference(sample, model_output, coefficients, step, x0_last, noise, clip_sample_range)
+    return _reference(sample, model_output, coefficients, step, x0_last, noise, clip_sample_range, noise_scale)

@@ -60,6 +60,9 @@ def sample(
     if len(frame_ids) != inputs.shape[0]:
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
     chosen = choose_backend(backend, inputs.device, ("torch",))
+    scale = table.noise_scale_tensor()
+    if scale is not None and scale.shape[1:] != (inputs.shape[1], 3):
+        raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")
     noise = partial(philox_normal, backend="torch" if backend == chosen else None)
     return _reference(
         denoiser,
@@ -70,6 +73,7 @@ def sample(
         frame_ids,
         hypothesis_ids,
         clip_sample_range,
+        None if scale is None else scale.to(inputs.device),
         partial(_antithetic, noise) if antithetic else noise,
     )
 

@@ -13,6 +13,7 @@ def reverse_step(
     x0_last: Tensor | None = None,
     noise: Tensor | None = None,
     clip_sample_range: float | None = None,
+    noise_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``x_prev`` and ``x0``, both ``[B, H, J, 3]``; see ``diffupose.ops.reverse_step``.
 
@@ -22,6 +23,8 @@ def reverse_step(
     x0 = _combine((p, sample), (q, model_output[..., :3]))
     if clip_sample_range is not None:
         x0 = x0.clamp(-clip_sample_range, clip_sample_range)
+    if s != 0.0 and noise_scale is not None:
+        noise = noise if noise is None else noise_scale[step].to(noise.dtype) * noise
     return _combine((c_x, sample), (c_0, x0), (c_1, x0_last), (s, noise)), x0
 
 

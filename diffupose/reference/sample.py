@@ -21,6 +21,7 @@ def sample(
     frame_ids: Tensor,
     hypothesis_ids: Tensor,
     clip_sample_range: float | None,
+    noise_scale: Tensor | None,
     philox_normal: Noise,
 ) -> Tensor:
     """Return samples x0 ``[B, H, J, 3]``; see ``diffupose.ops.sample``."""
@@ -39,5 +40,5 @@ def sample(
         output = denoiser(x.flatten(0, 1), rows, timesteps[step : step + 1])
         fresh = noise(step) if float(coefficients[step, 5]) != 0.0 else None
         output = output.unflatten(0, (batch, hypotheses))
-        x, x0 = reverse_step(x, output, coefficients, step, x0, fresh, clip_sample_range)
+        x, x0 = reverse_step(x, output, coefficients, step, x0, fresh, clip_sample_range, noise_scale)
     return x

@@ -57,6 +57,29 @@ def test_is_a_chain_of_reverse_steps(sampler, clip):
     assert clip is None or float(result.abs().max()) <= clip
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_noise_scale(sampler):
+    """One step of a table with a noise scale is the plain one with its noise multiplied by hand."""
+    error = 0.1 + torch.rand(20, 3, 3).double().numpy()
+    steps = table(4, sampler, prediction_error=error)
+    coefficients, scale = steps.tensor(), steps.noise_scale_tensor()
+    x, out, noise = torch.randn(3, 2, 5, 3, 3).unbind(0)
+    for step in range(4):
+        scaled, x0 = reverse_step(x, out, coefficients, step, noise=noise, noise_scale=scale)
+        expected, _ = reverse_step(x, out, coefficients, step, noise=scale[step] * noise)
+        assert torch.equal(scaled, expected) and bool(x0.isfinite().all())
+    inputs, sampled = torch.randn(2, 3, 2), {"prediction_type": "sample"}
+    small, large = (
+        sample(Linear(), inputs, table(4, sampler, prediction_error=factor * error, **sampled), num_hypotheses=100)
+        for factor in (0.01, 1.0)
+    )
+    assert float(small.std(dim=1).mean()) < 0.9 * float(large.std(dim=1).mean())
+    with pytest.raises(ValueError, match=r"table must have a noise scale of 4 joints, got \(4, 3, 3\)"):
+        sample(Linear(), torch.randn(2, 4, 2), steps, num_hypotheses=1)
+    with pytest.raises(ValueError, match=r"noise_scale must have shape \[4, 3, 3\], got \(3, 3, 3\)"):
+        reverse_step(x, out, coefficients, 0, noise=noise, noise_scale=scale[:3])
+
+
 def test_hypothesis_ids_choose_the_noise():
     inputs = torch.randn(2, 3, 2)
     five = sample(Linear(), inputs, table(), num_hypotheses=5)
