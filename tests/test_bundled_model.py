@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 
 import pytest
@@ -12,7 +13,15 @@ from diffupose.aggregation import reprojection_error
 from diffupose.camera import person_box, project
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, load_mocap
 from diffupose.evaluation_cells import RIGS, PoseBank, choose_poses, make_cell
-from diffupose.metrics import mpjpe
+from diffupose.metrics import (
+    DEFAULT_LEVELS,
+    coverage,
+    dispersion,
+    energy_score,
+    expected_calibration_error,
+    mpjpe,
+    oracle_best_of_hypotheses,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +52,81 @@ def cell_and_result(lifter):
         return done[rig, noisy]
 
     return lift
+
+
+def stretched(hypotheses, factor):
+    mean = hypotheses.mean(dim=1, keepdim=True)
+    return mean + factor * (hypotheses - mean)
+
+
+def calibration(hypotheses, cell, scale):
+    """Return the coverage of the 50 % and 90 % regions, mean over joints without the root, and the ECE."""
+    reached = coverage(hypotheses, cell.views.poses_3d, scale=scale)  # [L, J]
+    half, most = (list(DEFAULT_LEVELS).index(level) for level in (0.5, 0.9))
+    ece, _ = expected_calibration_error(reached)
+    return float(reached[half, 1:].mean()), float(reached[most, 1:].mean()), float(ece)
+
+
+# Where motion capture to validate on is at hand: noisy cells of 1,000 poses. Everywhere: the bundled person, who is
+# easier than most.
+VALIDATION = os.environ.get("DIFFUPOSE_MOCAP_VAL")
+
+
+@pytest.mark.parametrize("rig", RIGS)
+@pytest.mark.parametrize("count", [10, 50])
+@pytest.mark.parametrize(("source", "tolerance"), [("sample", 0.15), ("validation", 0.05)])
+def test_covariance_is_calibrated(lifter, rig, count, source, tolerance):
+    """The regions hold what they promise on noisy keypoints; with half or twice the spread they would not."""
+    if source == "validation" and not VALIDATION:
+        pytest.skip("DIFFUPOSE_MOCAP_VAL names no mocap_val.npz")
+    people = sample_poses(include=SAMPLE_SUBJECTS) if source == "sample" else load_mocap(VALIDATION)
+    cell = make_cell(choose_poses(people, NUM_POSES if source == "sample" else 1000, seed=0), rig, True)
+    result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=count, flip=False)
+
+    def calibrated(factor):
+        half, most, ece = calibration(stretched(result.hypotheses, factor), cell, lifter.covariance_scale)
+        print(f"{cell.name}, N = {count}, spread x {factor}: 50 % {half:.3f}, 90 % {most:.3f}, ECE {ece:.3f}")
+        return abs(half - 0.5) <= tolerance and abs(most - 0.9) <= tolerance and ece <= tolerance
+
+    assert calibrated(1.0)
+    assert not calibrated(0.5)
+    assert not calibrated(2.0)
+
+
+def test_more_hypotheses_never_raise_the_oracle_best(cell_and_result):
+    """Those of a smaller N are the first of a larger one: the best of more is never worse, for any pose."""
+    cell, result = cell_and_result("wild", True)
+    few = lift_more(cell, 3)
+    assert torch.allclose(few, result.hypotheses[:, :3], atol=1e-5)
+    best = [oracle_best_of_hypotheses(result.hypotheses[:, :n], cell.views.poses_3d) for n in range(1, 11)]
+    assert all(bool((more <= less).all()) for less, more in zip(best, best[1:], strict=False))
+    assert float(best[-1].mean()) < 0.95 * float(best[0].mean())
+
+
+def lift_more(cell, count, **settings):
+    lifter = Lifter.from_pretrained(device="cpu")
+    options = {"image_size": cell.views.image_size, "num_hypotheses": count, "flip": False} | settings
+    return lifter(cell.keypoints, **options).hypotheses
+
+
+@pytest.mark.parametrize("rig", RIGS)
+def test_five_steps_are_as_good_as_a_hundred(rig):
+    cell = make_cell(choose_poses(sample_poses(include=SAMPLE_SUBJECTS), 60, seed=1), rig, True)
+    scores = {
+        steps: float(energy_score(lift_more(cell, 10, num_inference_steps=steps), cell.views.poses_3d).mean())
+        for steps in (5, 100)
+    }
+    print(f"{cell.name}: energy score {1000 * scores[5]:.2f} mm in 5 steps, {1000 * scores[100]:.2f} mm in 100")
+    assert scores[5] <= 1.01 * scores[100]
+
+
+def test_hypotheses_are_honest_before_any_factor(cell_and_result):
+    """Errors are what the spread promises: not far from 1, here on a person who is easier than most."""
+    for rig in RIGS:
+        cell, result = cell_and_result(rig, True)
+        value = float(dispersion(result.hypotheses, cell.views.poses_3d))
+        print(f"{cell.name}: dispersion {value:.3f}")
+        assert 0.85 <= value <= 1.2
 
 
 def test_metadata(lifter):
