@@ -26,7 +26,7 @@ from diffupose.lift_result import LiftResult
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
-from diffupose.programs import layer_program
+from diffupose.programs import has_program, layer_program
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
@@ -381,21 +381,17 @@ class Lifter:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         chosen = choose_backend(backend, self.device, ("cpp", "torch"))
-        if chosen == "cpp":
+        if chosen == "cpp" and has_program(self.denoiser):
             versions = tuple(0 if p.is_inference() else p._version for p in self.denoiser.parameters())
-            key = (id(self.denoiser), self.denoiser.training, versions, precision, os.environ.get("DIFFUPOSE_ISA"))
-            if key in self._packed:
-                return self._packed[key]
-            program = layer_program(self.denoiser)
-            if program is not None:
-                packed = PackedDenoiser(program, precision)
+            key = (id(self.denoiser), versions, precision, os.environ.get("DIFFUPOSE_ISA"))
+            if key not in self._packed:
+                packed = PackedDenoiser(layer_program(self.denoiser), precision)
                 # The same weights in the other precision stay, older weights go.
-                self._packed = {old: kept for old, kept in self._packed.items() if old[:3] == key[:3]} | {key: packed}
-                return packed
-            if backend == "cpp":
-                raise BackendUnavailableError(
-                    'backend "cpp" is not available: it runs the networks of this library in evaluation mode and float32'
-                )
+                self._packed = {old: kept for old, kept in self._packed.items() if old[:2] == key[:2]} | {key: packed}
+            return self._packed[key]
+        if backend == "cpp":
+            reason = "it runs networks of this library in evaluation mode and float32"
+            raise BackendUnavailableError(f'backend "cpp" is not available: {reason}')
         if precision != "float32":
             raise ValueError(f"precision must be float32 without the C++ engine, got {precision!r}")
         return self.denoiser

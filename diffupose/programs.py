@@ -12,15 +12,27 @@ from diffupose.ops.layer_program import Activation, Attention, GraphConv, Layer,
 from diffupose.parallel_gcn import JointAttention, ParallelBlock, ParallelGCN
 
 
-def layer_program(denoiser: nn.Module) -> LayerProgram | None:
-    """Return the program of a network in evaluation mode, or None if it is not one of ours, unchanged, in float32."""
-    if denoiser.training or any(parameter.dtype != torch.float32 for parameter in denoiser.parameters()):
-        return None
-    if type(denoiser) is ModulatedGCN:
-        return _modulated_gcn(denoiser)
-    if type(denoiser) is ParallelGCN:
-        return _parallel_gcn(denoiser)
-    return None
+def has_program(denoiser: nn.Module) -> bool:
+    """Return whether a network is one of ours, in evaluation mode and float32, without hooks that want to see it run."""
+    return (
+        type(denoiser) in (ModulatedGCN, ParallelGCN)
+        and not denoiser.training
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.modules())
+        and all(parameter.dtype == torch.float32 for parameter in denoiser.parameters())
+    )
+
+
+def layer_program(denoiser: nn.Module) -> LayerProgram:
+    """Return the program of a network.
+
+    Raises:
+        ValueError: If it has none (``has_program``).
+    """
+    if not has_program(denoiser):
+        raise ValueError(
+            f"denoiser must be a network of this library in evaluation mode, got {type(denoiser).__name__}"
+        )
+    return _modulated_gcn(denoiser) if isinstance(denoiser, ModulatedGCN) else _parallel_gcn(denoiser)
 
 
 def denoiser_flops(denoiser: ModulatedGCN | ParallelGCN, num_joints: int) -> int:
@@ -65,6 +77,7 @@ def _fold(bn: JointBatchNorm | None, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return what BatchNorm makes of y + bias, as scale * y + shift."""
     if bn is None:
         return torch.ones_like(bias), bias
+    assert bn.running_var is not None and bn.running_mean is not None  # our layers track them
     scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
     return scale, scale * (bias - bn.running_mean.double()) + bn.bias.double()
 
@@ -96,9 +109,9 @@ def _modulated_gcn(net: ModulatedGCN) -> LayerProgram:
     graph_block(net.gconv_input, source, x)
     between = net.config.time_blocks == "between"
     for index, pair in enumerate(net.gconv_layers):
-        first, second = pair  # type: ignore[misc]
-        graph_block(first, x, hidden)
-        graph_block(second, hidden, x, residual=x)
+        assert isinstance(pair, nn.Sequential)
+        graph_block(pair[0], x, hidden)
+        graph_block(pair[1], hidden, x, residual=x)
         if between:
             time_block(index)
     if between:

@@ -59,7 +59,9 @@ def test_prediction_error_there_and_back(tmp_path, tiny):
     save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error)
     assert torch.equal(load_lifter_file(path).prediction_error, error)
     save_lifter_file(path, file.denoiser, file.config, file.pose_mean, file.pose_scale, None, error[:-1])
-    with pytest.raises(InputError, match=r"prediction_error in .* must be finite, of shape \[50, 17, 3\], got \[49, 17, 3\]"):
+    with pytest.raises(
+        InputError, match=r"prediction_error in .* must be finite, of shape \[50, 17, 3\], got \[49, 17, 3\]"
+    ):
         load_lifter_file(path)
 
 

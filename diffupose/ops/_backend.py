@@ -108,7 +108,9 @@ def choose_backend(requested: str | None, device: torch.device, implemented: Col
         able = (backend for backend in order if backend in implemented and states[backend][0])
         found = next(able, None)
         if found is None:
-            raise BackendUnavailableError(f"none of the backends of this op, {', '.join(implemented)}, runs on {device}")
+            raise BackendUnavailableError(
+                f"none of the backends of this op, {', '.join(implemented)}, runs on {device}"
+            )
         return found
     active, reason = states[name]
     if not active:
