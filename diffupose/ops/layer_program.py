@@ -1,8 +1,8 @@
 """A denoiser as a list of layers over buffers: what the C++ engine packs and runs, tile by tile.
 
 Buffers hold ``[poses, J, width]``; buffer 0 is the input (x_t beside the condition), the last one the output. A layer
-names buffers by their index. Everything that does not depend on the pose is folded: BatchNorm and attention's scale into
-weights, the time embedding into parameters that are tabulated for the chosen timesteps.
+names buffers by their index. Everything that does not depend on the pose is folded: BatchNorm and attention's scale
+into weights, the time embedding into parameters that are tabulated for the chosen timesteps.
 """
 
 from __future__ import annotations

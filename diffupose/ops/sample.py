@@ -31,8 +31,8 @@ def sample(
     """Return clean samples, drawn from noise step by step (Algorithm 2).
 
     Args:
-        denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, or its packed
-            form, which the C++ engine runs: each thread takes a few poses through all layers and steps.
+        denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, or its
+            packed form, which the C++ engine runs: each thread takes a few poses through all layers and steps.
         inputs: Conditions of shape ``[B, J, C]``.
         table: The sampler.
         seed: 64-bit seed.
@@ -46,8 +46,8 @@ def sample(
             unless it is named.
 
     Returns:
-        ``[B, H, J, 3]`` in the model's data units. Those of ``"cpp"`` are the same bits for any batch, order and number of
-        threads.
+        ``[B, H, J, 3]`` in the model's data units. Those of ``"cpp"`` are the same bits for any batch, order and number
+        of threads.
 
     Raises:
         ValueError: If a shape does not fit.
