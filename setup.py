@@ -30,11 +30,12 @@ CSRC = ROOT / "csrc"
 # One build folder per interpreter and platform, kept between builds: ninja recompiles only what changed.
 BUILD = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-CPU_SOURCES = [
-    "bind_cpu.cpp",
-    "common/build_info.cpp",
-    "philox_normal/philox_normal_cpu.cpp",
-]
+# Instruction sets by how a file named *_isa.cpp is compiled for them; where the compiler takes the flags, on x86-64.
+X86 = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+}
+X86["avx512_bf16"] = [*X86["avx512"], "-mavx512bf16"]
 # Why there is no extension, for `diffupose env`: pip shows what the build prints with -v only.
 REASON_NAME = "_no_extension.txt"
 NOT_WANTED = "DIFFUPOSE_BUILD=none asked for it"
@@ -66,12 +67,17 @@ def find_ninja() -> list[str]:
     return [path] if path else []
 
 
-def accepts(compiler: list[str], flag: str) -> bool:
-    """Return whether a program compiles and links with this flag (Apple's clang, for one, has no -fopenmp)."""
+def accepts(compiler: list[str], *flags: str) -> bool:
+    """Return whether a program compiles and links with these flags (Apple's clang, for one, has no -fopenmp)."""
     source, binary = BUILD / "try.cpp", BUILD / "try.out"
     source.write_text("int main() { return 0; }\n")
-    command = [*compiler, flag, str(source), "-o", str(binary)]
+    command = [*compiler, *flags, str(source), "-o", str(binary)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def instruction_sets(compiler: list[str]) -> dict[str, list[str]]:
+    """Return the flags of every instruction set that files named *_isa.cpp are compiled for."""
+    return {"portable": []} | {name: flags for name, flags in X86.items() if accepts(compiler, *flags)}
 
 
 def ninja_file(compiler: list[str], openmp: bool) -> str:
@@ -116,11 +122,24 @@ def ninja_file(compiler: list[str], openmp: bool) -> str:
         f"  command = {quote(link_command)} $in {quote(link_flags)} -o $out",
     ]
     objects = []
-    for source in CPU_SOURCES:
-        objects.append(source.replace(".cpp", ".o"))
-        lines.append(f"build {objects[-1]}: compile {path(str(CSRC / source))}")
-        if source == "common/build_info.cpp":
-            lines.append(f"  defines = '-DDIFFUPOSE_SOURCE_HASH=\"{module.source_hash(CSRC)}\"'")
+
+    def compile_to(name: str, source: str, *defines: str) -> None:
+        objects.append(name)
+        lines.append(f"build {name}: compile {path(str(CSRC / source))}")
+        if defines:
+            lines.append(f"  defines = {quote(list(defines))}")
+
+    sets = instruction_sets(compiler)
+    for source in sorted(file.relative_to(CSRC).as_posix() for file in CSRC.rglob("*.cpp")):
+        stem = source.removesuffix(".cpp")
+        if stem.endswith("_isa"):
+            for name, flags in sets.items():
+                # The results are the same within one instruction set, not across them: here FMA is welcome.
+                compile_to(f"{stem}.{name}.o", source, f"-DDIFFUPOSE_ISA={name}", "-ffp-contract=fast", *flags)
+        elif source == "common/build_info.cpp":
+            compile_to(f"{stem}.o", source, f'-DDIFFUPOSE_SOURCE_HASH="{module.source_hash(CSRC)}"')
+        else:
+            compile_to(f"{stem}.o", source, *(f"-DDIFFUPOSE_WITH_{name.upper()}" for name in sets if name in X86))
     lines.append(f"build _C{EXT_SUFFIX}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

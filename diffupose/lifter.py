@@ -9,26 +9,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
 from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
+from diffupose.errors import BackendUnavailableError
 from diffupose.lift_inputs import PixelInput, check_image_size, check_intrinsics, check_keypoints
 from diffupose.lift_result import LiftResult
-from diffupose.ops._backend import Backend
+from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
+from diffupose.programs import has_program, layer_program
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
 # Bytes that the activations of one chunk may take; a tile that stays in the caches is also the fastest.
 _CHUNK_BYTES = 128 << 20
+# Hypotheses that the C++ engine takes at once: its memory does not grow with them, the progress bar moves between.
+_PACKED_CHUNK = 4096
 
 
 class Lifter:
@@ -51,6 +56,7 @@ class Lifter:
         self.prediction_error = file.prediction_error
         diffusion = self.config.diffusion
         self.schedule = NoiseSchedule(diffusion.num_train_timesteps, diffusion.beta_schedule)
+        self._packed: dict[tuple[object, ...], PackedDenoiser] = {}
 
     @property
     def skeleton(self) -> Skeleton:
@@ -159,6 +165,7 @@ class Lifter:
         assumed_focal: float | None = ASSUMED_FOCAL,
         on_unusable: Literal["error", "nan"] = "error",
         backend: Backend | None = None,
+        precision: Precision = "float32",
         progress: bool | None = None,
     ) -> LiftResult:
         """Lift 2D keypoints to ``num_hypotheses`` 3D poses each.
@@ -187,7 +194,10 @@ class Lifter:
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
             on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
                 point or normalised already, or a joint too far from all others.
-            backend: Backend of the ops.
+            backend: ``"auto"`` (on the CPU the C++ engine where it can run), ``"cpp"`` or ``"torch"``; None takes the
+                environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
+            precision: ``"float32"``, or ``"bfloat16"`` for the products of the C++ engine: about twice as fast on
+                processors with AVX512-BF16, slower on others.
             progress: Show a progress bar; default when it takes long and a terminal is there.
 
         Returns:
@@ -210,6 +220,7 @@ class Lifter:
         )
         table = self.step_table(settings)
         seed = _seed(seed)
+        network = self._network(backend, precision)
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
@@ -227,7 +238,7 @@ class Lifter:
         if not person:
             assumed_focal = None  # screen coordinates are not turned: no focal length takes part
         hypotheses, focal = self._lift(
-            pixels, size, matrices, assumed_focal, ids, settings, table, seed, backend, progress
+            pixels, size, matrices, assumed_focal, ids, settings, table, seed, network, backend, progress
         )
         translation = None
         if matrices is not None:
@@ -244,7 +255,7 @@ class Lifter:
             aggregation=settings.aggregation,
             translation=translation,
             usable=pixels.usable,
-            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None),
+            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network),
         )
 
     def _warn_of_filled_joints(self, pixels: PixelInput) -> None:
@@ -265,6 +276,7 @@ class Lifter:
         settings: SamplingConfig,
         table: StepTable,
         seed: int,
+        network: nn.Module | PackedDenoiser,
         backend: Backend | None,
         progress: bool | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -289,7 +301,7 @@ class Lifter:
         )
         # The result is made outside of inference mode: callers may change it, and take it into autograd.
         with bar, torch.inference_mode():
-            for chunk, ids in self._chunks(rows, count):
+            for chunk, ids in self._chunks(rows, count, isinstance(network, PackedDenoiser)):
                 part = [None if item is None else item[chunk] for item in (size, focal, center)]
                 for flipped in (False, True) if settings.flip else (False,):
                     poses = self._lift_chunk(
@@ -301,6 +313,7 @@ class Lifter:
                         flipped,
                         table,
                         seed,
+                        network,
                         backend,
                         matrices is not None,
                         settings.antithetic,
@@ -309,11 +322,11 @@ class Lifter:
                     bar.update(len(chunk) * len(ids))
         return hypotheses, focal
 
-    def _chunks(self, rows: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, rows: Tensor, count: int, packed: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield frames and hypothesis ids whose activations fit the budget."""
-        # About eight activations of [J, d] are alive at once.
+        # About eight activations of [J, d] are alive at once; the engine has its own tiles.
         bytes_per_row = self.skeleton.num_joints * self.config.denoiser.hidden_dim * 4 * 8
-        most = max(1, _CHUNK_BYTES // bytes_per_row)
+        most = _PACKED_CHUNK if packed else max(1, _CHUNK_BYTES // bytes_per_row)
         for frames in rows.split(max(1, most // count)):
             for ids in torch.arange(count).split(most):
                 yield frames, ids
@@ -328,6 +341,7 @@ class Lifter:
         flipped: bool,
         table: StepTable,
         seed: int,
+        network: nn.Module | PackedDenoiser,
         backend: Backend | None,
         calibrated: bool,
         antithetic: bool,
@@ -339,10 +353,10 @@ class Lifter:
         )
         inputs = mirror_inputs(seen.inputs, self.config) if flipped else seen.inputs
         x0 = (
-            self._regress(inputs, len(hypothesis_ids))
+            self._regress(network, inputs, len(hypothesis_ids))
             if self.config.diffusion.deterministic
             else sample(
-                self.denoiser,
+                network,
                 inputs,
                 table,
                 seed=seed,
@@ -359,14 +373,43 @@ class Lifter:
         poses = poses @ seen.rotation.unsqueeze(1)  # the transpose of the turn, for row vectors
         return poses - poses[:, :, :1]
 
-    def _regress(self, inputs: Tensor, num_hypotheses: int) -> Tensor:
+    def _network(self, backend: Backend | None, precision: Precision) -> nn.Module | PackedDenoiser:
+        """Return what runs the network: the module, or its packed form where the C++ engine is chosen and can run it.
+
+        It is packed once; changed weights, another module or another instruction set make it new.
+        """
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        chosen = choose_backend(backend, self.device, ("cpp", "torch"))
+        if chosen == "cpp" and has_program(self.denoiser):
+            versions = tuple(0 if p.is_inference() else p._version for p in self.denoiser.parameters())
+            key = (id(self.denoiser), versions, precision, os.environ.get("DIFFUPOSE_ISA"))
+            if key not in self._packed:
+                packed = PackedDenoiser(layer_program(self.denoiser), precision)
+                # The same weights in the other precision stay, older weights go.
+                self._packed = {old: kept for old, kept in self._packed.items() if old[:2] == key[:2]} | {key: packed}
+            return self._packed[key]
+        if backend == "cpp":
+            reason = "it runs networks of this library in evaluation mode and float32"
+            raise BackendUnavailableError(f'backend "cpp" is not available: {reason}')
+        if precision != "float32":
+            raise ValueError(f"precision must be float32 without the C++ engine, got {precision!r}")
+        return self.denoiser
+
+    def _regress(self, network: nn.Module | PackedDenoiser, inputs: Tensor, num_hypotheses: int) -> Tensor:
         """Return what a deterministic model says, ``[B, H, J, 3]`` in data units: the same for every hypothesis."""
         last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=self.device)
-        x0 = self.denoiser(torch.zeros_like(inputs[..., :1]).expand(-1, -1, 3), inputs, last)[..., :3]
+        call = network.denoise if isinstance(network, PackedDenoiser) else network
+        x0 = call(torch.zeros_like(inputs[..., :1]).expand(-1, -1, 3), inputs, last)[..., :3]
         return x0.unsqueeze(1).expand(-1, num_hypotheses, -1, -1)
 
     def _meta(
-        self, settings: SamplingConfig, seed: int, focal: Tensor | None, assumed_focal: float | None
+        self,
+        settings: SamplingConfig,
+        seed: int,
+        focal: Tensor | None,
+        assumed_focal: float | None,
+        network: nn.Module | PackedDenoiser,
     ) -> dict[str, object]:
         from diffupose import __version__
 
@@ -387,6 +430,8 @@ class Lifter:
             if focal is None
             else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
             "assumed_focal": assumed_focal,
+            "engine": f"cpp {network.isa}" if isinstance(network, PackedDenoiser) else "torch",
+            "precision": network.precision if isinstance(network, PackedDenoiser) else "float32",
             "diffupose": __version__,
             "torch": torch.__version__,
         }

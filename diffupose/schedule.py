@@ -127,8 +127,8 @@ class StepTable:
     Attributes:
         coefficients: ``[S, 6]`` float64, columns p, q, c_x, c_0, c_1, s.
         timesteps: ``[S]`` int64, descending.
-        noise_scale: ``[S, J, 3]`` float64 or None: z counts ``s noise_scale[joint, axis]``, whose mean square over joints
-            and axes is s^2; None is 1 everywhere.
+        noise_scale: ``[S, J, 3]`` float64 or None: z counts ``s noise_scale[joint, axis]``, whose mean square over
+            joints and axes is s^2; None is 1 everywhere.
     """
 
     coefficients: np.ndarray

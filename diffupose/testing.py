@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffupose.ops import available_backends
+
+requires_cpp = pytest.mark.skipif(not available_backends()["cpp"][0], reason="no C++ extension")
 requires_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 _SHORT_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}

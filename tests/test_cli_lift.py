@@ -571,6 +571,7 @@ def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
 
     monkeypatch.setattr(diffupose.lifter, "sample", slow)
     monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(diffupose.lifter, "_PACKED_CHUNK", 1)
     options = ("--num-hypotheses", 3, "--num-inference-steps", 1)
     lift(good(), *SIZE, *options, model=model)
     assert "3/3" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from support.tiny_lifters import people, tiny_lifter
 
 import diffupose
 from diffupose.keypoints import read_keypoints
+from diffupose.ops import _backend, available_backends
 from diffupose.skeleton import H36M_17
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,6 +113,7 @@ def test_npz_is_as_documented(result, tmp_path):
 
 def test_meta_is_complete(lifter):
     meta = lifter(people(2), image_size=SIZE, seed=-3, num_hypotheses=np.int64(4), assumed_focal=1.5).meta
+    engine = f"cpp {_backend.cpp().active_isa()}" if available_backends()["cpp"][0] else "torch"
     assert meta == {
         "model": "parallel",
         "input_normalization": "person",
@@ -127,6 +129,8 @@ def test_meta_is_complete(lifter):
         "seed": -3,
         "focal_length_px": [1500.0],
         "assumed_focal": 1.5,
+        "engine": engine,
+        "precision": "float32",
         "diffupose": diffupose.__version__,
         "torch": torch.__version__,
     }

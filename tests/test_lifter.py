@@ -17,7 +17,10 @@ from diffupose import Lifter
 from diffupose.camera import ASSUMED_FOCAL, person_box, project, rotation_to_ray, viewing_ray
 from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.conditioning import condition
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops import available_backends
 from diffupose.skeleton import H36M_17
+from diffupose.testing import requires_cpp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,9 +82,49 @@ def test_chunking_changes_nothing(lifter, rows, monkeypatch):
     )
     bytes_per_row = 17 * 32 * 4 * 8
     monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
+    monkeypatch.setattr(diffupose.lifter, "_PACKED_CHUNK", rows)
     chunked = lifter(poses, image_size=SIZE).hypotheses
     assert len(calls) >= 3
     assert difference(whole, chunked) < CLOSE
+    if available_backends()["cpp"][0]:
+        assert torch.equal(whole, chunked)
+    assert difference(lifter(poses, image_size=SIZE, backend="torch").hypotheses, whole) < CLOSE
+
+
+@requires_cpp
+@pytest.mark.parametrize("kind", ["person", "image"])
+def test_changed_weights_are_packed_anew(tmp_path, kind):
+    poses, lifter = people(2), tiny_lifter(tmp_path, kind)
+    before = lifter(poses, image_size=SIZE).hypotheses
+    [packed] = lifter._packed.values()
+    assert torch.equal(lifter(poses, image_size=SIZE).hypotheses, before)
+    assert list(lifter._packed.values()) == [packed]
+    with torch.no_grad():
+        for parameter in lifter.denoiser.parameters():
+            parameter.mul_(1.1)
+    after = lifter(poses, image_size=SIZE)
+    assert difference(after.hypotheses, before) > 1e-3
+    assert difference(after.hypotheses, lifter(poses, image_size=SIZE, backend="torch").hypotheses) < CLOSE
+    assert len(lifter._packed) == 1
+    rough = lifter(poses, image_size=SIZE, precision="bfloat16")
+    assert 0 < difference(rough.hypotheses, after.hypotheses) < 0.05
+    assert len(lifter._packed) == 2 and rough.meta["precision"] == "bfloat16"
+
+
+@requires_cpp
+def test_networks_that_cannot_be_packed(lifter):
+    """A hook wants to see the module run; a network in training mode, or of somebody else, is not in the engine."""
+    seen = []
+    handle = lifter.denoiser.register_forward_hook(lambda *_: seen.append(1))
+    result = lifter(people(1), image_size=SIZE)
+    assert seen and result.meta["engine"] == "torch"
+    with pytest.raises(BackendUnavailableError, match='backend "cpp" is not available'):
+        lifter(people(1), image_size=SIZE, backend="cpp")
+    with pytest.raises(ValueError, match=r"precision must be float32 without the C\+\+ engine, got 'bfloat16'"):
+        lifter(people(1), image_size=SIZE, precision="bfloat16")
+    handle.remove()
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'int8'"):
+        lifter(people(1), image_size=SIZE, precision="int8")
 
 
 def test_seed(lifter):

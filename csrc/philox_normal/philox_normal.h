@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "common/philox.h"
+
 namespace diffupose {
 
 // The counter has 16 bits for the block of four elements and 16 for the step.
@@ -18,6 +20,10 @@ struct PhiloxNormalSizes {
     int64_t num_hypotheses;  // H
     int64_t num_elements;    // at most kPhiloxMaxElements
 };
+
+// The noise of one hypothesis of one frame.
+void philox_normal_row(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, int64_t num_elements,
+                       float* out);
 
 // The result is the same bit for bit whatever num_threads is.
 void launch_philox_normal(uint64_t seed,

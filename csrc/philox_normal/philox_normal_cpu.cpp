@@ -9,8 +9,10 @@ namespace {
 // Below this a second thread costs more (microseconds to wake it) than it saves (about 10 ns an element).
 constexpr int64_t kMinElementsPerThread = 4096;
 
-void fill_row(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, int64_t num_elements,
-              float* out) {
+}  // namespace
+
+void philox_normal_row(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, int64_t num_elements,
+                       float* out) {
     const int64_t num_full = num_elements / 4;
     for (int64_t block = 0; block < num_full; ++block) {
         philox_normal_block(key, frame_id, hypothesis_id, step, static_cast<uint32_t>(block), out + 4 * block);
@@ -22,8 +24,6 @@ void fill_row(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t
     }
 }
 
-}  // namespace
-
 void launch_philox_normal(uint64_t seed, const int64_t* frame_ids, const int64_t* hypothesis_ids, uint32_t step,
                           float* out, PhiloxNormalSizes sizes, int num_threads) {
     const PhiloxKey key = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -32,9 +32,9 @@ void launch_philox_normal(uint64_t seed, const int64_t* frame_ids, const int64_t
     num_threads = static_cast<int>(std::min<int64_t>(num_threads, useful_threads));
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)
     for (int64_t row = 0; row < num_rows; ++row) {
-        fill_row(key, static_cast<uint64_t>(frame_ids[row / sizes.num_hypotheses]),
-                 static_cast<uint32_t>(hypothesis_ids[row % sizes.num_hypotheses]), step, sizes.num_elements,
-                 out + row * sizes.num_elements);
+        philox_normal_row(key, static_cast<uint64_t>(frame_ids[row / sizes.num_hypotheses]),
+                          static_cast<uint32_t>(hypothesis_ids[row % sizes.num_hypotheses]), step, sizes.num_elements,
+                          out + row * sizes.num_elements);
     }
 }
 

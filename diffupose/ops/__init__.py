@@ -1,8 +1,9 @@
 """The public ops: each checks its arguments, chooses a backend and runs it."""
 
 from diffupose.ops._backend import available_backends
+from diffupose.ops.denoise import PackedDenoiser
 from diffupose.ops.philox_normal import INITIAL_NOISE_STEP, philox_normal
 from diffupose.ops.reverse_step import reverse_step
 from diffupose.ops.sample import sample
 
-__all__ = ["INITIAL_NOISE_STEP", "available_backends", "philox_normal", "reverse_step", "sample"]
+__all__ = ["INITIAL_NOISE_STEP", "PackedDenoiser", "available_backends", "philox_normal", "reverse_step", "sample"]

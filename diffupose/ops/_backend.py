@@ -92,7 +92,7 @@ def choose_backend(requested: str | None, device: torch.device, implemented: Col
     Args:
         requested: The caller's argument; None takes DIFFUPOSE_BACKEND as it was at import, or ``"auto"``.
         device: Where the inputs are.
-        implemented: The backends the op has; ``"torch"`` is one of them.
+        implemented: The backends the op has.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -105,7 +105,13 @@ def choose_backend(requested: str | None, device: torch.device, implemented: Col
     states = available_backends()
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
-        return next(backend for backend in order if backend in implemented and states[backend][0])
+        able = (backend for backend in order if backend in implemented and states[backend][0])
+        found = next(able, None)
+        if found is None:
+            raise BackendUnavailableError(
+                f"none of the backends of this op, {', '.join(implemented)}, runs on {device}"
+            )
+        return found
     active, reason = states[name]
     if not active:
         raise BackendUnavailableError(f'backend "{name}" is not available: {reason}')

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops.denoise import PackedDenoiser
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.reference.sample import Noise
 from diffupose.reference.sample import sample as _reference
@@ -15,7 +16,7 @@ from diffupose.schedule import StepTable
 
 
 def sample(
-    denoiser: nn.Module,
+    denoiser: nn.Module | PackedDenoiser,
     inputs: Tensor,
     table: StepTable,
     *,
@@ -30,7 +31,8 @@ def sample(
     """Return clean samples, drawn from noise step by step (Algorithm 2).
 
     Args:
-        denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``.
+        denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, or its
+            packed form, which the C++ engine runs: each thread takes a few poses through all layers and steps.
         inputs: Conditions of shape ``[B, J, C]``.
         table: The sampler.
         seed: 64-bit seed.
@@ -40,10 +42,12 @@ def sample(
         clip_sample_range: Limit of x0 in the model's data units, or None.
         antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
             mean is nearer to the mean of many.
-        backend: As in ``reverse_step``; the noise of ``"auto"`` comes from the fastest code there is.
+        backend: A packed denoiser has ``"cpp"``, a module ``"torch"``, whose noise comes from the fastest code there is
+            unless it is named.
 
     Returns:
-        ``[B, H, J, 3]`` in the model's data units.
+        ``[B, H, J, 3]`` in the model's data units. Those of ``"cpp"`` are the same bits for any batch, order and number
+        of threads.
 
     Raises:
         ValueError: If a shape does not fit.
@@ -59,10 +63,14 @@ def sample(
         frame_ids = torch.arange(inputs.shape[0], device=inputs.device)
     if len(frame_ids) != inputs.shape[0]:
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
-    chosen = choose_backend(backend, inputs.device, ("torch",))
+    packed = isinstance(denoiser, PackedDenoiser)
+    chosen = choose_backend(backend, inputs.device, ("cpp",) if packed else ("torch",))
     scale = table.noise_scale_tensor()
     if scale is not None and scale.shape[1:] != (inputs.shape[1], 3):
         raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")
+    if isinstance(denoiser, PackedDenoiser):
+        _check_packed(denoiser, inputs, seed, frame_ids, hypothesis_ids)
+        return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic)
     noise = partial(philox_normal, backend="torch" if backend == chosen else None)
     return _reference(
         denoiser,
@@ -76,6 +84,16 @@ def sample(
         None if scale is None else scale.to(inputs.device),
         partial(_antithetic, noise) if antithetic else noise,
     )
+
+
+def _check_packed(
+    denoiser: PackedDenoiser, inputs: Tensor, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor
+) -> None:
+    """Raise what the noise of the reference would raise, and check the shape that a module would."""
+    joints, channels = denoiser.program.num_joints, denoiser.program.widths[0] - 3
+    if inputs.shape[1:] != (joints, channels):
+        raise ValueError(f"inputs must have shape [B, {joints}, {channels}], got {tuple(inputs.shape)}")
+    philox_normal(seed, frame_ids[:0], hypothesis_ids[:0], 0, 3 * joints)
 
 
 def _antithetic(noise: Noise, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, count: int) -> Tensor:

@@ -13,9 +13,7 @@ from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops import _backend
 from diffupose.reference.philox_normal import philox_4x32_10
-from diffupose.testing import assert_parity, make_inputs, shape_id
-
-requires_cpp = pytest.mark.skipif(not ops.available_backends()["cpp"][0], reason="no C++ extension")
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
 
 # Random123's tests/kat_vectors, the three "philox4x32 10" lines: counter, key, words.
 KNOWN_ANSWERS = [
