@@ -13,7 +13,7 @@ from diffupose.parallel_gcn import JointAttention, ParallelBlock, ParallelGCN
 
 
 def has_program(denoiser: nn.Module) -> bool:
-    """Return whether a network is one of ours, in evaluation mode and float32, without hooks that want to see it run."""
+    """Return whether a network is one of ours, in evaluation mode and float32, without hooks."""
     return (
         type(denoiser) in (ModulatedGCN, ParallelGCN)
         and not denoiser.training
@@ -32,7 +32,10 @@ def layer_program(denoiser: nn.Module) -> LayerProgram:
         raise ValueError(
             f"denoiser must be a network of this library in evaluation mode, got {type(denoiser).__name__}"
         )
-    return _modulated_gcn(denoiser) if isinstance(denoiser, ModulatedGCN) else _parallel_gcn(denoiser)
+    if isinstance(denoiser, ModulatedGCN):
+        return _modulated_gcn(denoiser)
+    assert isinstance(denoiser, ParallelGCN)
+    return _parallel_gcn(denoiser)
 
 
 def denoiser_flops(denoiser: ModulatedGCN | ParallelGCN, num_joints: int) -> int:
