@@ -18,9 +18,9 @@ BEGIN, END = "<!-- {}: made by benchmarks/ablation_report.py -->", "<!-- end of 
 CELLS = ("h36m noisy", "wild noisy")
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, the first two columns to the left."""
-    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+def table(header: list[str], rows: list[list[str]], names: int = 1) -> str:
+    """Return a Markdown table, the first columns, names, to the left."""
+    rule = ["---"] * names + ["---:"] * (len(header) - names)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
@@ -32,14 +32,29 @@ def ladder() -> str:
         cells = [result["cells"][name] for name in CELLS]
         numbers = [f"{cell[key]:.1f}" for key in ("mpjpe", "energy_score") for cell in cells]
         spread = ["" if cell.get("dispersion") is None else f"{cell['dispersion']:.2f}" for cell in cells]
+        curve = " → ".join(f"{sum(point[1:]) / 2:.1f}" for point in result["curve"])
         rows.append([
-            result["rung"], result["what"], f"{result['parameters']:,}", f"{result['training_seconds']:.0f}", *numbers,
-            "/".join(spread).strip("/"),
+            result["rung"], result["what"], f"{result['parameters']:,}", f"{result['training_seconds']:.0f}", curve,
+            *numbers, "/".join(spread).strip("/"),
         ])  # fmt: skip
-    rows.sort(key=lambda row: float(row[4]) + float(row[5]))
-    header = ["rung", "what", "parameters", "training, s", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild",
-              "dispersion"]  # fmt: skip
-    return table(header, rows)
+    rows.sort(key=lambda row: float(row[5]) + float(row[6]))
+    header = ["rung", "what", "parameters", "training, s", "curve", "MPJPE h36m", "MPJPE wild", "energy h36m",
+              "energy wild", "dispersion"]  # fmt: skip
+    return table(header, rows, names=2)
+
+
+def choices() -> str:
+    """Return the tables of one pose out of ten: without a camera, and with one by weight and temperature."""
+    content = json.loads((RESULTS / "sampling.json").read_text())
+    rows = [[name, *(f"{cells[cell]['mpjpe']:.1f}" for cell in CELLS)]
+            for name, cells in content["aggregation"].items()]  # fmt: skip
+    by_setting: dict[tuple[float, float], dict[str, float]] = {}
+    for row in content["camera"]:
+        by_setting.setdefault((row["weight"], row["temperature"]), {})[row["cell"]] = row["mpjpe"]
+    for (weight, temperature), errors in by_setting.items():
+        name = f"camera: weight {weight:g}, " + (f"temperature {temperature:g}" if temperature else "all alike")
+        rows.append([name, *(f"{errors[cell]:.1f}" for cell in CELLS)])
+    return table(["one pose out of ten", "MPJPE h36m", "MPJPE wild"], rows)
 
 
 def plots() -> str:
@@ -89,7 +104,7 @@ def main() -> None:
     text = path.read_text(encoding="utf-8")
     sections = {"ladder": ladder}
     if (RESULTS / "sampling.json").exists():
-        sections["sampling"] = plots
+        sections |= {"sampling": plots, "choices": choices}
     for name, make in sections.items():
         begin, end, content = BEGIN.format(name), END.format(name), make()
         before, rest = text.split(begin)

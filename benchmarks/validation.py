@@ -1,0 +1,115 @@
+"""The figures of the model card and of ``docs/ablation.md`` that come from ``mocap_val.npz``, each with its command.
+
+python benchmarks/validation.py --data mocap_val.npz --reference mocap_train.npz [--runs FOLDER] [--only NAME ...]
+
+Every item is a JSON file in ``benchmarks/results/validation/``; one that exists is not made again. Items of the
+bundled model need nothing else; those that compare recipes at equal samples need the lifters that the commands in
+``RUNS`` train, in ``FOLDER/NAME/model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffupose
+from diffupose import Lifter
+from diffupose.calibration import calibration_cells, measure_prediction_error
+from diffupose.datasets.mocap import SELECTION_SUBJECTS, Mocap, load_mocap
+from diffupose.evaluation import POSES_PER_CELL, evaluate_mocap, score_hypotheses
+from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
+from diffupose.files import atomic_path
+
+RESULTS = Path(__file__).parent / "results" / "validation"
+NOISE_FACTOR = 4.5  # of the bundled model
+
+_FAST = "--data mocap_train.npz --steps 40000 --batch-size 128 --seed 0 --precision bfloat16 --compile"
+_PAPER = "--preset paper --hidden-dim 192 --lr 1e-3"
+# 5.12 million samples each; the width of `paper` gives it no fewer parameters than `base` has.
+RUNS = {
+    "base": f"diffupose train --preset base {_FAST}",
+    "regressor": f"diffupose train --preset base --model diffusion.deterministic=true {_FAST}",
+    "paper": f"diffupose train {_PAPER} --no-vary-bodies --no-vary-cameras --noise-scale 0 {_FAST}",
+    "paper-person": f"diffupose train {_PAPER} --input-normalization person {_FAST}",
+}
+
+
+def noisy_cells(lifter: Lifter, mocap: Mocap, counts: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+    """Return the scores of both noisy cells for several N."""
+    cells: dict[str, Any] = {}
+    for rig in RIGS:
+        cell = make_cell(choose_poses(mocap, POSES_PER_CELL, 0), rig, True)
+        result = lifter(
+            cell.keypoints, image_size=cell.views.image_size, num_hypotheses=max(counts), flip=False, **settings
+        )
+        cells[cell.name] = {
+            f"N={count}": score_hypotheses(result.hypotheses[:, :count], cell, lifter.covariance_scale)
+            for count in counts
+        }
+        cells["settings"] = result.meta
+    return cells
+
+
+def of_a_run(name: str, options: argparse.Namespace, mocap: Mocap) -> dict[str, Any]:
+    """Score a lifter of ``RUNS``; ``base`` with the noise and the steps of the bundled model."""
+    lifter = Lifter.from_pretrained(Path(options.runs) / name / "model.safetensors", device="cpu")
+    if name == "base":
+        sampling = replace(lifter.config.sampling, variance="analytic", num_inference_steps=5)
+        lifter.config = replace(lifter.config, sampling=sampling)
+        cells = calibration_cells(load_mocap(options.reference, include=SELECTION_SUBJECTS), 400)
+        lifter.prediction_error = NOISE_FACTOR * measure_prediction_error(lifter, cells)
+    counts = {"base": (10, 50), "regressor": (1,)}.get(name, (10,))
+    parameters = sum(value.numel() for value in lifter.denoiser.parameters())
+    return {"trained_by": RUNS[name], "parameters": parameters, **noisy_cells(lifter, mocap, counts)}
+
+
+def main() -> None:
+    """Score what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, metavar="NPZ", help="mocap_val.npz")
+    parser.add_argument("--reference", required=True, metavar="NPZ", help="mocap_train.npz")
+    parser.add_argument("--runs", metavar="FOLDER")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    options = parser.parse_args()
+    mocap = load_mocap(options.data)
+    bundled = partial(Lifter.from_pretrained, "mocap", device="cpu")
+    items: dict[str, Callable[[], dict[str, Any]]] = {
+        "raw": lambda: evaluate_mocap(bundled(), mocap, load_mocap(options.reference), num_hypotheses=(1, 10, 50)),
+        "camera": lambda: evaluate_mocap(bundled(), mocap, None, tier="camera", num_hypotheses=(10,)),
+        "bfloat16": lambda: noisy_cells(bundled(), mocap, (10,), precision="bfloat16"),
+        "100-steps": lambda: noisy_cells(bundled(), mocap, (10,), num_inference_steps=100),
+        "plain-ddim": lambda: noisy_cells(bundled(), mocap, (10, 50), variance="fixed_small"),
+    }
+    if options.runs is not None:
+        items |= {f"equal-samples-{name}": partial(of_a_run, name, options, mocap) for name in RUNS}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    for name, make in items.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists() or (options.only is not None and name not in options.only):
+            continue
+        content = {
+            "command": "python benchmarks/validation.py --data mocap_val.npz --reference mocap_train.npz"
+            + (" --runs runs" if name.startswith("equal-samples") else "")
+            + f" --only {name}",
+            "commit": commit,
+            "versions": {"diffupose": diffupose.__version__, "torch": torch.__version__},
+            "machine": platform.machine(),
+            **make(),
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()
