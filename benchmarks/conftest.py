@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import platform
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,3 +38,54 @@ def timed(benchmark) -> Callable[..., Callable[[], Any]]:
         return run
 
     return bind
+
+
+def peaks(num_threads: int) -> dict[bool, float]:
+    """Return operations a second of all threads' cores by whether in bfloat16; empty where there is no extension."""
+    from diffupose.ops._backend import available_backends, cpp
+
+    if not available_backends()["cpp"][0]:
+        return {}
+    rates = {False: num_threads * cpp().peak_flops(bfloat16=False)}
+    if cpp().active_isa() == "avx512_bf16":
+        rates[True] = num_threads * cpp().peak_flops(bfloat16=True)
+    return rates
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print ratios, and what was achieved over the floor, of benchmarks that say how many operations they need."""
+    session = getattr(config, "_benchmarksession", None)
+    rows = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
+    if not rows:
+        return
+    rates = peaks(torch.get_num_threads())
+    # Whether the loop is what it claims to be: a product may come near it, never beyond.
+    size = 1024
+    left, right = torch.randn(2, size, size).unbind(0)
+    best = max(2 * size**3 / _seconds(lambda: left @ right) for _ in range(5))
+    write = terminalreporter.write_line
+    terminalreporter.section("achieved over floor")
+    write(
+        f"best torch.mm {best / 1e9:.0f} GFLOP/s; "
+        + ", ".join(f"floor {'bf16' if bf16 else 'fp32'} {rate / 1e9:.0f} GFLOP/s" for bf16, rate in rates.items())
+    )
+    if rates and rates[False] < best:
+        write("VOID: the loop is slower than a product, so the floor below is none (is the machine busy?)")
+    groups: dict[str, dict[str, Any]] = {}
+    for bench in rows:
+        groups.setdefault(bench.group, {})[bench.extra_info["variant"]] = bench
+    for group, variants in groups.items():
+        eager = variants.get("eager")
+        for name, bench in variants.items():
+            median = bench.stats.median
+            rate = rates.get(bench.extra_info["bfloat16"])
+            floor = "" if rate is None else f"{100 * bench.extra_info['flops'] / rate / median:5.1f} % of floor"
+            ratio = "" if eager is None else f"{eager.stats.median / median:6.2f} x eager"
+            bench.extra_info.update(flops_per_second=bench.extra_info["flops"] / median, floor_flops_per_second=rate)
+            write(f"{group:<44} {name:<9} {1e3 * median:10.2f} ms {ratio} {floor}")
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
