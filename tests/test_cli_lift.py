@@ -21,6 +21,7 @@ from support.tiny_lifters import people, write_tiny_lifter
 import diffupose.lifter
 from diffupose.cli import main
 from diffupose.skeleton import H36M_17
+from diffupose.testing import requires_cpp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -577,6 +578,14 @@ def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
     assert "3/3" in capsys.readouterr().err
     lift(good(), *SIZE, *options, "--quiet", model=model)
     assert capsys.readouterr().err == ""
+
+
+@requires_cpp
+def test_precision(model):
+    exact = lift(good(), *SIZE, model=model)
+    rough = lift(good(), *SIZE, "--precision", "bfloat16", model=model)
+    assert 0 < np.abs(exact["hypotheses"] - rough["hypotheses"]).max() < 0.05
+    assert json.loads(str(rough["meta"]))["precision"] == "bfloat16"
 
 
 # --- the command itself, as people run it ---------------------------------------------------------------------------
