@@ -98,6 +98,43 @@ def plots() -> str:
     return table(header, lines)
 
 
+def equal_samples() -> str:
+    """Return the table of recipes trained on the same samples, scored on the validation people."""
+    rows = []
+    for path in sorted((RESULTS / "validation").glob("equal-samples-*.json")):
+        content = json.loads(path.read_text())
+        cells = [content[name] for name in CELLS]
+        calls = content["settings"]["num_inference_steps"] if "N=1" not in cells[0] else 1
+        for count in cells[0]:
+            scores = [cell[count] for cell in cells]
+            rows.append([
+                path.stem.removeprefix("equal-samples-"), f"{content['parameters']:,}", str(calls), count,
+                *(f"{row[key]:.1f}" for key in ("mpjpe", "energy_score") for row in scores),
+            ])  # fmt: skip
+    header = ["recipe", "parameters", "calls", "N", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild"]
+    return table(header, rows)
+
+
+def honesty() -> str:
+    """Return the table of the bundled model's uncertainty on the validation people, by sampler and N."""
+    rows = []
+    for name, what in (("raw", "default"), ("100-steps", "100 steps"), ("plain-ddim", "plain DDIM, 5 steps")):
+        path = RESULTS / "validation" / f"{name}.json"
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text())
+        cells = content.get("cells", content)
+        for count in ("N=10", "N=50"):
+            scores = [cells[cell][count] for cell in CELLS if count in cells[cell]]
+            if scores:
+                keys = (("mpjpe", 1), ("energy_score", 1), ("dispersion", 3), ("spearman", 2), ("coverage_50", 3),
+                        ("coverage_90", 3), ("ece", 3))  # fmt: skip
+                rows.append([what, count, *("/".join(f"{row[key]:.{digits}f}" for row in scores)
+                                            for key, digits in keys)])  # fmt: skip
+    header = ["sampler", "N", "MPJPE", "energy", "dispersion", "rho", "in 50 %", "in 90 %", "ECE"]
+    return table(header, rows, names=2)
+
+
 def main() -> None:
     """Write the tables between their marks."""
     path = DOCS / "ablation.md"
@@ -105,6 +142,8 @@ def main() -> None:
     sections = {"ladder": ladder}
     if (RESULTS / "sampling.json").exists():
         sections |= {"sampling": plots, "choices": choices}
+    if (RESULTS / "validation").exists():
+        sections |= {"equal samples": equal_samples, "honesty": honesty}
     for name, make in sections.items():
         begin, end, content = BEGIN.format(name), END.format(name), make()
         before, rest = text.split(begin)

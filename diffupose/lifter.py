@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
@@ -34,6 +34,23 @@ from diffupose.skeleton import SKELETONS, Skeleton
 _CHUNK_BYTES = 128 << 20
 # Hypotheses that the C++ engine takes at once: its memory does not grow with them, the progress bar moves between.
 _PACKED_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all chunks of a lift share."""
+
+    pixels: PixelInput
+    size: Tensor | None  # [B, 2]
+    focal: Tensor | None  # [B, 2], given or assumed
+    center: Tensor | None
+    calibrated: bool  # given
+    frame_ids: Tensor
+    settings: SamplingConfig
+    table: StepTable
+    seed: int
+    network: nn.Module | PackedDenoiser
+    backend: Backend | None
 
 
 class Lifter:
@@ -237,9 +254,16 @@ class Lifter:
         self._warn_of_filled_joints(pixels)
         if not person:
             assumed_focal = None  # screen coordinates are not turned: no focal length takes part
-        hypotheses, focal = self._lift(
-            pixels, size, matrices, assumed_focal, ids, settings, table, seed, network, backend, progress
-        )
+        focal = center = None
+        if matrices is not None:
+            focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
+        elif size is not None and assumed_focal is not None:
+            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
+            center = size / 2
+        job = _Job(
+            pixels, size, focal, center, matrices is not None, ids, settings, table, seed, network, backend
+        )  # fmt: skip
+        hypotheses = self._lift(job, progress)
         translation = None
         if matrices is not None:
             translation = estimate_translation(
@@ -266,33 +290,13 @@ class Lifter:
                 stacklevel=4,  # past this method, __call__ and its decorator
             )
 
-    def _lift(
-        self,
-        pixels: PixelInput,
-        size: Tensor | None,
-        matrices: Tensor | None,
-        assumed_focal: float | None,
-        frame_ids: Tensor,
-        settings: SamplingConfig,
-        table: StepTable,
-        seed: int,
-        network: nn.Module | PackedDenoiser,
-        backend: Backend | None,
-        progress: bool | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return hypotheses ``[B, H, J, 3]`` in metres, and the focal lengths used."""
-        focal = center = None
-        batch = len(pixels.keypoints)
-        if matrices is not None:
-            focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
-        elif size is not None and assumed_focal is not None:
-            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
-            center = size / 2
-        count = settings.num_hypotheses
-        total = count * (2 if settings.flip else 1)
-        joints = self.skeleton.num_joints
-        hypotheses = torch.full((batch, total, joints, 3), torch.nan, device=self.device)
-        rows = torch.nonzero(pixels.usable).squeeze(1)
+    def _lift(self, job: _Job, progress: bool | None) -> Tensor:
+        """Return hypotheses ``[B, H, J, 3]`` in metres."""
+        count = job.settings.num_hypotheses
+        total = count * (2 if job.settings.flip else 1)
+        shape = (len(job.pixels.keypoints), total, self.skeleton.num_joints, 3)
+        hypotheses = torch.full(shape, torch.nan, device=self.device)
+        rows = torch.nonzero(job.pixels.usable).squeeze(1)
         bar = tqdm(
             total=len(rows) * total,
             unit="pose",
@@ -301,26 +305,13 @@ class Lifter:
         )
         # The result is made outside of inference mode: callers may change it, and take it into autograd.
         with bar, torch.inference_mode():
-            for chunk, ids in self._chunks(rows, count, isinstance(network, PackedDenoiser)):
-                part = [None if item is None else item[chunk] for item in (size, focal, center)]
-                for flipped in (False, True) if settings.flip else (False,):
-                    poses = self._lift_chunk(
-                        pixels,
-                        chunk,
-                        part,
-                        frame_ids[chunk],
-                        ids + count * flipped,
-                        flipped,
-                        table,
-                        seed,
-                        network,
-                        backend,
-                        matrices is not None,
-                        settings.antithetic,
-                    )
-                    hypotheses[chunk[:, None].to(self.device), (ids + count * flipped).to(self.device)] = poses
-                    bar.update(len(chunk) * len(ids))
-        return hypotheses, focal
+            for frames, ids in self._chunks(rows, count, isinstance(job.network, PackedDenoiser)):
+                for flipped in (False, True) if job.settings.flip else (False,):
+                    chains = ids + count * flipped
+                    poses = self._lift_chunk(job, frames, chains, flipped)
+                    hypotheses[frames[:, None].to(self.device), chains.to(self.device)] = poses
+                    bar.update(len(frames) * len(ids))
+        return hypotheses
 
     def _chunks(self, rows: Tensor, count: int, packed: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield frames and hypothesis ids whose activations fit the budget."""
@@ -331,40 +322,29 @@ class Lifter:
             for ids in torch.arange(count).split(most):
                 yield frames, ids
 
-    def _lift_chunk(
-        self,
-        pixels: PixelInput,
-        chunk: Tensor,
-        part: list[Tensor | None],
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        flipped: bool,
-        table: StepTable,
-        seed: int,
-        network: nn.Module | PackedDenoiser,
-        backend: Backend | None,
-        calibrated: bool,
-        antithetic: bool,
-    ) -> Tensor:
-        size, focal, center = (None if item is None else item.to(self.device) for item in part)
-        keypoints, present = pixels.keypoints[chunk].to(self.device), pixels.present[chunk].to(self.device)
+    def _lift_chunk(self, job: _Job, frames: Tensor, hypothesis_ids: Tensor, flipped: bool) -> Tensor:
+        parts = (job.pixels.keypoints, job.pixels.present, job.size, job.focal, job.center)
+        keypoints, present, size, focal, center = (
+            None if item is None else item[frames].to(self.device) for item in parts
+        )
+        assert keypoints is not None and present is not None
         seen = condition(
-            keypoints, present, self.config, image_size=size, focal=focal, center=center, calibrated=calibrated
+            keypoints, present, self.config, image_size=size, focal=focal, center=center, calibrated=job.calibrated
         )
         inputs = mirror_inputs(seen.inputs, self.config) if flipped else seen.inputs
         x0 = (
-            self._regress(network, inputs, len(hypothesis_ids))
+            self._regress(job.network, inputs, len(hypothesis_ids))
             if self.config.diffusion.deterministic
             else sample(
-                network,
+                job.network,
                 inputs,
-                table,
-                seed=seed,
-                frame_ids=frame_ids.to(self.device),
+                job.table,
+                seed=job.seed,
+                frame_ids=job.frame_ids[frames].to(self.device),
                 hypothesis_ids=hypothesis_ids.to(self.device),
                 clip_sample_range=self.config.diffusion.clip_sample_range,
-                antithetic=antithetic,
-                backend=backend,
+                antithetic=job.settings.antithetic,
+                backend=job.backend,
             )
         )
         poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
