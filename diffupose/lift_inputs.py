@@ -170,3 +170,32 @@ def _fit_joints(values: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     if (given, wanted) == (H36M_16.num_joints, H36M_17.num_joints):
         return np.insert(values, _NECK, np.nan, axis=1)
     raise ValueError(f"keypoints must have {wanted} joints for this model, got {given}")
+
+
+def check_assumed_focal(focal: object) -> None:
+    """Raise ValueError unless this is a focal length in longer image sides, or None."""
+    if focal is None or (isinstance(focal, (int, float, np.integer, np.floating)) and 0.05 <= focal <= 100):
+        return
+    raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {focal}")
+
+
+def check_seed(seed: object) -> int:
+    """Return a 64-bit seed as a Python integer."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
+    return int(seed)
+
+
+def check_frame_ids(frame_ids: object, batch: int) -> Tensor:
+    """Return frame ids ``[B]`` int64, default 0, 1, 2, ..."""
+    if frame_ids is None:
+        return torch.arange(batch)
+    values = frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids
+    if isinstance(values, (list, tuple)) and all(type(value) is int and -(2**63) <= value < 2**64 for value in values):
+        # NumPy has no integer type for small ids beside one above 2^63, and takes floats.
+        values = np.array([value % 2**64 for value in values], dtype=np.uint64)
+    array = np.asarray(values)
+    if array.shape != (batch,) or array.dtype.kind not in "iu":
+        raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
+    # The bit pattern is what counts: ids above 2^63 arrive as unsigned.
+    return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,20 @@ from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsi
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
 from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
-from diffupose.errors import BackendUnavailableError
-from diffupose.lift_inputs import PixelInput, check_image_size, check_intrinsics, check_keypoints
+from diffupose.lift_inputs import (
+    PixelInput,
+    check_assumed_focal,
+    check_frame_ids,
+    check_image_size,
+    check_intrinsics,
+    check_keypoints,
+    check_seed,
+)
 from diffupose.lift_result import LiftResult
-from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops._backend import Backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
-from diffupose.programs import has_program, layer_program
+from diffupose.packing import Packer
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
@@ -73,7 +80,7 @@ class Lifter:
         self.prediction_error = file.prediction_error
         diffusion = self.config.diffusion
         self.schedule = NoiseSchedule(diffusion.num_train_timesteps, diffusion.beta_schedule)
-        self._packed: dict[tuple[object, ...], PackedDenoiser] = {}
+        self._packer = Packer()
 
     @property
     def skeleton(self) -> Skeleton:
@@ -236,13 +243,13 @@ class Lifter:
             aggregation=aggregation,
         )
         table = self.step_table(settings)
-        seed = _seed(seed)
-        network = self._network(backend, precision)
+        seed = check_seed(seed)
+        network = self._packer.network(self.denoiser, self.device, backend, precision)
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
         matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
-        _check_assumed_focal(assumed_focal)
+        check_assumed_focal(assumed_focal)
         if settings.antithetic:
             warnings.warn(
                 "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
@@ -250,7 +257,7 @@ class Lifter:
         person = self.config.input_normalization == "person"
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
-        ids = _frame_ids(frame_ids, batch)
+        ids = check_frame_ids(frame_ids, batch)
         self._warn_of_filled_joints(pixels)
         if not person:
             assumed_focal = None  # screen coordinates are not turned: no focal length takes part
@@ -353,29 +360,6 @@ class Lifter:
         poses = poses @ seen.rotation.unsqueeze(1)  # the transpose of the turn, for row vectors
         return poses - poses[:, :, :1]
 
-    def _network(self, backend: Backend | None, precision: Precision) -> nn.Module | PackedDenoiser:
-        """Return what runs the network: the module, or its packed form where the C++ engine is chosen and can run it.
-
-        It is packed once; changed weights, another module or another instruction set make it new.
-        """
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        chosen = choose_backend(backend, self.device, ("cpp", "torch"))
-        if chosen == "cpp" and has_program(self.denoiser):
-            versions = tuple(0 if p.is_inference() else p._version for p in self.denoiser.parameters())
-            key = (id(self.denoiser), versions, precision, os.environ.get("DIFFUPOSE_ISA"))
-            if key not in self._packed:
-                packed = PackedDenoiser(layer_program(self.denoiser), precision)
-                # The same weights in the other precision stay, older weights go.
-                self._packed = {old: kept for old, kept in self._packed.items() if old[:2] == key[:2]} | {key: packed}
-            return self._packed[key]
-        if backend == "cpp":
-            reason = "it runs networks of this library in evaluation mode and float32"
-            raise BackendUnavailableError(f'backend "cpp" is not available: {reason}')
-        if precision != "float32":
-            raise ValueError(f"precision must be float32 without the C++ engine, got {precision!r}")
-        return self.denoiser
-
     def _regress(self, network: nn.Module | PackedDenoiser, inputs: Tensor, num_hypotheses: int) -> Tensor:
         """Return what a deterministic model says, ``[B, H, J, 3]`` in data units: the same for every hypothesis."""
         last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=self.device)
@@ -429,29 +413,3 @@ def _device(name: str | torch.device) -> torch.device:
     if device.type == "meta":
         raise ValueError("device must be auto or one that holds numbers, got 'meta'")
     return device
-
-
-def _check_assumed_focal(focal: object) -> None:
-    if focal is None or (isinstance(focal, (int, float, np.integer, np.floating)) and 0.05 <= focal <= 100):
-        return
-    raise ValueError(f"assumed_focal must be in longer image sides, 0.05 to 100, or None, got {focal}")
-
-
-def _seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
-    return int(seed)
-
-
-def _frame_ids(frame_ids: object, batch: int) -> Tensor:
-    if frame_ids is None:
-        return torch.arange(batch)
-    values = frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids
-    if isinstance(values, (list, tuple)) and all(type(value) is int and -(2**63) <= value < 2**64 for value in values):
-        # NumPy has no integer type for small ids beside one above 2^63, and takes floats.
-        values = np.array([value % 2**64 for value in values], dtype=np.uint64)
-    array = np.asarray(values)
-    if array.shape != (batch,) or array.dtype.kind not in "iu":
-        raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
-    # The bit pattern is what counts: ids above 2^63 arrive as unsigned.
-    return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())

@@ -96,19 +96,19 @@ def test_chunking_changes_nothing(lifter, rows, monkeypatch):
 def test_changed_weights_are_packed_anew(tmp_path, kind):
     poses, lifter = people(2), tiny_lifter(tmp_path, kind)
     before = lifter(poses, image_size=SIZE).hypotheses
-    [packed] = lifter._packed.values()
+    [packed] = lifter._packer._packed.values()
     assert torch.equal(lifter(poses, image_size=SIZE).hypotheses, before)
-    assert list(lifter._packed.values()) == [packed]
+    assert list(lifter._packer._packed.values()) == [packed]
     with torch.no_grad():
         for parameter in lifter.denoiser.parameters():
             parameter.mul_(1.1)
     after = lifter(poses, image_size=SIZE)
     assert difference(after.hypotheses, before) > 1e-3
     assert difference(after.hypotheses, lifter(poses, image_size=SIZE, backend="torch").hypotheses) < CLOSE
-    assert len(lifter._packed) == 1
+    assert len(lifter._packer._packed) == 1
     rough = lifter(poses, image_size=SIZE, precision="bfloat16")
     assert 0 < difference(rough.hypotheses, after.hypotheses) < 0.05
-    assert len(lifter._packed) == 2 and rough.meta["precision"] == "bfloat16"
+    assert len(lifter._packer._packed) == 2 and rough.meta["precision"] == "bfloat16"
 
 
 @requires_cpp
