@@ -1,4 +1,6 @@
 import platform
+import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,3 +37,38 @@ def timed(benchmark) -> Callable[..., Callable[[], Any]]:
         return run
 
     return bind
+
+
+_RATIOS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def compare(request) -> Callable[..., float]:
+    """Return a function that times calls in turn, round by round, and adds a line to the end of the report.
+
+    What else runs on the machine then slows all of them alike: the ratio is worth more than the times.
+    """
+
+    def run(title: str, calls: dict[str, Callable[[], Any]], *, rounds: int) -> float:
+        """Return how many times as fast the last call is as the first: the median over the rounds."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds + 1):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+        first, *_, last = (values[1:] for values in times.values())  # the first round warms up
+        ratio = statistics.median(a / b for a, b in zip(first, last, strict=True))
+        shown = ", ".join(f"{name} {1e3 * statistics.median(values[1:]):.3g} ms" for name, values in times.items())
+        request.config.stash.setdefault(_RATIOS, []).append(f"{title}: {shown}; ratio {ratio:.2f}")
+        return ratio
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    lines = config.stash.get(_RATIOS, [])
+    if lines:
+        terminalreporter.section("side by side (medians; ratio: how many times as fast the last is as the first)")
+        for line in lines:
+            terminalreporter.write_line(line)
