@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "bind_checks.h"
+#include "bind_ops.h"
 #include "common/build_info.h"
 #include "common/isa.h"
 #include "common/philox.h"
@@ -22,16 +24,8 @@ namespace py = pybind11;
 
 namespace {
 
-// The address of a tensor's data. A fake tensor's is null, and an empty tensor's may be.
-template <typename T>
-T* pointer(uintptr_t address, int64_t numel, const char* name) {
-    if (address == 0 && numel > 0) throw std::invalid_argument(std::string(name) + " is a null pointer");
-    return reinterpret_cast<T*>(address);
-}
-
-void require(bool condition, const char* message) {
-    if (!condition) throw std::invalid_argument(message);
-}
+using diffupose::pointer;
+using diffupose::require;
 
 void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, int64_t step, uintptr_t out,
                    int64_t num_frames, int64_t num_hypotheses, int64_t num_elements, int num_threads) {
@@ -210,6 +204,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("active_isa", [] { return diffupose::isa_name(diffupose::active_isa()); });
     m.def("peak_flops", &peak_flops, py::call_guard<py::gil_scoped_release>(), py::arg("bfloat16"));
     bind_engine(m);
+    diffupose::bind_ops(m);
     m.def("philox_4x32_10", &philox_4x32_10, py::arg("counter"), py::arg("key"));
     m.def("philox_normal", &philox_normal, py::call_guard<py::gil_scoped_release>(), py::arg("seed"),
           py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("step"), py::arg("out"), py::arg("num_frames"),

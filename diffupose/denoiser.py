@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from diffupose.batch_norm import JointBatchNorm
 from diffupose.config import DenoiserConfig
-from diffupose.reference.modulated_graph_conv import modulated_graph_conv
+from diffupose.ops.modulated_graph_conv import modulated_graph_conv
 from diffupose.skeleton import SKELETONS
 
 

@@ -33,7 +33,29 @@ def _philox_normal(num_frames: int, num_hypotheses: int, num_elements: int) -> t
     return 0x9E3779B97F4A7C15, frame_ids, hypothesis_ids, 7, num_elements
 
 
-_MAKERS: dict[str, Callable[..., tuple[Any, ...]]] = {"philox_normal": _philox_normal}
+def _modulated_graph_conv(
+    num_poses: int, num_joints: int, in_channels: int, out_channels: int, bias: bool = True
+) -> tuple[Any, ...]:
+    """Return features of unit scale and a dense adjacency; shape ``(N, J, C_in, C_out)``."""
+    weight = torch.randn(2, in_channels, out_channels) * in_channels**-0.5
+    modulation, adjacency = torch.randn(num_joints, out_channels), torch.rand(num_joints, num_joints)
+    arguments = torch.randn(num_poses, num_joints, in_channels), weight, modulation, 0.5 * (adjacency + adjacency.T)
+    return (*arguments, torch.randn(out_channels)) if bias else arguments
+
+
+def _reverse_step(num_frames: int, num_hypotheses: int, num_joints: int, channels: int = 3) -> tuple[Any, ...]:
+    """Return x_t, an output of more channels, a table whose row 1 has every term, x0_last, noise and its scale."""
+    sample, x0_last, noise = torch.randn(3, num_frames, num_hypotheses, num_joints, 3)
+    model_output = torch.randn(num_frames, num_hypotheses, num_joints, channels)
+    coefficients = torch.tensor([[1.0, 1, 1, 1, 0, 0], [1.1, -0.4, 0.3, 0.8, -0.2, 0.15]])
+    return sample, model_output, coefficients, 1, x0_last, noise, 0.5 + torch.rand(2, num_joints, 3)
+
+
+_MAKERS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "modulated_graph_conv": _modulated_graph_conv,
+    "philox_normal": _philox_normal,
+    "reverse_step": _reverse_step,
+}
 
 
 def make_inputs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -86,13 +86,22 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     }
 
 
-def choose_backend(requested: str | None, device: torch.device, implemented: Collection[str]) -> str:
+def choose_backend(
+    requested: str | None,
+    device: torch.device,
+    implemented: Collection[str],
+    *,
+    unfit: Mapping[str, str] | None = None,
+    slower: Collection[str] = (),
+) -> str:
     """Return the backend that runs an op on ``device``: a named one or an error, or the first one that can.
 
     Args:
         requested: The caller's argument; None takes DIFFUPOSE_BACKEND as it was at import, or ``"auto"``.
         device: Where the inputs are.
         implemented: The backends the op has.
+        unfit: Those that cannot take these inputs, and why.
+        slower: Those that ``"auto"`` passes over, since another is faster for these inputs.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -103,10 +112,11 @@ def choose_backend(requested: str | None, device: torch.device, implemented: Col
         source = "the environment variable DIFFUPOSE_BACKEND" if requested is None else "backend"
         raise ValueError(f"{source} must be one of auto, {', '.join(_NAMES)}; got {name!r}")
     states = available_backends()
+    unfit = unfit or {}
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
-        able = (backend for backend in order if backend in implemented and states[backend][0])
-        found = next(able, None)
+        able = [backend for backend in order if backend in implemented and states[backend][0] and backend not in unfit]
+        found = next((backend for backend in able if backend not in slower), able[0] if able else None)
         if found is None:
             raise BackendUnavailableError(
                 f"none of the backends of this op, {', '.join(implemented)}, runs on {device}"
@@ -117,6 +127,8 @@ def choose_backend(requested: str | None, device: torch.device, implemented: Col
         raise BackendUnavailableError(f'backend "{name}" is not available: {reason}')
     if name not in implemented:
         raise BackendUnavailableError(f'backend "{name}" is not available: this op has {", ".join(implemented)} only')
+    if name in unfit:
+        raise BackendUnavailableError(f'backend "{name}" is not available: {unfit[name]}')
     if _DEVICE_OF.get(name, device.type) != device.type:
         raise BackendUnavailableError(f'backend "{name}" runs on {_DEVICE_OF[name]} tensors, these are on {device}')
     return name

@@ -55,6 +55,19 @@ def philox_normal(
     Reference:
         Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958.
     """
+    check_ids(frame_ids, hypothesis_ids)
+    signed_seed = signed(seed)
+    if not 0 <= step <= INITIAL_NOISE_STEP:
+        raise ValueError(f"step must lie in [0, {INITIAL_NOISE_STEP}], got {step}")
+    if not 0 <= num_elements <= MAX_ELEMENTS:
+        raise ValueError(f"num_elements must lie in [0, {MAX_ELEMENTS}], got {num_elements}")
+    return torch.ops.diffupose.philox_normal.default(
+        signed_seed, frame_ids, hypothesis_ids, step, num_elements, backend
+    )
+
+
+def check_ids(frame_ids: Tensor, hypothesis_ids: Tensor) -> None:
+    """Raise ``ValueError`` unless these can be ids."""
     for name, ids, axis in (("frame_ids", frame_ids, "B"), ("hypothesis_ids", hypothesis_ids, "H")):
         if ids.ndim != 1:
             raise ValueError(f"{name} must have shape [{axis}], got {tuple(ids.shape)}")
@@ -64,17 +77,13 @@ def philox_normal(
         raise ValueError(
             f"frame_ids and hypothesis_ids must be on one device, got {frame_ids.device} and {hypothesis_ids.device}"
         )
+
+
+def signed(seed: int) -> int:
+    """Return the number of the same 64 bits that a schema's int, which is signed, can hold; or raise ValueError."""
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits, in [-2^63, 2^64), got {seed}")
-    if not 0 <= step <= INITIAL_NOISE_STEP:
-        raise ValueError(f"step must lie in [0, {INITIAL_NOISE_STEP}], got {step}")
-    if not 0 <= num_elements <= MAX_ELEMENTS:
-        raise ValueError(f"num_elements must lie in [0, {MAX_ELEMENTS}], got {num_elements}")
-    # A schema's int is signed.
-    signed_seed = seed - 2**64 if seed >= 2**63 else seed
-    return torch.ops.diffupose.philox_normal.default(
-        signed_seed, frame_ids, hypothesis_ids, step, num_elements, backend
-    )
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def _run_torch(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:

@@ -1,12 +1,14 @@
-"""One step of the reverse process: the public op over the reference."""
+"""One step of the reverse process: the public op over the reference and the C++ code."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import Backend, choose_backend
-from diffupose.ops.philox_normal import philox_normal
+from diffupose.ops._backend import Backend, choose_backend, cpp
+from diffupose.ops.philox_normal import check_ids, signed
 from diffupose.reference.reverse_step import reverse_step as _reference
 
 
@@ -45,10 +47,12 @@ def reverse_step(
         frame_ids: ``[B]`` int64; default ``arange(B)``.
         hypothesis_ids: ``[H]`` int64; default ``arange(H)``.
         clip_sample_range: Limit of x0, in the model's data units.
-        backend: ``"auto"`` or ``"torch"``; None takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
+        backend: ``"auto"``, ``"torch"`` or ``"cpp"``, which takes float32 and has no gradient; None takes the
+            environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
 
     Returns:
-        ``prev_sample`` and ``pred_original_sample``, both ``[B, H, J, 3]``.
+        ``prev_sample`` and ``pred_original_sample``, both ``[B, H, J, 3]`` and in the common dtype of ``sample`` and
+        ``model_output``. Those of ``"cpp"`` are the same bits for any batch and number of threads.
 
     Raises:
         ValueError: If a shape or the step does not fit, or the row needs an ``x0_last`` that is not given.
@@ -74,13 +78,158 @@ def reverse_step(
     scale_shape = (coefficients.shape[0], *sample.shape[2:])
     if noise_scale is not None and noise_scale.shape != scale_shape:
         raise ValueError(f"noise_scale must have shape {list(scale_shape)}, got {tuple(noise_scale.shape)}")
-    c_1, s = coefficients[step, 4:].tolist()
-    if c_1 != 0.0 and x0_last is None:
-        raise ValueError(f"x0_last is needed by row {step} of this table (c_1 = {c_1:g}), got None")
-    choose_backend(backend, sample.device, ("torch",))
-    if s != 0.0 and noise is None:
-        batch, hypotheses, joints = sample.shape[:3]
-        frames = torch.arange(batch, device=sample.device) if frame_ids is None else frame_ids
-        ids = torch.arange(hypotheses, device=sample.device) if hypothesis_ids is None else hypothesis_ids
-        noise = philox_normal(seed, frames, ids, step, 3 * joints).view(sample.shape).to(sample.dtype)
-    return _reference(sample, model_output, coefficients, step, x0_last, noise, clip_sample_range, noise_scale)
+    inputs = _Inputs(
+        sample, model_output, coefficients, step, x0_last, noise, noise_scale, signed(seed), frame_ids, hypothesis_ids,
+        clip_sample_range, backend,
+    )  # fmt: skip
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors()):
+        unfit = {"cpp": "this op's C++ code has no gradient"}
+        choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
+        return _run_torch(inputs)
+    return torch.ops.diffupose.reverse_step.default(*inputs)
+
+
+class _Inputs(NamedTuple):
+    """The raw op's arguments, in its order."""
+
+    sample: Tensor
+    model_output: Tensor
+    coefficients: Tensor
+    step: int
+    x0_last: Tensor | None
+    noise: Tensor | None
+    noise_scale: Tensor | None
+    seed: int
+    frame_ids: Tensor | None
+    hypothesis_ids: Tensor | None
+    clip_sample_range: float | None
+    backend: str | None
+
+    def tensors(self) -> list[Tensor]:
+        """Return what the result is computed from."""
+        tensors = (self.sample, self.model_output, self.x0_last, self.noise, self.noise_scale)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """Return the ids of drawn noise, checked."""
+        named = {"frame_ids": self.frame_ids, "hypothesis_ids": self.hypothesis_ids}
+        checked = []
+        for (name, ids), count in zip(named.items(), self.sample.shape[:2], strict=True):
+            if ids is None:
+                ids = torch.arange(count, device=self.sample.device)
+            if ids.shape != (count,):
+                raise ValueError(f"{name} must have shape [{count}], got {tuple(ids.shape)}")
+            checked.append(ids)
+        check_ids(*checked)
+        return checked[0], checked[1]
+
+
+def _run_torch(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    sample, model_output, noise = inputs.sample, inputs.model_output, inputs.noise
+    if noise is None and float(inputs.coefficients[inputs.step, 5]) != 0.0:
+        drawn = torch.ops.diffupose.philox_normal.default(
+            inputs.seed,
+            *inputs.ids(),
+            inputs.step,
+            3 * sample.shape[2],
+            "torch" if inputs.backend == "torch" else None,
+        )
+        noise = drawn.view(sample.shape).to(sample.dtype)
+    results = _reference(
+        sample,
+        model_output,
+        inputs.coefficients,
+        inputs.step,
+        inputs.x0_last,
+        noise,
+        inputs.clip_sample_range,
+        inputs.noise_scale,
+    )
+    dtype = torch.promote_types(sample.dtype, model_output.dtype)
+    return results[0].to(dtype), results[1].to(dtype)
+
+
+def _run_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    row = inputs.coefficients[inputs.step].tolist()
+    c_1, s = row[4:]
+    if not any(row[:2]) or not any(row[2:]):
+        raise ValueError("a row of the step table must have a term that is not 0")
+    sample = inputs.sample.contiguous()
+    model_output, stride = _with_row_stride(inputs.model_output)
+    x0_last = noise = scale = None
+    ids: list[Tensor | None] = [None, None]
+    if c_1 != 0.0 and inputs.x0_last is not None:
+        x0_last = inputs.x0_last.contiguous()
+    if s != 0.0:
+        if inputs.noise_scale is not None:
+            scale = inputs.noise_scale[inputs.step].contiguous()
+        if inputs.noise is not None:
+            noise = inputs.noise.contiguous()
+        else:
+            ids = [tensor.contiguous() for tensor in inputs.ids()]
+    prev_sample, x0 = torch.empty_like(sample), torch.empty_like(sample)
+    cpp().reverse_step(
+        row=row,
+        clip=inputs.clip_sample_range,
+        sample=sample.data_ptr(),
+        model_output=model_output.data_ptr(),
+        output_stride=stride,
+        x0_last=_address(x0_last),
+        noise=_address(noise),
+        noise_scale=_address(scale),
+        seed=inputs.seed,
+        frame_ids=_address(ids[0]),
+        hypothesis_ids=_address(ids[1]),
+        step=inputs.step,
+        prev_sample=prev_sample.data_ptr(),
+        x0=x0.data_ptr(),
+        num_frames=sample.shape[0],
+        num_hypotheses=sample.shape[1],
+        num_joints=sample.shape[2],
+        num_threads=torch.get_num_threads(),
+    )
+    return prev_sample, x0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _with_row_stride(model_output: Tensor) -> tuple[Tensor, int]:
+    """Return the output and the distance between two joints: a copy only if joints lie at no equal distances."""
+    flat = model_output[..., :3].flatten(0, 2)  # [B H J, 3]
+    flat = flat if flat.stride(1) == 1 else flat.contiguous()
+    return flat, flat.stride(0)
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp}
+
+
+def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = _Inputs(*arguments)
+    c_1 = float(inputs.coefficients[inputs.step, 4])
+    if c_1 != 0.0 and inputs.x0_last is None:
+        raise ValueError(f"x0_last is needed by row {inputs.step} of this table (c_1 = {c_1:g}), got None")
+    other = next((tensor.dtype for tensor in inputs.tensors() if tensor.dtype != torch.float32), None)
+    unfit = None if other is None else {"cpp": f"this op's C++ code takes float32, got {other}"}
+    chosen = choose_backend(inputs.backend, inputs.sample.device, _IMPLEMENTATIONS, unfit=unfit)
+    return _IMPLEMENTATIONS[chosen](inputs)
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = _Inputs(*arguments)
+    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
+    first, second = (inputs.sample.new_empty(inputs.sample.shape, dtype=dtype) for _ in range(2))
+    return first, second
+
+
+_lib = torch.library.Library("diffupose", "FRAGMENT")
+_lib.define(
+    "reverse_step(Tensor sample, Tensor model_output, Tensor coefficients, SymInt step, Tensor? x0_last, "
+    "Tensor? noise, Tensor? noise_scale, SymInt seed, Tensor? frame_ids, Tensor? hypothesis_ids, "
+    "float? clip_sample_range, str? backend) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_lib.impl("reverse_step", _run, "CPU")
+_lib.impl("reverse_step", _run, "CUDA")
+torch.library.register_fake("diffupose::reverse_step", _fake, lib=_lib)

@@ -1,7 +1,8 @@
 """Every op in plain PyTorch: what the fused code is tested against, and what runs where nothing is built."""
 
+from diffupose.reference.modulated_graph_conv import modulated_graph_conv
 from diffupose.reference.philox_normal import philox_normal
 from diffupose.reference.reverse_step import reverse_step
 from diffupose.reference.sample import sample
 
-__all__ = ["philox_normal", "reverse_step", "sample"]
+__all__ = ["modulated_graph_conv", "philox_normal", "reverse_step", "sample"]

@@ -1,11 +1,15 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from diffupose import ops
+from diffupose.errors import BackendUnavailableError
 from diffupose.reference.reverse_step import reverse_step
 from diffupose.schedule import NoiseSchedule, step_table
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
 
 SHAPE = (2, 3, 17, 3)  # [B, H, J, 3]
 
@@ -226,3 +230,162 @@ def test_float32_chain(sampler, prediction_type):
     poses = run_chain(table, gaussian_model(prediction_type), numpy_noise(10), dtype=torch.float32)
     assert poses.dtype == torch.float32
     torch.testing.assert_close(poses.double(), exact, rtol=0, atol=1e-6)
+
+
+# --- The public op, in C++ and through the reference. ------------------------------------------------------------------
+
+
+def fused(sample, model_output, coefficients, step, x0_last, noise, noise_scale, clip=None, backend="cpp", **options):
+    """The public op under the argument order of ``make_inputs``."""
+    return ops.reverse_step(
+        sample, model_output, coefficients, step, x0_last=x0_last, noise=noise, noise_scale=noise_scale,
+        clip_sample_range=clip, backend=backend, **options,
+    )  # fmt: skip
+
+
+def plain(sample, model_output, coefficients, step, x0_last, noise, noise_scale, clip=None):
+    return reverse_step(sample, model_output, coefficients, step, x0_last, noise, clip, noise_scale)
+
+
+SHAPES = [(1, 1, 1, 3), (0, 2, 17, 3), (33, 1, 15, 5), (3, 7, 16, 4), (1, 33, 17, 3)]
+
+
+@requires_cpp
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+def test_parity(shape, clip):
+    inputs = make_inputs("reverse_step", shape)
+    assert_parity(partial(fused, clip=clip), partial(plain, clip=clip), inputs)
+    # The same operations in the same order: the same bits.
+    pairs = zip(fused(*inputs, clip=clip), plain(*inputs, clip=clip), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@requires_cpp
+@pytest.mark.parametrize("coefficients", torch.tensor([[1.0, 0], [0, 1], [0.7, -0.3]]).unbind())
+def test_every_combination_of_terms(coefficients):
+    """A tensor behind a coefficient of 0 may be NaN or missing, and the rest are the same bits as the reference's."""
+    sample, output, _, _, x0_last, noise, scale = make_inputs("reverse_step", (3, 2, 17, 5))
+    nan = torch.full_like(sample, torch.nan)
+    p, q = coefficients.tolist()
+    for terms in range(1, 16):
+        c_x, c_0, c_1, s = ((terms >> bit & 1) * (bit + 0.5) for bit in range(4))
+        row = torch.tensor([[p, q, c_x, c_0, c_1, s]])
+        given = (
+            sample if p or c_x else nan,
+            output if q else torch.full_like(output, torch.nan),
+            row,
+            0,
+            x0_last if c_1 else nan,
+            noise if s else nan,
+            scale[:1] if s else torch.full_like(scale[:1], torch.nan),
+        )
+        actual, expected = fused(*given), plain(*given)
+        assert all(torch.equal(a, b) and bool(a.isfinite().all()) for a, b in zip(actual, expected, strict=True))
+        if not c_1 and not s:
+            missing = fused(*given[:4], None, None, None)
+            assert all(torch.equal(a, b) for a, b in zip(missing, expected, strict=True))
+
+
+@requires_cpp
+def test_nan_arrives_where_it_counts():
+    inputs = make_inputs("reverse_step", (2, 3, 4))
+    for index in (0, 1, 4, 5, 6):
+        changed = list(inputs)
+        changed[index] = torch.full_like(changed[index], torch.nan)
+        for actual, expected in zip(fused(*changed, clip=0.3), plain(*changed, clip=0.3), strict=True):
+            assert torch.equal(actual.isnan(), expected.isnan())
+
+
+@requires_cpp
+def test_strides():
+    """Wide, sliced, transposed and expanded outputs; no input is changed, and none is where the results are."""
+    inputs = make_inputs("reverse_step", (3, 2, 17))
+    expected = plain(*inputs)
+    copies = [tensor.clone() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
+    out = inputs[1]
+    wide = torch.full((3, 2, 17, 7), torch.nan)
+    wide[..., :3] = out
+    for output in (wide, torch.stack((out, out), dim=-1)[..., 1], out.transpose(0, 2).contiguous().transpose(0, 2)):
+        results = fused(inputs[0], output, *inputs[2:])
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+        results[0].zero_()
+    every = [x.transpose(0, 1).contiguous().transpose(0, 1) if i in (0, 4, 5) else x for i, x in enumerate(inputs)]
+    assert all(torch.equal(a, b) for a, b in zip(fused(*every), expected, strict=True))
+    same = out[:1, :1, :1].expand_as(out)
+    pairs = zip(fused(inputs[0], same, *inputs[2:]), plain(inputs[0], same, *inputs[2:]), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True) if isinstance(a, torch.Tensor))
+
+
+@requires_cpp
+@pytest.mark.parametrize("threads", [1, 3])
+def test_drawn_noise(threads):
+    """The noise of philox_normal, bit for bit, whatever the batch and the threads."""
+    sample, output, coefficients, step, x0_last, _, scale = make_inputs("reverse_step", (70, 9, 17))
+    frames, hypotheses = torch.randint(-(2**63), 2**63 - 1, (70,)), torch.randint(0, 2**32, (9,))
+    noise = ops.philox_normal(2**64 - 3, frames, hypotheses, step, 51, backend="cpp").view(sample.shape)
+    expected = plain(sample, output, coefficients, step, x0_last, noise, scale)
+    draw = {"seed": 2**64 - 3, "hypothesis_ids": hypotheses}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        actual = fused(sample, output, coefficients, step, x0_last, None, scale, frame_ids=frames, **draw)
+        alone = fused(*(x[5:6] for x in (sample, output)), coefficients, step, x0_last[5:6], None, scale,
+                      frame_ids=frames[5:6], **draw)  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    assert all(torch.equal(a[0], b[5]) for a, b in zip(alone, expected, strict=True))
+    torch_noise = fused(
+        sample, output, coefficients, step, x0_last, None, scale, None, "torch", frame_ids=frames, **draw
+    )
+    torch.testing.assert_close(torch_noise[0], expected[0], rtol=0, atol=1e-6)
+
+
+def test_gradcheck():
+    """The reference has a gradient; ``auto`` takes it where one is wanted."""
+    sample, output, coefficients, _, x0_last, noise, _ = make_inputs("reverse_step", (1, 2, 2), dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (sample, output, x0_last, noise)]
+
+    def step(sample, output, x0_last, noise):
+        return fused(sample, output, coefficients, 1, x0_last, noise, None, backend="auto")
+
+    assert torch.autograd.gradcheck(step, leaves)
+    with pytest.raises(BackendUnavailableError, match=r"this op's C\+\+ code has no gradient|without its C\+\+"):
+        fused(sample, output, coefficients, 1, x0_last, noise, None)
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=requires_cpp)])
+def test_opcheck(backend):
+    sample, output, coefficients, step, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 4, 5))
+    ids = torch.arange(2), torch.arange(3)
+    op = torch.ops.diffupose.reverse_step.default
+    drawn = (sample, output, coefficients, step, x0_last, None, scale, -5, *ids, None, backend)
+    given = (sample, output, coefficients, 0, None, noise, None, 0, None, None, 0.5, backend)
+    for arguments in (drawn, given):
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
+
+
+@requires_cpp
+def test_compile():
+    inputs = make_inputs("reverse_step", (2, 3, 17, 5))
+    compiled = torch.compile(partial(fused, backend=None), fullgraph=True)
+    assert all(torch.equal(a, b) for a, b in zip(compiled(*inputs), fused(*inputs), strict=True))
+
+
+@requires_cpp
+def test_errors_of_cpp():
+    sample, output, coefficients, step, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 4))
+    with pytest.raises(ValueError, match="a row of the step table must have a term that is not 0"):
+        fused(sample, output, torch.zeros(1, 6), 0, x0_last, noise, None)
+    with pytest.raises(ValueError, match=r"x0_last is needed by row 1 of this table \(c_1 = -0\.2\), got None"):
+        fused(sample, output, coefficients, step, None, noise, scale)
+    with pytest.raises(ValueError, match=r"frame_ids must have shape \[2\], got \(3,\)"):
+        fused(sample, output, coefficients, step, x0_last, None, scale, frame_ids=torch.arange(3))
+    with pytest.raises(ValueError, match="hypothesis_ids must be int64"):
+        fused(sample, output, coefficients, step, x0_last, None, scale, hypothesis_ids=torch.zeros(3))
+    with pytest.raises(ValueError, match="seed must fit 64 bits"):
+        fused(sample, output, coefficients, step, x0_last, None, scale, seed=2**64)
+    with pytest.raises(BackendUnavailableError, match=r"takes float32, got torch\.float64"):
+        fused(sample.double(), output, coefficients, step, x0_last, noise, scale)

@@ -1,0 +1,236 @@
+"""The modulated graph convolution: hand-made values, parity of outputs and gradients, autocast, errors."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from diffupose import ops, reference
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops import _backend
+from diffupose.reference.modulated_graph_conv import modulated_graph_conv_backward
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
+
+ISAS = _backend.cpp().usable_isas() if ops.available_backends()["cpp"][0] else ["none"]
+ODD = [(1, 1, 1, 1), (0, 17, 3, 5), (33, 17, 3, 129), (1, 16, 129, 3), (33, 15, 1, 384), (70, 17, 384, 16)]
+
+
+def named(backend):
+    return lambda *inputs: ops.modulated_graph_conv(*inputs, backend=backend)
+
+
+@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp)])
+def fused(request, device):
+    if request.param == "cpp" and device.type != "cpu":
+        pytest.skip("C++ runs on the CPU")
+    return named(request.param)
+
+
+def test_known_values(fused, device):
+    """Two poses of two joints, one channel in and two out."""
+    x = torch.tensor([[[1.0], [2.0]], [[0.0], [-1.0]]], device=device)
+    weight = torch.tensor([[[1.0, 2.0]], [[3.0, -1.0]]], device=device)
+    modulation = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=device)
+    adjacency = torch.tensor([[2.0, 5.0], [7.0, -1.0]], device=device)
+    bias = torch.tensor([10.0, 20.0], device=device)
+    # Pose 0: x W0 = (1, 2), (2, 4); x W1 = (3, -1), (6, -2); times M: (1, 4), (6, 16) and (3, -2), (18, -8).
+    first = [[2 * 1 + 5 * 18, 2 * 4 + 5 * -8], [-1 * 6 + 7 * 3, -1 * 16 + 7 * -2]]
+    # Pose 1: only joint 1 is not 0, with the features of pose 0's times -1/2.
+    second = [[5 * -9, 5 * 4], [-1 * -3, -1 * -8]]
+    expected = torch.tensor([first, second], dtype=torch.float32, device=device)
+    assert torch.equal(fused(x, weight, modulation, adjacency), expected)
+    assert torch.equal(fused(x, weight, modulation, adjacency, bias), expected + bias)
+
+
+def test_closed_form_gradient():
+    inputs = make_inputs("modulated_graph_conv", (5, 4, 3, 6), dtype=torch.float64, requires_grad=True)
+    out = reference.modulated_graph_conv(*inputs)
+    grad_out = torch.randn_like(out)
+    expected = torch.autograd.grad(out, inputs, grad_out)
+    for grad, truth in zip(modulated_graph_conv_backward(grad_out, *inputs[:4]), expected, strict=True):
+        torch.testing.assert_close(grad, truth, rtol=0, atol=1e-12)
+
+
+@requires_cpp
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    # A single number in bfloat16 says nothing: the reference's rounding may cancel by chance.
+    [(shape, torch.float32) for shape in ODD] + [(shape, torch.bfloat16) for shape in ODD[1:]],
+    ids=shape_id,
+)
+def test_parity(shape, dtype, isa, monkeypatch):
+    monkeypatch.setenv("DIFFUPOSE_ISA", isa)
+    inputs = make_inputs("modulated_graph_conv", shape, dtype=dtype, requires_grad=True)
+    assert_parity(named("cpp"), reference.modulated_graph_conv, inputs)
+    assert_parity(named("cpp"), reference.modulated_graph_conv, inputs[:4])
+
+
+@requires_cpp
+def test_parity_where_products_are_torch_mm(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    inputs = make_inputs("modulated_graph_conv", (33, 17, 5, 20), requires_grad=True)
+    assert_parity(named("cpp"), reference.modulated_graph_conv, inputs)
+
+
+@requires_cpp
+@pytest.mark.parametrize("shape", [(33, 17, 64, 48), (2, 16, 3, 129)], ids=shape_id)
+def test_autocast(shape):
+    """As exact as the reference under autocast, in its dtypes: the product is in bfloat16, what follows is not."""
+    inputs = make_inputs("modulated_graph_conv", shape, requires_grad=True)
+    grad_out = torch.randn(*shape[:2], shape[3])
+
+    def run(backend, dtype=torch.float32):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            out = ops.modulated_graph_conv(*leaves, backend=backend)
+        return out, *torch.autograd.grad(out, leaves, grad_out.to(dtype))
+
+    exact, baseline, actual = run("torch", torch.float64), run("torch"), run("cpp")
+    for value, other, truth in zip(actual, baseline, exact, strict=True):
+        assert value.dtype == other.dtype == torch.float32
+        bound = 2 * (other - truth).abs().max() + 1e-3 * truth.abs().max()
+        assert bool((value - truth).abs().max() <= bound)
+
+
+def test_gradcheck(device):
+    """``auto`` takes the reference in float64, also where C++ is there."""
+    inputs = make_inputs("modulated_graph_conv", (2, 3, 2, 4), dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.modulated_graph_conv, inputs)
+    assert torch.autograd.gradgradcheck(ops.modulated_graph_conv, inputs)
+
+
+@requires_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=shape_id)
+@pytest.mark.parametrize("bias", [True, False])
+def test_opcheck(bias, dtype):
+    x, weight, modulation, adjacency, *rest = make_inputs("modulated_graph_conv", (5, 3, 4, 6, bias), dtype=dtype)
+    modulation = modulation.float()  # as under autocast
+    arguments = x, weight, modulation, adjacency.float()
+    forward, backward = (
+        torch.ops.diffupose.modulated_graph_conv_fwd.default,
+        torch.ops.diffupose.modulated_graph_conv_bwd.default,
+    )
+    results = torch.library.opcheck(forward, (*arguments, rest[0].float() if rest else None))
+    out, hidden = forward(*arguments, None)
+    more = torch.library.opcheck(backward, (torch.randn_like(out), *arguments, hidden, bias))
+    assert set(results.values()) | set(more.values()) == {"SUCCESS"}
+
+
+@requires_cpp
+def test_compile():
+    inputs = make_inputs("modulated_graph_conv", (33, 17, 8, 24), requires_grad=True)
+    assert_parity(torch.compile(named("cpp"), fullgraph=True), reference.modulated_graph_conv, inputs)
+
+
+@requires_cpp
+def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
+    """Bit for bit, given the product: of one part, of several, and of a pose alone."""
+    x, weight, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (100, 17, 8, 72))
+    backward = torch.ops.diffupose.modulated_graph_conv_bwd.default
+    module, threads = sys.modules["diffupose.ops.modulated_graph_conv"], torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        out, hidden = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
+        grad_out = torch.randn_like(out)
+        single = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
+        torch.set_num_threads(3)
+        # The fused pass alone: the rounding of a product may depend on threads and shape.
+        monkeypatch.setattr(module, "_multiply", lambda a, b: hidden.flatten(0, 1))
+        again, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
+        monkeypatch.undo()
+        several = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
+        monkeypatch.setattr(module, "_multiply", lambda a, b: hidden[7])
+        alone, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x[7:8], weight, modulation, adjacency, bias)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again, out) and torch.equal(alone[0], out[7])
+    assert all(torch.equal(a, b) for a, b in zip(single[2:], several[2:], strict=True))
+
+
+@pytest.mark.parametrize(("num_joints", "channels"), [(1, 1), (15, 3), (16, 129), (17, 384), (64, 5), (65, 5)])
+@pytest.mark.parametrize("num_poses", [0, 1, 33])
+def test_edges(num_poses, num_joints, channels, device):
+    """Slices of larger tensors, transposed and expanded ones, whatever ``auto`` takes."""
+    wide = make_inputs("modulated_graph_conv", (num_poses, num_joints, 4, channels), device=device)
+    sliced = [torch.stack((tensor, torch.full_like(tensor, torch.nan)), dim=-1)[..., 0] for tensor in wide]
+    sliced[3] = sliced[3].T.contiguous().T
+    expected = [tensor.clone().requires_grad_() for tensor in wide]
+    actual = [tensor.requires_grad_() for tensor in sliced]
+    weights = torch.randn(channels, device=device)
+    results = []
+    for function, leaves in ((reference.modulated_graph_conv, expected), (ops.modulated_graph_conv, actual)):
+        out = function(*leaves)
+        assert out.shape == (num_poses, num_joints, channels)
+        # The gradient of this sum is an expanded tensor.
+        results.append((out, *torch.autograd.grad((out * weights).sum(), leaves)))
+    for value, truth in zip(results[1], results[0], strict=True):
+        scale = float(truth.abs().max()) if truth.numel() else 0.0
+        torch.testing.assert_close(value, truth, rtol=0, atol=1e-6 + 1e-5 * scale)
+
+
+@requires_cpp
+def test_unused_gradients():
+    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6))
+    inputs[2].requires_grad_()
+    (grad,) = torch.autograd.grad(named("cpp")(*inputs).sum(), inputs[2:3])
+    (expected,) = torch.autograd.grad(reference.modulated_graph_conv(*inputs).sum(), inputs[2:3])
+    torch.testing.assert_close(grad, expected)
+
+
+def test_nan_stays_in_its_pose(fused, device):
+    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 21), device=device)
+    clean = fused(*inputs)
+    inputs[0][1, 2] = torch.nan
+    out = fused(*inputs)
+    assert torch.equal(out[[0, 2]], clean[[0, 2]])
+    assert bool(out[1].isnan().all())
+
+
+X, WEIGHT, MODULATION, ADJACENCY, BIAS = make_inputs("modulated_graph_conv", (2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": X[0]}, r"x must have shape \[N, J, C_in\], got \(3, 4\)"),
+        ({"weight": WEIGHT[:, :3]}, r"weight must have shape \[2, 4, C_out\], got \(2, 3, 5\)"),
+        ({"weight": WEIGHT[0]}, "weight must have shape"),
+        ({"weight": WEIGHT.double()}, r"weight must have the dtype of x, torch\.float32, got torch\.float64"),
+        ({"weight": WEIGHT.int()}, r"weight must be a floating-point tensor, got torch\.int32"),
+        ({"modulation": MODULATION[:2]}, r"modulation must have shape \[3, 5\], got \(2, 5\)"),
+        ({"adjacency": ADJACENCY[:2]}, r"adjacency must have shape \[3, 3\], got \(2, 3\)"),
+        ({"bias": BIAS[:4]}, r"bias must have shape \[5\], got \(4,\)"),
+        ({"bias": BIAS.to("meta")}, "bias must be on the device of x, cpu, got meta"),
+        ({"backend": "fortran"}, "backend must be one of"),
+    ],
+)
+def test_errors(change, message):
+    arguments = {"x": X, "weight": WEIGHT, "modulation": MODULATION, "adjacency": ADJACENCY, "bias": BIAS} | change
+    with pytest.raises(ValueError, match=message):
+        ops.modulated_graph_conv(**arguments)
+
+
+@requires_cpp
+def test_what_cpp_does_not_take():
+    doubles = [tensor.double() for tensor in (X, WEIGHT, MODULATION, ADJACENCY)]
+    with pytest.raises(BackendUnavailableError, match=r"takes float32 and bfloat16, got torch\.float64"):
+        named("cpp")(*doubles)
+    with pytest.raises(BackendUnavailableError, match="takes 64 joints at most, got 65"):
+        named("cpp")(*make_inputs("modulated_graph_conv", (1, 65, 2, 2)))
+    with pytest.raises(BackendUnavailableError, match="modulation, adjacency and bias all in float32"):
+        named("cpp")(X, WEIGHT, MODULATION.double(), ADJACENCY)
+    with pytest.raises(BackendUnavailableError, match="at least one joint and one channel"):
+        named("cpp")(X[..., :0], WEIGHT[:, :0], MODULATION, ADJACENCY)
+    assert ops.modulated_graph_conv(X[..., :0], WEIGHT[:, :0], MODULATION, ADJACENCY).shape == (2, 3, 5)
+    inputs = make_inputs("modulated_graph_conv", (2, 3, 4, 5), requires_grad=True)
+    (grad,) = torch.autograd.grad(named("cpp")(*inputs).square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_unavailable_backend():
+    with pytest.raises(BackendUnavailableError, match='backend "cuda" is not available'):
+        ops.modulated_graph_conv(X, WEIGHT, MODULATION, ADJACENCY, backend="cuda")
