@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import platform
-<<<<<<< HEAD
-=======
 import statistics
->>>>>>> 62941bb810378e9d5e957d9188f723e15c5e7ca5
 import time
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +41,42 @@ def timed(benchmark) -> Callable[..., Callable[[], Any]]:
     return bind
 
 
-<<<<<<< HEAD
+_RATIOS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def compare(request) -> Callable[..., float]:
+    """Return a function that times calls in turn, round by round, and adds a line to the end of the report.
+
+    What else runs on the machine then slows all of them alike: the ratio is worth more than the times.
+    """
+
+    def run(title: str, calls: dict[str, Callable[[], Any]], *, rounds: int) -> float:
+        """Return how many times as fast the last call is as the first: the median over the rounds."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds + 1):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+        first, *_, last = (values[1:] for values in times.values())  # the first round warms up
+        ratio = statistics.median(a / b for a, b in zip(first, last, strict=True))
+        shown = ", ".join(f"{name} {1e3 * statistics.median(values[1:]):.3g} ms" for name, values in times.items())
+        request.config.stash.setdefault(_RATIOS, []).append(f"{title}: {shown}; ratio {ratio:.2f}")
+        return ratio
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_RATIOS, [])
+    if lines:
+        terminalreporter.section("side by side (medians; ratio: how many times as fast the last is as the first)")
+        for line in lines:
+            terminalreporter.write_line(line)
+    _write_floors(terminalreporter, config)
+
+
 def peaks(num_threads: int) -> dict[bool, float]:
     """Return operations a second of all threads' cores by whether in bfloat16; empty where there is no extension."""
     from diffupose.ops._backend import available_backends, cpp
@@ -57,7 +89,7 @@ def peaks(num_threads: int) -> dict[bool, float]:
     return rates
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def _write_floors(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print ratios, and what was achieved over the floor, of benchmarks that say how many operations they need."""
     session = getattr(config, "_benchmarksession", None)
     rows = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
@@ -94,38 +126,3 @@ def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
-=======
-_RATIOS = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def compare(request) -> Callable[..., float]:
-    """Return a function that times calls in turn, round by round, and adds a line to the end of the report.
-
-    What else runs on the machine then slows all of them alike: the ratio is worth more than the times.
-    """
-
-    def run(title: str, calls: dict[str, Callable[[], Any]], *, rounds: int) -> float:
-        """Return how many times as fast the last call is as the first: the median over the rounds."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds + 1):
-            for name, call in calls.items():
-                begin = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - begin)
-        first, *_, last = (values[1:] for values in times.values())  # the first round warms up
-        ratio = statistics.median(a / b for a, b in zip(first, last, strict=True))
-        shown = ", ".join(f"{name} {1e3 * statistics.median(values[1:]):.3g} ms" for name, values in times.items())
-        request.config.stash.setdefault(_RATIOS, []).append(f"{title}: {shown}; ratio {ratio:.2f}")
-        return ratio
-
-    return run
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    lines = config.stash.get(_RATIOS, [])
-    if lines:
-        terminalreporter.section("side by side (medians; ratio: how many times as fast the last is as the first)")
-        for line in lines:
-            terminalreporter.write_line(line)
->>>>>>> 62941bb810378e9d5e957d9188f723e15c5e7ca5
