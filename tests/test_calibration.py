@@ -99,9 +99,15 @@ def test_command(tmp_path, capsys):
         torch.testing.assert_close(
             Lifter.from_pretrained(out, device="cpu").prediction_error, 5 * lifter.prediction_error
         )
+        assert main([*arguments, *settings, "--noise-factor", "1", "2", "3"]) == 0
+        torch.testing.assert_close(
+            Lifter.from_pretrained(out, device="cpu").prediction_error,
+            torch.tensor([1.0, 2.0, 3.0]) * lifter.prediction_error,
+        )
         out.unlink()
         for wrong, message in ((["--set", "steps=2"], "sampling.steps=2"), (["--subjects", "nobody"], "'nobody'"),
-                               (["--noise-factor", "0"], "--noise-factor must be positive"),
+                               (["--noise-factor", "0"], "--noise-factor must be 1 or 3 numbers, positive"),
+                               (["--noise-factor", "1", "2"], "at most 100, got 1 2"),
                                (["--out", str(model)], "--out must not be --model"),
                                (["--out", str(path)], "--out must not be --data"),
                                (["--num-poses", "1"], "--num-poses must be at least 2, got 1")):  # fmt: skip

@@ -23,8 +23,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--subjects", nargs="+", default=list(SELECTION_SUBJECTS), metavar="NAME")
     parser.add_argument("--num-poses", type=int, default=1000, help="a rig (default: %(default)s)")
     parser.add_argument(
-        "--noise-factor", type=float, default=1.0, metavar="F",
-        help="what the measured error is multiplied by: above 1 widens the spread of variance analytic",
+        "--noise-factor", type=float, nargs="+", default=[1.0], metavar="F",
+        help="what the measured error is multiplied by, one number or three for x (across), y (down) and z (depth): "
+        "above 1 widens the spread of variance analytic",
     )  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="sampling defaults, e.g. eta=0.5")
     parser.add_argument("--device", default="auto")
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> None:
     """Measure, fit, write."""
     from dataclasses import replace
 
+    import torch
+
     from diffupose.calibration import calibration_cells, fit_covariance_scale, measure_prediction_error
     from diffupose.config import LifterConfig, override
     from diffupose.datasets.mocap import load_mocap
@@ -42,14 +45,16 @@ def run(options: argparse.Namespace) -> None:
 
     if options.num_poses < 2:
         raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
-    if not 0 < options.noise_factor <= 100:
-        raise ValueError(f"--noise-factor must be positive and at most 100, got {options.noise_factor:g}")
+    factors = options.noise_factor
+    if len(factors) not in (1, 3) or not all(0 < factor <= 100 for factor in factors):
+        given = " ".join(f"{factor:g}" for factor in factors)
+        raise ValueError(f"--noise-factor must be 1 or 3 numbers, positive and at most 100, got {given}")
     check_output(options.out, "--out", {"--model": options.model, "--data": options.data})
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
     lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
     cells = calibration_cells(load_mocap(options.data, include=options.subjects), options.num_poses)
-    lifter.prediction_error = options.noise_factor * measure_prediction_error(lifter, cells).cpu()
+    lifter.prediction_error = torch.tensor(factors) * measure_prediction_error(lifter, cells).cpu()
     scale = fit_covariance_scale(lifter, cells)
     lifter.covariance_scale = scale.to(lifter.device)
     lifter.save_pretrained(options.out)
