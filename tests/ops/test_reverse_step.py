@@ -232,7 +232,7 @@ def test_float32_chain(sampler, prediction_type):
     torch.testing.assert_close(poses.double(), exact, rtol=0, atol=1e-6)
 
 
-# --- The public op, in C++ and through the reference. ------------------------------------------------------------------
+# --- The public op, in C++ and through the reference. -----------------------------------------------------------------
 
 
 def fused(sample, model_output, coefficients, step, x0_last, noise, noise_scale, clip=None, backend="cpp", **options):
