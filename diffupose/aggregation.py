@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffupose.camera import estimate_translation, person_box, project, split_intrinsics
+from diffupose.ops.hypothesis_statistics import hypothesis_statistics
+from diffupose.reference.hypothesis_statistics import refine_by_reprojection, reprojection_error
+
+__all__ = [
+    "best_by_reprojection",
+    "density_pick_of_hypotheses",
+    "mean_by_reprojection",
+    "medoid_of_hypotheses",
+    "refine_by_reprojection",
+    "reprojection_error",
+]
 
 
 def medoid_of_hypotheses(hypotheses: Tensor) -> Tensor:
@@ -23,34 +33,6 @@ def medoid_of_hypotheses(hypotheses: Tensor) -> Tensor:
     for other in range(hypotheses.shape[1]):
         total += (hypotheses - hypotheses[:, other : other + 1]).norm(dim=-1).mean(dim=-1)
     return _pick(hypotheses, total)
-
-
-def reprojection_error(
-    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return how far each hypothesis lies from the keypoints when placed as well as it can be.
-
-    Args:
-        hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
-        keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
-        confidence: Weights of shape ``[B, J]``; 0 where missing.
-        intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
-
-    Returns:
-        Weighted mean distance over the present joints ``[B, H]``, in pixels, and the root's estimated translation
-        ``[B, H, 3]``, in metres (``camera.estimate_translation``).
-    """
-    translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
-    focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
-    points = hypotheses + translation.unsqueeze(2)
-    # A joint behind the camera has no image: far away is the honest distance.
-    in_front = points[..., 2:] > 1e-3
-    projected = project(torch.where(in_front, points, points.new_ones(())), focal, center)  # [B, H, J, 2]
-    weight = confidence.to(hypotheses)
-    seen = torch.where(weight.unsqueeze(-1) > 0, keypoints_2d.to(hypotheses), 0.0).unsqueeze(1)  # [B, 1, J, 2]
-    distance = torch.where(in_front.squeeze(-1), (projected - seen).norm(dim=-1), torch.inf)  # [B, H, J]
-    weighted = torch.where(weight.unsqueeze(1) > 0, distance * weight.unsqueeze(1), 0.0)
-    return weighted.sum(-1) / weight.sum(-1, keepdim=True), translation
 
 
 def best_by_reprojection(hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor) -> Tensor:
@@ -83,36 +65,6 @@ def density_pick_of_hypotheses(hypotheses: Tensor) -> Tensor:
     return _pick(hypotheses, -density)
 
 
-def refine_by_reprojection(
-    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor, *, weight: float = 0.5
-) -> Tensor:
-    """Move each joint towards its viewing ray, keeping its depth.
-
-    A hypothesis is placed by linear least squares; each present joint then moves sideways by ``weight`` times its
-    confidence of the way to the ray through its keypoint, and the result is made root-relative again.
-
-    Args:
-        hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
-        keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
-        confidence: Weights of shape ``[B, J]``; 0 where missing, at most 1 counts.
-        intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
-        weight: Share of the way, 0 to 1; a detector's noise is what speaks against 1.
-
-    Returns:
-        Poses of shape ``[B, H, J, 3]``, in metres. Where the root cannot be placed they are unchanged.
-    """
-    translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
-    focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
-    share = weight * confidence.to(hypotheses).clamp(max=1.0)[:, None, :, None]  # [B, 1, J, 1]
-    rays = ((keypoints_2d.to(hypotheses) - center) / focal).unsqueeze(1)  # [B, 1, J, 2]
-    rays = torch.where(share > 0, rays, 0.0)
-    placed = hypotheses + translation.unsqueeze(2)  # [B, H, J, 3]
-    sideways = share * (rays * placed[..., 2:] - placed[..., :2])
-    placed = torch.cat((placed[..., :2] + sideways, placed[..., 2:]), dim=-1)
-    refined = placed - placed[:, :, :1]
-    return torch.where(translation.isfinite().all(dim=-1)[..., None, None], refined, hypotheses)
-
-
 def mean_by_reprojection(
     hypotheses: Tensor,
     keypoints_2d: Tensor,
@@ -138,12 +90,16 @@ def mean_by_reprojection(
     Returns:
         Poses of shape ``[B, J, 3]``, in metres.
     """
-    error, _ = reprojection_error(hypotheses, keypoints_2d, confidence, intrinsics)
-    _, half = person_box(keypoints_2d.to(hypotheses), confidence > 0)
-    score = torch.softmax(-(error / (2.0 * half * temperature)).nan_to_num(torch.inf, torch.inf), dim=1)  # [B, H]
-    refined = refine_by_reprojection(hypotheses, keypoints_2d, confidence, intrinsics, weight=weight)
-    # A row in which no hypothesis can be placed: all count alike.
-    return (score.nan_to_num(1.0 / hypotheses.shape[1])[..., None, None] * refined).sum(dim=1)
+    result = hypothesis_statistics(
+        hypotheses,
+        keypoints_2d=keypoints_2d,
+        confidence=confidence,
+        intrinsics=intrinsics,
+        weight=weight,
+        temperature=temperature,
+    )
+    assert result.weighted_mean is not None  # keypoints were given
+    return result.weighted_mean
 
 
 def _pick(hypotheses: Tensor, cost: Tensor) -> Tensor:

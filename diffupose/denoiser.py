@@ -50,7 +50,7 @@ class ModulatedGraphConv(nn.Module):
         return 0.5 * (matrix + matrix.T)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, J, C_in]`` to ``[N, J, C_out]``."""
+        """Map ``[N, J, C_in]`` to ``[N, J, C_out]``, by the backend that ``ops.modulated_graph_conv`` chooses."""
         return modulated_graph_conv(x, self.weight, self.modulation, self.modulated_adjacency(), self.bias)
 
 

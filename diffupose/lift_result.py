@@ -22,7 +22,7 @@ from diffupose.aggregation import (
 from diffupose.config import Aggregation
 from diffupose.files import atomic_path
 from diffupose.lift_inputs import check_intrinsics
-from diffupose.metrics import covariance_of_hypotheses, mean_of_hypotheses
+from diffupose.ops.hypothesis_statistics import HypothesisStatistics, hypothesis_statistics
 from diffupose.skeleton import Skeleton
 
 UNITS, COORDINATE_FRAME = "metres", "camera (x right, y down, z forward), root-relative"
@@ -55,9 +55,13 @@ class LiftResult:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def _statistics(self) -> HypothesisStatistics:
+        return hypothesis_statistics(self.hypotheses)
+
+    @property
     def mean(self) -> Tensor:
         """``[B, J, 3]``: the mean of the hypotheses, the best guess in the least-squares sense."""
-        return mean_of_hypotheses(self.hypotheses)
+        return self._statistics.mean
 
     @cached_property
     def medoid(self) -> Tensor:
@@ -67,7 +71,7 @@ class LiftResult:
     @cached_property
     def covariance(self) -> Tensor:
         """``[B, J, 3, 3]`` square metres: unbiased covariance times the model's factors; NaN for H < 4."""
-        return covariance_of_hypotheses(self.hypotheses) * self.covariance_scale[:, None, None]
+        return self._statistics.covariance * self.covariance_scale[:, None, None]
 
     @property
     def poses_3d(self) -> Tensor:

@@ -33,6 +33,23 @@ def _philox_normal(num_frames: int, num_hypotheses: int, num_elements: int) -> t
     return 0x9E3779B97F4A7C15, frame_ids, hypothesis_ids, 7, num_elements
 
 
+def _hypothesis_statistics(num_frames: int, num_hypotheses: int, num_joints: int, view: bool = True) -> tuple[Any, ...]:
+    """Return people of about a metre 3 to 6 m in front of cameras, with noisy keypoints, a tenth of them missing."""
+    pose = 0.4 * torch.randn(num_frames, 1, num_joints, 3)
+    hypotheses = pose + 0.05 * torch.randn(num_frames, num_hypotheses, num_joints, 3)
+    hypotheses = hypotheses - hypotheses[:, :, :1]
+    if not view:
+        return (hypotheses,)
+    intrinsics = torch.tensor([[1100.0, 0, 500], [0, 1000, 400], [0, 0, 1]]).repeat(num_frames, 1, 1)
+    intrinsics[:, 0, 0] += 100 * torch.rand(num_frames)
+    root = torch.tensor([0.0, 0, 3]) + torch.rand(num_frames, 1, 3) * torch.tensor([1.0, 1, 3])
+    points = (pose - pose[:, :, :1]).squeeze(1) + root  # [B, J, 3]
+    focal, center = intrinsics[:, None, [0, 1], [0, 1]], intrinsics[:, None, :2, 2]
+    keypoints_2d = points[..., :2] / points[..., 2:] * focal + center + 5.0 * torch.randn(num_frames, num_joints, 2)
+    confidence = torch.rand(num_frames, num_joints) * (torch.rand(num_frames, num_joints) > 0.1)
+    return hypotheses, keypoints_2d.masked_fill(confidence.unsqueeze(-1) == 0, torch.nan), confidence, intrinsics
+
+
 def _modulated_graph_conv(
     num_poses: int, num_joints: int, in_channels: int, out_channels: int, bias: bool = True
 ) -> tuple[Any, ...]:
@@ -52,6 +69,7 @@ def _reverse_step(num_frames: int, num_hypotheses: int, num_joints: int, channel
 
 
 _MAKERS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "hypothesis_statistics": _hypothesis_statistics,
     "modulated_graph_conv": _modulated_graph_conv,
     "philox_normal": _philox_normal,
     "reverse_step": _reverse_step,

@@ -17,27 +17,46 @@ inline void reverse_step_row(const float* row,  // p, q, c_x, c_0, c_1, s
                              const float* scale,     // [J, 3], or null for 1
                              float* x,               // [J, 3], x_t and then x_prev
                              float* x0_last) {       // [J, 3], replaced by x0; or null
-    const float p = row[0], q = row[1], c_x = row[2], c_0 = row[3], c_1 = row[4], s = row[5];
-    for (int64_t j = 0; j < joints; ++j) {
-        for (int axis = 0; axis < 3; ++axis) {
-            const int64_t i = 3 * j + axis;
-            const float from_x = p != 0.0f ? p * x[i] : 0.0f;
-            float x0 = q != 0.0f ? (p != 0.0f ? from_x + q * output[j * output_stride + axis]
-                                              : q * output[j * output_stride + axis])
-                                 : from_x;
-            x0 = x0 > clip ? clip : (x0 < -clip ? -clip : x0);
-            float next = 0.0f;
-            bool any = false;
-            const auto add = [&](float coefficient, float value) {
-                next = any ? next + coefficient * value : coefficient * value;
-                any = true;
-            };
-            if (c_x != 0.0f) add(c_x, x[i]);
-            if (c_0 != 0.0f) add(c_0, x0);
-            if (c_1 != 0.0f) add(c_1, x0_last[i]);
-            if (s != 0.0f) add(s, scale == nullptr ? z[i] : scale[i] * z[i]);
-            x[i] = next;
-            if (x0_last != nullptr) x0_last[i] = x0;
+    const float p = row[0], q = row[1], s = row[5];
+    // One loop for each term, so that the compiler makes vectors of them, over few enough numbers to stay near.
+    constexpr int64_t kBlock = 16;
+    for (int64_t first = 0; first < joints; first += kBlock) {
+        const int64_t count = joints - first < kBlock ? joints - first : kBlock, numel = 3 * count;
+        float* x_t = x + 3 * first;
+        float* last = x0_last == nullptr ? nullptr : x0_last + 3 * first;
+        float x0[3 * kBlock], next[3 * kBlock], term[3 * kBlock];
+        if (q != 0.0f) {
+            for (int64_t j = 0; j < count; ++j) {
+                for (int axis = 0; axis < 3; ++axis) x0[3 * j + axis] = q * output[(first + j) * output_stride + axis];
+            }
+        }
+        if (p != 0.0f && q != 0.0f) {
+            for (int64_t i = 0; i < numel; ++i) x0[i] = p * x_t[i] + x0[i];
+        } else if (q == 0.0f) {
+            for (int64_t i = 0; i < numel; ++i) x0[i] = p != 0.0f ? p * x_t[i] : 0.0f;
+        }
+        // NaN stays NaN.
+        for (int64_t i = 0; i < numel; ++i) x0[i] = x0[i] > clip ? clip : (x0[i] < -clip ? -clip : x0[i]);
+        bool any = false;
+        const auto add = [&](float coefficient, const float* values) {
+            if (any) {
+                for (int64_t i = 0; i < numel; ++i) next[i] += coefficient * values[i];
+            } else {
+                for (int64_t i = 0; i < numel; ++i) next[i] = coefficient * values[i];
+            }
+            any = true;
+        };
+        if (row[2] != 0.0f) add(row[2], x_t);
+        if (row[3] != 0.0f) add(row[3], x0);
+        if (row[4] != 0.0f) add(row[4], last);
+        if (s != 0.0f) {
+            const float* noise = z + 3 * first;
+            for (int64_t i = 0; i < numel; ++i) term[i] = scale == nullptr ? noise[i] : scale[3 * first + i] * noise[i];
+            add(s, term);
+        }
+        for (int64_t i = 0; i < numel; ++i) x_t[i] = any ? next[i] : 0.0f;
+        if (last != nullptr) {
+            for (int64_t i = 0; i < numel; ++i) last[i] = x0[i];
         }
     }
 }

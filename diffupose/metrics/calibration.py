@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffupose.metrics._checks import check_float, check_hypotheses_pair, check_poses, without_root
 from diffupose.metrics._special import f_cdf
-from diffupose.metrics.hypotheses import MIN_HYPOTHESES, covariance_of_hypotheses, mean_of_hypotheses
+from diffupose.metrics.hypotheses import covariance_of_hypotheses, mean_of_hypotheses
+from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 
 DEFAULT_LEVELS: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
 """Levels 0.05, 0.10, ..., 0.95."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from diffupose.metrics._checks import MM_PER_M, check_hypotheses, check_hypotheses_pair
+from diffupose.reference.hypothesis_statistics import covariance_of, mean_of
 
 # Pairwise distances held at once by the energy score: 128 MiB in float64.
 _MAX_PAIRS = 1 << 24
-MIN_HYPOTHESES = 4
 
 
 def mean_of_hypotheses(hypotheses: Tensor) -> Tensor:
@@ -29,9 +29,7 @@ def mean_of_hypotheses(hypotheses: Tensor) -> Tensor:
         tensor([[[0., 0., 2.]]])
     """
     check_hypotheses(hypotheses)
-    # Averaging differences makes the mean of equal hypotheses exactly that pose, and their covariance exactly zero.
-    first = hypotheses[:, :1]
-    return (first + (hypotheses - first).mean(dim=1, keepdim=True)).squeeze(1)
+    return mean_of(hypotheses)
 
 
 def covariance_of_hypotheses(hypotheses: Tensor) -> Tensor:
@@ -51,12 +49,7 @@ def covariance_of_hypotheses(hypotheses: Tensor) -> Tensor:
         >>> covariance_of_hypotheses(corners.reshape(1, 4, 1, 3))[0, 0, 0]  # variance 4 / (4 - 1)
         tensor([1.3333, 0.0000, 0.0000])
     """
-    mean = mean_of_hypotheses(hypotheses)
-    frames, count, joints, _ = hypotheses.shape
-    if count < MIN_HYPOTHESES:
-        return hypotheses.new_full((frames, joints, 3, 3), torch.nan)
-    centered = (hypotheses - mean.unsqueeze(1)).transpose(1, 2)  # [B, J, H, 3]
-    return torch.div(centered.transpose(-1, -2) @ centered, count - 1)
+    return covariance_of(hypotheses, mean_of_hypotheses(hypotheses))
 
 
 def _errors(hypotheses: Tensor, target: Tensor) -> Tensor:

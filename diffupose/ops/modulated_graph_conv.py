@@ -56,7 +56,7 @@ def modulated_graph_conv(
         DiffuPose eq. 6-7; Zou and Tang 2021, "Modulated graph convolutional network for 3D human pose estimation".
     """
     _check(x, weight, modulation, adjacency, bias)
-    product = _product_dtype(x)
+    product = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
     parameters = (modulation, adjacency) if bias is None else (modulation, adjacency, bias)
     unfit = _unfit(x, weight, product, parameters)
     # C++ is the faster one wherever it was measured (forward and backward against the reference in one run, two busy
@@ -88,15 +88,14 @@ def _check(x: Tensor, weight: Tensor, modulation: Tensor, adjacency: Tensor, bia
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and not _autocasts(x):
         raise ValueError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """Return what the matrix product is computed in: autocast's dtype, where autocast is on."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+def _autocasts(x: Tensor) -> bool:
+    """Return whether autocast decides the dtype of the product: not of float64, nor on devices that have none."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def _unfit(x: Tensor, weight: Tensor, product: torch.dtype, parameters: tuple[Tensor, ...]) -> str | None:

@@ -231,6 +231,11 @@ def test_what_cpp_does_not_take():
         grad.sum().backward()
 
 
+def test_meta_device():
+    """A device without autocast, and without a backend but the reference."""
+    assert ops.modulated_graph_conv(*(x.to("meta") for x in (X, WEIGHT, MODULATION, ADJACENCY))).shape == (2, 3, 5)
+
+
 def test_unavailable_backend():
     with pytest.raises(BackendUnavailableError, match='backend "cuda" is not available'):
         ops.modulated_graph_conv(X, WEIGHT, MODULATION, ADJACENCY, backend="cuda")

@@ -1,0 +1,176 @@
+"""Statistics of a set of hypotheses in one pass: the public op over the reference and the C++ code."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffupose import reference
+from diffupose.camera import split_intrinsics
+from diffupose.ops._backend import Backend, choose_backend, cpp
+
+
+class HypothesisStatistics(NamedTuple):
+    """What the hypotheses of each frame amount to; the last two are None without keypoints."""
+
+    mean: Tensor
+    """``[B, J, 3]``, metres."""
+    covariance: Tensor
+    """``[B, J, 3, 3]``, square metres, unbiased; NaN for fewer than 4 hypotheses, which cannot span 3D."""
+    weights: Tensor | None
+    """``[B, H]``, how well each hypothesis projects; they sum to 1."""
+    weighted_mean: Tensor | None
+    """``[B, J, 3]``, metres, of the hypotheses moved towards their viewing rays."""
+
+
+def hypothesis_statistics(
+    hypotheses: Tensor,
+    *,
+    keypoints_2d: Tensor | None = None,
+    confidence: Tensor | None = None,
+    intrinsics: Tensor | None = None,
+    weight: float = 0.5,
+    temperature: float = 0.02,
+    backend: Backend | None = None,
+) -> HypothesisStatistics:
+    """Return mean and covariance of every joint and, given keypoints, the mean weighted by reprojection.
+
+    Each hypothesis is placed by linear least squares; its weight is ``exp(-error / (temperature s))``, the weighted
+    mean distance to the keypoints over the longer side s of their box. What is averaged are the hypotheses with each
+    joint moved sideways by ``weight`` times its confidence of the way to its viewing ray. No ground truth is used.
+
+    Args:
+        hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
+        keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
+        confidence: Weights of shape ``[B, J]``; 0 where missing.
+        intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
+        weight: Share of the way, 0 to 1; a detector's noise is what speaks against 1.
+        temperature: In box sides; infinity weighs all alike.
+        backend: ``"auto"``, ``"torch"`` or ``"cpp"``, which takes float32 and has no gradient; None takes the
+            environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of ``"cpp"`` for a frame are the
+            same bits for any batch and number of threads.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit, or some of the keypoints' arguments are missing.
+        BackendUnavailableError: If the named backend cannot run here or not take these inputs.
+
+    Example:
+        >>> corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+        >>> hypothesis_statistics(corners.reshape(1, 4, 1, 3)).covariance[0, 0, 0]  # variance 4 / (4 - 1)
+        tensor([1.3333, 0.0000, 0.0000])
+    """
+    _check(hypotheses, keypoints_2d, confidence, intrinsics)
+    unfit = _unfit(hypotheses, keypoints_2d)
+    chosen = choose_backend(backend, hypotheses.device, ("torch", "cpp"), unfit={"cpp": unfit} if unfit else None)
+    run = torch.ops.diffupose.hypothesis_statistics.default if chosen == "cpp" else reference.hypothesis_statistics
+    mean, covariance, weights, weighted_mean = run(
+        hypotheses, keypoints_2d, confidence, intrinsics, float(weight), float(temperature)
+    )
+    if keypoints_2d is None:
+        return HypothesisStatistics(mean, covariance, None, None)
+    return HypothesisStatistics(mean, covariance, weights, weighted_mean)
+
+
+def _check(
+    hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None
+) -> None:
+    if hypotheses.ndim != 4 or hypotheses.shape[-1] != 3 or 0 in hypotheses.shape[1:]:
+        raise ValueError(
+            f"hypotheses must have shape [B, H, J, 3] with H and J at least 1, got {tuple(hypotheses.shape)}"
+        )
+    if hypotheses.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"hypotheses must be float32 or float64, got {hypotheses.dtype}")
+    batch, _, joints, _ = hypotheses.shape
+    view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
+    expected: dict[str, list[tuple[int, ...]]] = {
+        "keypoints_2d": [(batch, joints, 2)],
+        "confidence": [(batch, joints)],
+        "intrinsics": [(batch, 3, 3), (3, 3)],
+    }
+    missing = [name for name, tensor in view.items() if tensor is None]
+    if 0 < len(missing) < 3:
+        raise ValueError(f"{missing[0]} must be given with the others of {', '.join(view)}, got None")
+    for name, tensor in view.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) not in expected[name]:
+            wanted = " or ".join(str(list(shape)) for shape in expected[name])
+            raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
+        if tensor.device != hypotheses.device:
+            raise ValueError(f"{name} must be on the device of hypotheses, {hypotheses.device}, got {tensor.device}")
+
+
+def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> str | None:
+    """Return why the C++ code cannot take these inputs, or None."""
+    if hypotheses.dtype != torch.float32:
+        return f"this op's C++ code takes float32, got {hypotheses.dtype}"
+    seen = keypoints_2d is not None and keypoints_2d.requires_grad
+    if torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
+        return "this op's C++ code has no gradient"
+    return None
+
+
+# --- The raw op: float32 on the CPU. ----------------------------------------------------------------------------------
+
+
+def _run(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor | None,
+    confidence: Tensor | None,
+    intrinsics: Tensor | None,
+    weight: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
+    mean, covariance, weights, weighted_mean = results
+    hypotheses = hypotheses.contiguous()
+    view: list[Tensor] = []
+    if keypoints_2d is not None and confidence is not None and intrinsics is not None:
+        cameras = torch.cat(split_intrinsics(intrinsics), dim=-1)  # [.., 4]
+        view = [tensor.double().contiguous() for tensor in (keypoints_2d, confidence, cameras)]
+    addresses = [tensor.data_ptr() for tensor in view] or [0, 0, 0]
+    cpp().hypothesis_statistics(
+        hypotheses=hypotheses.data_ptr(),
+        keypoints_2d=addresses[0],
+        confidence=addresses[1],
+        cameras=addresses[2],
+        shared_camera=bool(view) and view[2].ndim == 1,
+        weight=weight,
+        temperature=temperature,
+        mean=mean.data_ptr(),
+        covariance=covariance.data_ptr(),
+        weights=weights.data_ptr() if view else 0,
+        weighted_mean=weighted_mean.data_ptr() if view else 0,
+        num_frames=hypotheses.shape[0],
+        num_hypotheses=hypotheses.shape[1],
+        num_joints=hypotheses.shape[2],
+        num_threads=torch.get_num_threads(),
+    )
+    return results
+
+
+def _fake(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor | None,
+    confidence: Tensor | None,
+    intrinsics: Tensor | None,
+    weight: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, count, joints, _ = hypotheses.shape
+    mean, covariance = hypotheses.new_empty(batch, joints, 3), hypotheses.new_empty(batch, joints, 3, 3)
+    if keypoints_2d is None:
+        return mean, covariance, hypotheses.new_empty(0), hypotheses.new_empty(0)
+    return mean, covariance, hypotheses.new_empty(batch, count), hypotheses.new_empty(batch, joints, 3)
+
+
+_lib = torch.library.Library("diffupose", "FRAGMENT")
+_lib.define(
+    "hypothesis_statistics(Tensor hypotheses, Tensor? keypoints_2d, Tensor? confidence, Tensor? intrinsics, "
+    "float weight, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_lib.impl("hypothesis_statistics", _run, "CPU")
+torch.library.register_fake("diffupose::hypothesis_statistics", _fake, lib=_lib)

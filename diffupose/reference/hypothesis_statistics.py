@@ -1,0 +1,110 @@
+"""Statistics of a set of hypotheses: mean, covariance, and the mean weighted by reprojection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffupose.camera import estimate_translation, person_box, project, split_intrinsics
+
+MIN_HYPOTHESES = 4
+"""With fewer the covariance is NaN: they cannot span 3D."""
+
+
+def mean_of(hypotheses: Tensor) -> Tensor:
+    """Return the mean over axis 1 of ``[B, H, J, 3]``."""
+    # Averaging differences makes the mean of equal hypotheses exactly that pose, and their covariance exactly zero.
+    first = hypotheses[:, :1]
+    return (first + (hypotheses - first).mean(dim=1, keepdim=True)).squeeze(1)
+
+
+def covariance_of(hypotheses: Tensor, mean: Tensor) -> Tensor:
+    """Return the unbiased (N - 1) covariance ``[B, J, 3, 3]`` around ``mean_of`` of the same hypotheses."""
+    frames, count, joints, _ = hypotheses.shape
+    if count < MIN_HYPOTHESES:
+        return hypotheses.new_full((frames, joints, 3, 3), torch.nan)
+    centered = (hypotheses - mean.unsqueeze(1)).transpose(1, 2)  # [B, J, H, 3]
+    return torch.div(centered.transpose(-1, -2) @ centered, count - 1)
+
+
+def reprojection_error(
+    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how far each hypothesis lies from the keypoints when placed as well as it can be.
+
+    Args:
+        hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
+        keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
+        confidence: Weights of shape ``[B, J]``; 0 where missing.
+        intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
+
+    Returns:
+        Weighted mean distance over the present joints ``[B, H]``, in pixels, and the root's estimated translation
+        ``[B, H, 3]``, in metres (``camera.estimate_translation``).
+    """
+    translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
+    focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
+    points = hypotheses + translation.unsqueeze(2)
+    # A joint behind the camera has no image: far away is the honest distance.
+    in_front = points[..., 2:] > 1e-3
+    projected = project(torch.where(in_front, points, points.new_ones(())), focal, center)  # [B, H, J, 2]
+    weight = confidence.to(hypotheses)
+    seen = torch.where(weight.unsqueeze(-1) > 0, keypoints_2d.to(hypotheses), 0.0).unsqueeze(1)  # [B, 1, J, 2]
+    distance = torch.where(in_front.squeeze(-1), (projected - seen).norm(dim=-1), torch.inf)  # [B, H, J]
+    weighted = torch.where(weight.unsqueeze(1) > 0, distance * weight.unsqueeze(1), 0.0)
+    return weighted.sum(-1) / weight.sum(-1, keepdim=True), translation
+
+
+def refine_by_reprojection(
+    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor, *, weight: float = 0.5
+) -> Tensor:
+    """Move each joint towards its viewing ray, keeping its depth.
+
+    A hypothesis is placed by linear least squares; each present joint then moves sideways by ``weight`` times its
+    confidence of the way to the ray through its keypoint, and the result is made root-relative again.
+
+    Args:
+        hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
+        keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
+        confidence: Weights of shape ``[B, J]``; 0 where missing, at most 1 counts.
+        intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
+        weight: Share of the way, 0 to 1; a detector's noise is what speaks against 1.
+
+    Returns:
+        Poses of shape ``[B, H, J, 3]``, in metres. Where the root cannot be placed they are unchanged.
+    """
+    translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
+    focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
+    share = weight * confidence.to(hypotheses).clamp(max=1.0)[:, None, :, None]  # [B, 1, J, 1]
+    rays = ((keypoints_2d.to(hypotheses) - center) / focal).unsqueeze(1)  # [B, 1, J, 2]
+    rays = torch.where(share > 0, rays, 0.0)
+    placed = hypotheses + translation.unsqueeze(2)  # [B, H, J, 3]
+    sideways = share * (rays * placed[..., 2:] - placed[..., :2])
+    placed = torch.cat((placed[..., :2] + sideways, placed[..., 2:]), dim=-1)
+    refined = placed - placed[:, :, :1]
+    return torch.where(translation.isfinite().all(dim=-1)[..., None, None], refined, hypotheses)
+
+
+def hypothesis_statistics(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor | None = None,
+    confidence: Tensor | None = None,
+    intrinsics: Tensor | None = None,
+    weight: float = 0.5,
+    temperature: float = 0.02,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean, covariance, reprojection weights and weighted mean; see ``diffupose.ops.hypothesis_statistics``.
+
+    Without keypoints the last two are empty.
+    """
+    mean = mean_of(hypotheses)
+    covariance = covariance_of(hypotheses, mean)
+    if keypoints_2d is None or confidence is None or intrinsics is None:
+        return mean, covariance, hypotheses.new_empty(0), hypotheses.new_empty(0)
+    error, _ = reprojection_error(hypotheses, keypoints_2d, confidence, intrinsics)
+    _, half = person_box(keypoints_2d.to(hypotheses), confidence > 0)
+    cost = (error / (2.0 * half * temperature)).nan_to_num(torch.inf, torch.inf)  # [B, H]
+    # A row in which no hypothesis can be placed: all count alike.
+    weights = torch.softmax(-cost, dim=1).nan_to_num(1.0 / hypotheses.shape[1])
+    refined = refine_by_reprojection(hypotheses, keypoints_2d, confidence, intrinsics, weight=weight)
+    return mean, covariance, weights, (weights[..., None, None] * refined).sum(dim=1)

@@ -1,0 +1,223 @@
+"""Mean, covariance, reprojection weights and weighted mean: hand-made values, parity, missing joints, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffupose import ops, reference
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops import _backend
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
+
+ISAS = _backend.cpp().usable_isas() if ops.available_backends()["cpp"][0] else ["none"]
+K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
+
+
+def named(backend, **options):
+    def run(hypotheses, keypoints_2d=None, confidence=None, intrinsics=None):
+        view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
+        results = ops.hypothesis_statistics(hypotheses, **view, **options, backend=backend)
+        return tuple(hypotheses.new_empty(0) if result is None else result for result in results)
+
+    return run
+
+
+@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp)])
+def fused(request, device):
+    if request.param == "cpp" and device.type != "cpu":
+        pytest.skip("C++ runs on the CPU")
+    return lambda *inputs, **options: named(request.param, **options)(*inputs)
+
+
+def test_known_moments(fused, device):
+    """Four corners of a cube around (10, 20, 30), and a joint that moves along x = -z alone."""
+    corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    line = torch.tensor([[3.0, 0, -3], [-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
+    hypotheses = torch.stack((corners + torch.tensor([10.0, 20, 30]), line), dim=1)[None].to(device)  # [1, 4, 2, 3]
+    mean, covariance, _, _ = fused(hypotheses)
+    assert mean[0].tolist() == [[10, 20, 30], [0, 0, 0]]
+    expected = torch.stack((torch.eye(3) * 4 / 3, torch.tensor([[4.0, 0, -4], [0, 0, 0], [-4, 0, 4]])))
+    torch.testing.assert_close(covariance[0].cpu(), expected)
+    few = fused(hypotheses[:, :3])
+    assert bool(few[0].isfinite().all()) and bool(few[1].isnan().all())
+
+
+def test_known_weights(fused, device):
+    """Two points always fit from somewhere; with a third, errors in pixels give the weights."""
+    good, bad = [[0.0, 0, 0], [0.5, 0, 0]], [[0.0, 0, 0], [0.5, 0, 1.0]]
+    hypotheses = torch.tensor([[good, bad]], device=device)
+    keypoints = torch.tensor([[[500.0, 400.0], [750.0, 400.0]]], device=device)  # z = 2 m: 250 pixels apart
+    confidence = torch.ones(1, 2, device=device)
+    # Both hypotheses project exactly, each from its own place.
+    _, _, weights, mean = fused(hypotheses, keypoints, confidence, K.to(device), weight=0.0)
+    torch.testing.assert_close(weights.cpu(), torch.tensor([[0.5, 0.5]]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(mean.cpu(), torch.tensor([[[0.0, 0, 0], [0.5, 0, 0.5]]]), rtol=0, atol=1e-3)
+    # A third joint, seen where the first hypothesis has it: the errors e say how the weights must be.
+    third = torch.tensor([[[[0.0, 1.0, 0.0]], [[0.0, -1.0, 0.0]]]], device=device)
+    hypotheses = torch.cat((hypotheses, third), dim=2)
+    keypoints = torch.cat((keypoints, torch.tensor([[[500.0, 950.0]]], device=device)), dim=1)
+    view = keypoints, torch.ones(1, 3, device=device), K.to(device)
+    _, _, weights, mean = fused(hypotheses, *view, weight=0.0, temperature=0.1)
+    error, _ = reference.hypothesis_statistics.__globals__["reprojection_error"](hypotheses, *view)
+    assert float(error[0, 0]) < 1e-3 < 10.0 < float(error[0, 1])
+    expected = torch.exp(-error[0] / (0.1 * 550.0))  # the box is 250 x 550 pixels
+    torch.testing.assert_close(weights[0], expected / expected.sum(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(mean[0], (weights[0, :, None, None] * hypotheses[0]).sum(dim=0))
+
+
+ODD = [(1, 1, 1), (0, 3, 17), (33, 4, 15), (1, 33, 16), (5, 10, 17), (3, 300, 2)]
+
+
+@requires_cpp
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", ODD, ids=shape_id)
+def test_parity(shape, isa, monkeypatch):
+    """Few hypotheses have no covariance in any dtype: NaN, which is compared apart."""
+    monkeypatch.setenv("DIFFUPOSE_ISA", isa)
+
+    def moments_only(function):
+        return lambda hypotheses: function(hypotheses)[: 1 if shape[1] < 4 else 2]
+
+    inputs = make_inputs("hypothesis_statistics", shape)
+    assert_parity(moments_only(named("cpp")), moments_only(reference.hypothesis_statistics), inputs[:1])
+    if shape[2] == 1:
+        return  # a single joint cannot be placed: see test_nothing_to_place
+
+    def weighted(function):
+        return lambda h, k, c, i: function(h, k, c, i)[2:]
+
+    assert_parity(weighted(named("cpp")), weighted(reference.hypothesis_statistics), inputs)
+    assert bool(named("cpp")(*inputs)[1].isnan().all()) == (shape[1] < 4)
+
+
+@requires_cpp
+def test_far_from_zero():
+    """Hundreds of metres away, with a spread of centimetres: as exact as the reference, which is centred too."""
+    (hypotheses,) = make_inputs("hypothesis_statistics", (3, 50, 17, False))
+    hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0])
+    assert_parity(
+        lambda h: named("cpp")(h)[:2],
+        lambda hypotheses: reference.hypothesis_statistics(hypotheses)[:2],
+        [hypotheses],
+    )
+    exact = torch.stack([torch.cov(hypotheses[0, :, j].double().T) for j in range(17)])
+    torch.testing.assert_close(named("cpp")(hypotheses)[1][0].double(), exact, rtol=1e-4, atol=1e-9)
+
+
+def test_equal_hypotheses(fused, device):
+    pose = torch.randn(2, 1, 17, 3, device=device)
+    mean, covariance, _, _ = fused(pose.repeat(1, 7, 1, 1))
+    assert torch.equal(mean, pose.squeeze(1))
+    assert float(covariance.abs().max()) == 0.0
+
+
+def test_nothing_to_place(fused, device):
+    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)
+    confidence[0] = 0.0
+    confidence[1] = torch.nn.functional.one_hot(torch.tensor(3), 17)
+    keypoints[1, 3] = 100.0
+    confidence[2], keypoints[2] = 1.0, 250.0
+    hypotheses[3] = torch.nan
+    mean, covariance, weights, weighted = fused(hypotheses, keypoints, confidence, intrinsics)
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.2))
+    torch.testing.assert_close(weighted[:3], mean[:3])
+    assert bool(weighted[3].isnan().all()) and bool(mean[3].isnan().all()) and bool(covariance[3].isnan().all())
+
+
+def test_behind_the_camera(fused, device):
+    """A hypothesis with a joint behind the camera weighs nothing."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 4, 17), device=device)
+    confidence[:] = 1.0
+    keypoints = keypoints.nan_to_num(500.0)
+    hypotheses[:, 1, 5, 2] = -50.0
+    _, _, weights, weighted = fused(hypotheses, keypoints, confidence, intrinsics)
+    expected = reference.hypothesis_statistics(hypotheses.double(), keypoints, confidence, intrinsics)
+    assert weights[:, 1].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(weights.double(), expected[2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(weighted.double(), expected[3], rtol=0, atol=1e-4)
+
+
+@requires_cpp
+@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 0.02), (1.0, 1e-4), (0.5, float("inf")), (0.3, 0.5)])
+def test_settings(weight, temperature):
+    inputs = make_inputs("hypothesis_statistics", (6, 9, 17))
+    actual = named("cpp", weight=weight, temperature=temperature)(*inputs)
+    expected = named("torch", weight=weight, temperature=temperature)(*(tensor.double() for tensor in inputs))
+    for value, truth in zip(actual[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=0, atol=1e-3 if temperature == 1e-4 else 2e-5)
+
+
+@requires_cpp
+def test_shared_camera_strides_and_threads():
+    """The same bits for one camera or one a frame, slices, a frame alone, and any number of threads."""
+    hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (40, 20, 17))
+    whole = named("cpp")(hypotheses, keypoints, confidence, K)
+    doubled = [torch.stack((tensor, tensor), dim=1)[:, 1] for tensor in (hypotheses, keypoints, confidence)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        others = [
+            named("cpp")(hypotheses, keypoints, confidence, K.expand(40, 3, 3)),
+            named("cpp")(*doubled, K),
+            named("cpp")(hypotheses.transpose(1, 2).contiguous().transpose(1, 2), keypoints, confidence, K),
+        ]
+        torch.set_num_threads(1)
+        others.append(named("cpp")(hypotheses, keypoints, confidence, K))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
+    alone = named("cpp")(hypotheses[7:8], keypoints[7:8], confidence[7:8], K)
+    assert all(torch.equal(a[0], b[7]) for a, b in zip(alone, whole, strict=True))
+
+
+def test_gradcheck():
+    """The reference has a gradient; ``auto`` takes it where one is wanted."""
+    inputs = make_inputs("hypothesis_statistics", (1, 4, 3), dtype=torch.float64)
+    hypotheses, view = inputs[0].requires_grad_(), inputs[1:]
+    assert torch.autograd.gradcheck(lambda h: named("auto")(h, *view), hypotheses)
+    single = inputs[0].detach().float().requires_grad_()
+    named("auto")(single)[0].sum().backward()
+    assert single.grad is not None
+
+
+@requires_cpp
+def test_opcheck():
+    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 5, 4))
+    op = torch.ops.diffupose.hypothesis_statistics.default
+    for given in (view, [None, None, None]):
+        assert set(torch.library.opcheck(op, (hypotheses, *given, 0.5, 0.02)).values()) == {"SUCCESS"}
+
+
+HYPOTHESES, KEYPOINTS, CONFIDENCE, INTRINSICS = make_inputs("hypothesis_statistics", (2, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hypotheses": HYPOTHESES[0]}, r"hypotheses must have shape \[B, H, J, 3\] with H and J at least 1"),
+        ({"hypotheses": HYPOTHESES[:, :0]}, "hypotheses must have shape"),
+        ({"hypotheses": HYPOTHESES.half()}, r"hypotheses must be float32 or float64, got torch\.float16"),
+        ({"keypoints_2d": KEYPOINTS[..., :1]}, r"keypoints_2d must have shape \[2, 4, 2\], got \(2, 4, 1\)"),
+        ({"confidence": CONFIDENCE[:1]}, r"confidence must have shape \[2, 4\], got \(1, 4\)"),
+        ({"intrinsics": INTRINSICS[:1]}, r"intrinsics must have shape \[2, 3, 3\] or \[3, 3\], got \(1, 3, 3\)"),
+        ({"intrinsics": None}, "intrinsics must be given with the others of keypoints_2d, confidence, intrinsics"),
+        ({"confidence": CONFIDENCE.to("meta")}, "confidence must be on the device of hypotheses, cpu, got meta"),
+        ({"backend": "fortran"}, "backend must be one of"),
+    ],
+)
+def test_errors(change, message):
+    arguments = {"keypoints_2d": KEYPOINTS, "confidence": CONFIDENCE, "intrinsics": INTRINSICS}
+    arguments |= {"hypotheses": HYPOTHESES} | change
+    with pytest.raises(ValueError, match=message):
+        ops.hypothesis_statistics(arguments.pop("hypotheses"), **arguments)
+
+
+@requires_cpp
+def test_what_cpp_does_not_take():
+    with pytest.raises(BackendUnavailableError, match=r"takes float32, got torch\.float64"):
+        named("cpp")(HYPOTHESES.double())
+    with pytest.raises(BackendUnavailableError, match=r"this op's C\+\+ code has no gradient"):
+        named("cpp")(HYPOTHESES.clone().requires_grad_())
