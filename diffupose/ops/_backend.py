@@ -92,7 +92,6 @@ def choose_backend(
     implemented: Collection[str],
     *,
     unfit: Mapping[str, str] | None = None,
-    slower: Collection[str] = (),
 ) -> str:
     """Return the backend that runs an op on ``device``: a named one or an error, or the first one that can.
 
@@ -101,7 +100,6 @@ def choose_backend(
         device: Where the inputs are.
         implemented: The backends the op has.
         unfit: Those that cannot take these inputs, and why.
-        slower: Those that ``"auto"`` passes over, since another is faster for these inputs.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -115,8 +113,8 @@ def choose_backend(
     unfit = unfit or {}
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
-        able = [backend for backend in order if backend in implemented and states[backend][0] and backend not in unfit]
-        found = next((backend for backend in able if backend not in slower), able[0] if able else None)
+        able = (backend for backend in order if backend in implemented and states[backend][0] and backend not in unfit)
+        found = next(able, None)
         if found is None:
             raise BackendUnavailableError(
                 f"none of the backends of this op, {', '.join(implemented)}, runs on {device}"

@@ -61,6 +61,15 @@ def test_a_named_backend_runs_or_says_why_not(monkeypatch):
         choose_backend("gpu", CPU, ("torch",))
 
 
+def test_inputs_that_a_backend_cannot_take(monkeypatch):
+    monkeypatch.setattr(_backend, "available_backends", states)
+    unfit = {"cpp": "it takes float32, got float64"}
+    assert choose_backend("auto", CPU, ("torch", "cpp"), unfit=unfit) == "torch"
+    assert choose_backend("torch", CPU, ("torch", "cpp"), unfit=unfit) == "torch"
+    with pytest.raises(BackendUnavailableError, match='"cpp" is not available: it takes float32, got float64'):
+        choose_backend("cpp", CPU, ("torch", "cpp"), unfit=unfit)
+
+
 def test_argument_wins_over_environment(monkeypatch):
     monkeypatch.setattr(_backend, "available_backends", states)
     monkeypatch.setattr(_backend, "_FROM_ENVIRONMENT", "torch")
