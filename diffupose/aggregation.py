@@ -71,8 +71,8 @@ def mean_by_reprojection(
     confidence: Tensor,
     intrinsics: Tensor,
     *,
-    weight: float = 0.5,
-    temperature: float = 0.02,
+    weight: float = 1.0,
+    temperature: float = 0.01,
 ) -> Tensor:
     """Return the mean of the refined hypotheses, weighted by how well they project before they are refined.
 

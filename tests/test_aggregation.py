@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,25 +115,56 @@ def test_refining_the_true_pose_changes_nothing(scene):
     assert not refined[:, :, 0].any()
 
 
-def test_refined_all_the_way_joints_lie_on_their_rays(scene):
-    """Depth stays, and with weight 1 a hypothesis projects onto the keypoints; half the way, half the distance."""
+def test_refining_by_hand(scene):
+    """Depth stays; sideways each joint goes S / (S + R) of the way to its ray, worked out joint by joint."""
     hypotheses, keypoints, _, _ = scene
     keypoints, confidence = keypoints.double(), torch.ones(3, 17, dtype=torch.float64)
     keypoints[1, 4], confidence[1, 4] = torch.nan, 0.0
+    confidence[2, 5] = 0.5
     hypotheses, k = hypotheses.double(), K.double()
-    _, placed = reprojection_error(hypotheses, keypoints, confidence, k)
-    full = refine_by_reprojection(hypotheses, keypoints, confidence, k, weight=1.0)
-    assert torch.allclose(full[..., 2], hypotheses[..., 2])
-    points = full + placed[:, :, None]
-    # The root moved, too: put it back onto its ray.
-    root_ray = (keypoints[:, 0] - k[:2, 2]) / k[[0, 1], [0, 1]]
-    points[..., :2] += (root_ray[:, None] * placed[..., 2:] - placed[..., :2])[:, :, None]
-    missed = project(points, k[[0, 1], [0, 1]], k[:2, 2]) - keypoints[:, None]
-    assert float(missed[confidence[:, None].expand(3, 5, 17) > 0].abs().max()) < 1e-6
+    _, root = reprojection_error(hypotheses, keypoints, confidence, k)
+    refined = refine_by_reprojection(hypotheses, keypoints, confidence, k)
+    for frame in range(3):
+        placed = (hypotheses[frame] + root[frame, :, None]).numpy()  # [H, J, 3]
+        rays = ((keypoints[frame] - k[:2, 2]) / k[[0, 1], [0, 1]]).numpy()  # [J, 2]
+        seen = placed[..., :2] / placed[..., 2:]
+        center = seen.mean(axis=0)
+        offsets = ((center - rays) ** 2).sum(axis=1)
+        moved = placed.copy()
+        for joint in range(17):
+            if confidence[frame, joint] == 0:
+                continue
+            spread = ((seen[:, joint] - center[joint]) ** 2).sum(axis=1).mean()
+            share = spread / (spread + max(offsets[joint], np.nanmean(offsets))) * float(confidence[frame, joint])
+            for pose in moved:
+                pose[joint, :2] += share * (rays[joint] * pose[joint, 2] - pose[joint, :2])
+        moved -= moved[:, :1].copy()
+        np.testing.assert_allclose(refined[frame].numpy(), moved, atol=1e-12)
     half = refine_by_reprojection(hypotheses, keypoints, confidence, k, weight=0.5)
-    torch.testing.assert_close(half, 0.5 * (full + hypotheses))
-    nothing = refine_by_reprojection(hypotheses, keypoints, torch.zeros(3, 17), k)
-    assert torch.equal(nothing, hypotheses)
+    torch.testing.assert_close(half, 0.5 * (refined + hypotheses))
+    assert torch.equal(refine_by_reprojection(hypotheses, keypoints, torch.zeros(3, 17), k), hypotheses)
+    # A single hypothesis, or equal ones, have no spread that a keypoint could narrow.
+    torch.testing.assert_close(refine_by_reprojection(hypotheses[:, :1], keypoints, confidence, k), hypotheses[:, :1])
+
+
+def test_exact_keypoints_are_followed_and_outliers_are_not(scene):
+    """Hypotheses scattered around the truth: nearly all the way to an exact keypoint, hardly to one that is far off."""
+    hypotheses, keypoints, truth, _ = scene
+    confidence = torch.ones(3, 17)
+    around = hypotheses[torch.arange(3), truth][:, None] + 0.03 * torch.randn(3, 40, 17, 3)
+    around = around - around[:, :, :1]
+
+    def spread(poses):
+        _, root = reprojection_error(poses, keypoints, confidence, K)
+        placed = poses + root[:, :, None]
+        return (placed[..., :2] / placed[..., 2:]).std(dim=1).norm(dim=-1)[:, 1:]  # [B, J - 1]
+
+    refined = refine_by_reprojection(around, keypoints, confidence, K)
+    assert float((spread(refined) / spread(around)).mean()) < 0.6
+    keypoints = keypoints.clone()
+    keypoints[:, 16] += 120.0
+    moved = refine_by_reprojection(around, keypoints, confidence, K) - around
+    assert float(moved[:, :, 16].norm(dim=-1).mean()) < 0.05
 
 
 def test_mean_by_reprojection(scene):

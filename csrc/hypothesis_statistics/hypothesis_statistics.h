@@ -23,7 +23,7 @@ struct Reprojection {
     const double* confidence;    // [B, J], 0 where missing
     const double* cameras;       // [B, 4], fx, fy, cx, cy in pixels; or [1, 4] where they are shared
     bool shared_camera;
-    float weight;       // share of the way to the viewing ray
+    float weight;       // of the way to the viewing ray that the keypoint deserves
     float temperature;  // in sides of the keypoints' box
 };
 

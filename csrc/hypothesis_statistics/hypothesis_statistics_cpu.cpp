@@ -55,12 +55,12 @@ struct View {
     std::vector<double> u, v, w;
     double total, mean_u, mean_v, spread;
     // For the errors, in pixels, and for the way to the viewing rays.
-    std::vector<float> seen_x, seen_y, weight, share, ray_x, ray_y;
+    std::vector<float> seen_x, seen_y, weight, share, ray_x, ray_y, spread_of, offset;
     float fx, fy, cx, cy, total_weight, half_side;
 
     explicit View(int64_t joints) {
         for (auto* values : {&u, &v, &w}) values->resize(static_cast<std::size_t>(joints));
-        for (auto* values : {&seen_x, &seen_y, &weight, &share, &ray_x, &ray_y}) {
+        for (auto* values : {&seen_x, &seen_y, &weight, &share, &ray_x, &ray_y, &spread_of, &offset}) {
             values->resize(static_cast<std::size_t>(joints));
         }
     }
@@ -83,8 +83,8 @@ struct View {
             weight[j] = static_cast<float>(confidence[i]);
             total_weight += weight[j];
             share[j] = part * std::min(weight[j], 1.0f);
-            ray_x[j] = share[j] > 0.0f ? (seen_x[j] - cx) / fx : 0.0f;
-            ray_y[j] = share[j] > 0.0f ? (seen_y[j] - cy) / fy : 0.0f;
+            ray_x[j] = present ? (seen_x[j] - cx) / fx : 0.0f;
+            ray_y[j] = present ? (seen_y[j] - cy) / fy : 0.0f;
             if (!present) continue;
             low_x = std::min(low_x, seen_x[j]), high_x = std::max(high_x, seen_x[j]);
             low_y = std::min(low_y, seen_y[j]), high_y = std::max(high_y, seen_y[j]);
@@ -132,6 +132,36 @@ struct View {
             sum += distance * weight[j];
         }
         return sum / total_weight;
+    }
+
+    // Multiplies the shares by S / (S + R): S is a joint's variance across the image over the hypotheses, R the squared
+    // distance of its keypoint from their mean, or that of all joints on average if that is more.
+    void trust(const float* poses, const float* roots, int64_t count) {
+        const std::size_t joints = w.size();
+        float mean_offset = 0.0f, present = 0.0f;
+        for (std::size_t j = 0; j < joints; ++j) {
+            float mean_x = 0.0f, mean_y = 0.0f;
+            const auto across = [&](int64_t h, int axis) {
+                const float* joint = poses + (static_cast<std::size_t>(h) * joints + j) * 3;
+                return (joint[axis] + roots[3 * h + axis]) / (joint[2] + roots[3 * h + 2]);
+            };
+            for (int64_t h = 0; h < count; ++h) mean_x += across(h, 0), mean_y += across(h, 1);
+            mean_x /= static_cast<float>(count), mean_y /= static_cast<float>(count);
+            float variance = 0.0f;
+            for (int64_t h = 0; h < count; ++h) {
+                const float x = across(h, 0) - mean_x, y = across(h, 1) - mean_y;
+                variance += x * x + y * y;
+            }
+            spread_of[j] = variance / static_cast<float>(count);
+            offset[j] = (mean_x - ray_x[j]) * (mean_x - ray_x[j]) + (mean_y - ray_y[j]) * (mean_y - ray_y[j]);
+            if (weight[j] > 0.0f) mean_offset += offset[j], present += 1.0f;
+        }
+        mean_offset /= present;
+        for (std::size_t j = 0; j < joints; ++j) {
+            const float larger = offset[j] > mean_offset ? offset[j] : mean_offset;
+            const float part = spread_of[j] / (spread_of[j] + larger);
+            share[j] = std::isfinite(part) ? share[j] * part : 0.0f;
+        }
     }
 
     // sum += factor * the pose moved towards its rays, root-relative.
@@ -191,6 +221,7 @@ void launch_hypothesis_statistics(const float* hypotheses, const Reprojection& r
                 view.place(poses + h * numel, root);
                 score[h] = view.error(poses + h * numel, root);
             }
+            view.trust(poses, roots.data(), count);
             weigh(score, count, 2.0f * view.half_side, reprojection.temperature);
             std::fill_n(weighted_mean + b * numel, numel, 0.0f);
             for (int64_t h = 0; h < count; ++h) {

@@ -31,22 +31,22 @@ def hypothesis_statistics(
     keypoints_2d: Tensor | None = None,
     confidence: Tensor | None = None,
     intrinsics: Tensor | None = None,
-    weight: float = 0.5,
-    temperature: float = 0.02,
+    weight: float = 1.0,
+    temperature: float = 0.01,
     backend: Backend | None = None,
 ) -> HypothesisStatistics:
     """Return mean and covariance of every joint and, given keypoints, the mean weighted by reprojection.
 
     Each hypothesis is placed by linear least squares; its weight is ``exp(-error / (temperature s))``, the weighted
     mean distance to the keypoints over the longer side s of their box. What is averaged are the hypotheses with each
-    joint moved sideways by ``weight`` times its confidence of the way to its viewing ray. No ground truth is used.
+    joint moved sideways towards its viewing ray (``aggregation.refine_by_reprojection``). No ground truth is used.
 
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
         keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
         confidence: Weights of shape ``[B, J]``; 0 where missing.
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
-        weight: Share of the way, 0 to 1; a detector's noise is what speaks against 1.
+        weight: Of ``refine_by_reprojection``, 0 to 1.
         temperature: In box sides; infinity weighs all alike.
         backend: ``"auto"``, ``"torch"`` or ``"cpp"``, which takes float32 and has no gradient; None takes the
             environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of ``"cpp"`` for a frame are the

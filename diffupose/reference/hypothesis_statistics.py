@@ -56,33 +56,49 @@ def reprojection_error(
 
 
 def refine_by_reprojection(
-    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor, *, weight: float = 0.5
+    hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor, *, weight: float = 1.0
 ) -> Tensor:
-    """Move each joint towards its viewing ray, keeping its depth.
+    """Move each joint towards its viewing ray, keeping its depth, as far as its keypoint deserves it.
 
     A hypothesis is placed by linear least squares; each present joint then moves sideways by ``weight`` times its
-    confidence of the way to the ray through its keypoint, and the result is made root-relative again.
+    confidence times ``S / (S + R)`` of the way to the ray through its keypoint (as a Kalman filter would), and the
+    result is made root-relative again. S is the joint's variance across the image over the hypotheses; R, the
+    keypoint's, is the squared distance between it and the hypotheses' mean, or that of the pose's joints on average if
+    that is more. Exact keypoints lie where the hypotheses expect them, and draw them in; what a detector got wrong does
+    not.
 
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
         keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
         confidence: Weights of shape ``[B, J]``; 0 where missing, at most 1 counts.
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
-        weight: Share of the way, 0 to 1; a detector's noise is what speaks against 1.
+        weight: Share of that way, 0 to 1.
 
     Returns:
         Poses of shape ``[B, H, J, 3]``, in metres. Where the root cannot be placed they are unchanged.
     """
     translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
     focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
-    share = weight * confidence.to(hypotheses).clamp(max=1.0)[:, None, :, None]  # [B, 1, J, 1]
+    present = confidence > 0  # [B, J]
     rays = ((keypoints_2d.to(hypotheses) - center) / focal).unsqueeze(1)  # [B, 1, J, 2]
-    rays = torch.where(share > 0, rays, 0.0)
+    rays = torch.where(present[:, None, :, None], rays, 0.0)
     placed = hypotheses + translation.unsqueeze(2)  # [B, H, J, 3]
+    share = weight * confidence.to(hypotheses).clamp(max=1.0) * _trust(placed, rays, present)  # [B, J]
+    share = share[:, None, :, None]
     sideways = share * (rays * placed[..., 2:] - placed[..., :2])
     placed = torch.cat((placed[..., :2] + sideways, placed[..., 2:]), dim=-1)
     refined = placed - placed[:, :, :1]
     return torch.where(translation.isfinite().all(dim=-1)[..., None, None], refined, hypotheses)
+
+
+def _trust(placed: Tensor, rays: Tensor, present: Tensor) -> Tensor:
+    """Return S / (S + R) of ``refine_by_reprojection``, ``[B, J]``; 0 where it has no value."""
+    seen = placed[..., :2] / placed[..., 2:]  # [B, H, J, 2], in focal lengths
+    center = seen.mean(dim=1, keepdim=True)
+    spread = (seen - center).square().sum(dim=-1).mean(dim=1)  # [B, J]
+    offset = (center - rays).square().sum(dim=-1).squeeze(1)  # [B, J]
+    mean = torch.where(present, offset, 0.0).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
+    return (spread / (spread + torch.maximum(offset, mean))).nan_to_num(0.0, 0.0, 0.0)
 
 
 def hypothesis_statistics(
@@ -90,8 +106,8 @@ def hypothesis_statistics(
     keypoints_2d: Tensor | None = None,
     confidence: Tensor | None = None,
     intrinsics: Tensor | None = None,
-    weight: float = 0.5,
-    temperature: float = 0.02,
+    weight: float = 1.0,
+    temperature: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean, covariance, reprojection weights and weighted mean; see ``diffupose.ops.hypothesis_statistics``.
 
