@@ -33,7 +33,9 @@ Engine::Engine(int64_t num_joints, std::vector<int64_t> widths, bool bfloat16)
       kernels_(kernels_of(isa_)) {
     require(joints_ >= 1 && joints_ <= kMaxJoints, "num_joints must lie in [1, 64], got " + std::to_string(joints_));
     require(widths_.size() >= 2, "widths must hold an input and an output at least");
-    for (const int64_t width : widths_) require(width >= 3, "every width must be at least 3");
+    for (const int64_t width : widths_) require(width >= 1, "every width must be at least 1");
+    require(widths_.front() >= 3, "the input must be at least 3 wide, for x_t");
+    require(widths_.back() >= 3, "the output must be at least 3 wide, for the prediction");
 }
 
 int64_t Engine::padded(int64_t channels) const { return round_up(channels, 2 * kernels_.lanes); }

@@ -92,6 +92,7 @@ class Engine {
     void add(const AttentionLayer& layer);
 
     Isa isa() const { return isa_; }
+    int64_t num_condition_channels() const { return widths_.front() - 3; }
     // Channels as they lie in the step's parameters.
     int64_t padded(int64_t channels) const;
     int64_t num_parameters() const { return num_parameters_; }
