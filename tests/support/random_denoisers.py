@@ -21,7 +21,7 @@ def denoiser_config(preset: str, **changes: Any) -> DenoiserConfig:
 
 
 def random_denoiser(config: DenoiserConfig) -> nn.Module:
-    """Return a network whose layers keep the size of what passes through, in evaluation mode."""
+    """Return a network whose layers keep the size of what passes through, in evaluation mode; answers are about 1."""
     net = build_denoiser(config)
     with torch.no_grad():
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
@@ -34,9 +34,17 @@ def random_denoiser(config: DenoiserConfig) -> nn.Module:
                 tensor.normal_(1.0, 0.3)
             elif last == "weight":  # [C_out, C_in], or [2, C_in, C_out] of a graph convolution
                 tensor.normal_(0.0, tensor.shape[1] ** -0.5)
+                # Scores of some units: a softmax that is all or nothing turns rounding errors into any number.
+                if name.startswith(("non_local.theta", "non_local.phi")):
+                    tensor.mul_(0.5 * tensor.shape[0] ** -0.25)
             else:  # biases, means, embeddings, adjacency offsets
                 tensor.normal_(0.0, 0.2)
-    return net.eval().requires_grad_(False)
+        net.eval()
+        size = net(*random_inputs(config, 20), torch.tensor([7])).square().mean().sqrt()
+        last_layer = net.gconv_output if config.architecture == "modulated_gcn" else net.output
+        for name in ("weight", "bias"):
+            getattr(last_layer, name).div_(size)
+    return net.requires_grad_(False)
 
 
 def in_float64(net: nn.Module) -> nn.Module:
