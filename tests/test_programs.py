@@ -39,6 +39,10 @@ def test_a_program_is_its_network(name, joints):
     assert error <= 2e-6 * exact.abs().max()
 
 
+def tensors_of(net):
+    return dict(net.named_parameters()) | dict(net.named_buffers())
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_tensor_counts(name):
     """Otherwise a random network could not tell whether a tensor is in the program."""

@@ -192,8 +192,9 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Wo
     const int64_t most = (num_poses + tiles - 1) / tiles;
 
     const int64_t state = round_up(most * joints_ * 3 * 4, kAlignment);
-    // A vector past the end may be read.
-    const int64_t tile_bytes = most * pose_bytes + (with_history ? 2 : 1) * state + 4 * kAlignment;
+    // Room for a vector behind each buffer, that may be read: not of the next one, where another thread writes.
+    const int64_t tile_bytes = most * pose_bytes + (with_history ? 2 : 1) * state +
+                               static_cast<int64_t>(widths_.size()) * kAlignment;
     const int64_t scratch = scratch_bytes(most);
     const AlignedBytes tile_memory = aligned_bytes(teams * tile_bytes);
     const AlignedBytes scratch_memory = aligned_bytes(num_threads * scratch);
@@ -211,7 +212,7 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Wo
         memory += (with_history ? 2 : 1) * state;
         for (const int64_t width : widths_) {
             tile.buffers.push_back(reinterpret_cast<float*>(memory));
-            memory += most * joints_ * padded(width) * 4;
+            memory += most * joints_ * padded(width) * 4 + kAlignment;
         }
         for (int64_t index = team_index; index < tiles; index += team_count) {
             const int64_t first = num_poses * index / tiles, last = num_poses * (index + 1) / tiles;
