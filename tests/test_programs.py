@@ -50,15 +50,12 @@ def test_every_tensor_counts(name):
     net = random_denoiser(config)
     inputs, timesteps = random_inputs(config, 2), torch.tensor([13])
     before = run_program(layer_program(net), *inputs, timesteps)
-    for tensor_name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+    for tensor_name in tensors_of(net):
         if tensor_name.endswith("num_batches_tracked"):
             continue
         changed = copy.deepcopy(net)
-        [target] = [
-            value for key, value in [*changed.named_parameters(), *changed.named_buffers()] if key == tensor_name
-        ]
         with torch.no_grad():
-            target.add_(0.3)
+            tensors_of(changed)[tensor_name].add_(0.3)
         after = run_program(layer_program(changed), *inputs, timesteps)
         exact = in_float64(changed)(inputs[0].double(), inputs[1].double(), timesteps)
         assert (after - exact).abs().max() <= 2e-6 * exact.abs().max(), tensor_name

@@ -193,8 +193,8 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Wo
 
     const int64_t state = round_up(most * joints_ * 3 * 4, kAlignment);
     // Room for a vector behind each buffer, that may be read: not of the next one, where another thread writes.
-    const int64_t tile_bytes = most * pose_bytes + (with_history ? 2 : 1) * state +
-                               static_cast<int64_t>(widths_.size()) * kAlignment;
+    const int64_t tile_bytes =
+        most * pose_bytes + (with_history ? 2 : 1) * state + static_cast<int64_t>(widths_.size()) * kAlignment;
     const int64_t scratch = scratch_bytes(most);
     const AlignedBytes tile_memory = aligned_bytes(teams * tile_bytes);
     const AlignedBytes scratch_memory = aligned_bytes(num_threads * scratch);
