@@ -118,7 +118,8 @@ class Engine {
                     void* scratch) const;
     int64_t scratch_bytes(int64_t poses) const;
     template <typename Work>
-    bool run(int64_t num_poses, int num_threads, bool with_history, const Work& work) const;
+    bool run(int64_t num_poses, int num_threads, bool with_history, const std::function<bool()>& interrupted,
+             const Work& work) const;
 
     int64_t joints_;
     std::vector<int64_t> widths_;

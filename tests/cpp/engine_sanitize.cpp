@@ -1,9 +1,11 @@
 // A small engine built by hand, for sanitizers: every kind of layer, widths and joints that leave tails, tiles of
 // several poses, fewer poses than threads. Results must be the same bits on every number of threads.
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -112,12 +114,11 @@ void run(int64_t joints, int64_t heads, int64_t channels, int64_t condition_chan
     }
 }
 
-// All threads leave when one is told to; nothing is read or written afterwards.
-void interrupt(int64_t frames, int threads) {
+// A chain of so many steps that it would take seconds or minutes; returns what `sample` returns.
+bool long_chain(int64_t frames, int threads, int64_t steps, const std::function<bool()>& interrupted) {
     const Engine engine = small_engine(17, 1, 5, 0, false);
-    constexpr int64_t kSteps = 60000;
-    std::vector<float> table, parameters(static_cast<std::size_t>(kSteps * engine.num_parameters()));
-    for (int64_t step = 0; step < kSteps; ++step) table.insert(table.end(), {0, 1, 0.5f, 0.5f, 0, 0});
+    std::vector<float> table, parameters(static_cast<std::size_t>(steps * engine.num_parameters()));
+    for (int64_t step = 0; step < steps; ++step) table.insert(table.end(), {0, 1, 0.5f, 0.5f, 0, 0});
     std::vector<int64_t> ids(static_cast<std::size_t>(frames));
     std::vector<float> out(static_cast<std::size_t>(frames * 17 * 3)), none(1);
     diffupose::SampleArgs sample{};
@@ -128,10 +129,34 @@ void interrupt(int64_t frames, int threads) {
     sample.clip = 2.0f;
     sample.num_frames = frames;
     sample.num_hypotheses = 1;
-    sample.num_steps = kSteps;
+    sample.num_steps = steps;
     sample.num_threads = threads;
     sample.out = out.data();
-    check(!engine.sample(sample, [] { return true; }), "sample was not interrupted");
+    return engine.sample(sample, interrupted);
+}
+
+// All threads leave when one is told to.
+void interrupt(int64_t frames, int threads) {
+    check(!long_chain(frames, threads, 60000, [] { return true; }), "sample was not interrupted");
+}
+
+// Of three poses two threads take one and two: the caller's thread is done when the other is half way, and still asks.
+void interrupt_while_waiting() {
+    using Clock = std::chrono::steady_clock;
+    // Long enough to tell, on any machine.
+    for (int64_t steps = 5000;; steps *= 2) {
+        const Clock::time_point begin = Clock::now();
+        Clock::time_point last = begin;
+        const auto ask = [&] {
+            last = Clock::now();
+            return false;
+        };
+        check(long_chain(3, 2, steps, ask), "sample was interrupted");
+        const Clock::duration total = Clock::now() - begin, silence = Clock::now() - last;
+        if (total < std::chrono::milliseconds(500)) continue;
+        check(silence < total / 4, "nobody asked whether to go on");
+        return;
+    }
 }
 
 }  // namespace
@@ -149,5 +174,7 @@ int main() {
         interrupt(8, 2);
         interrupt(1, 3);
     }
+    setenv("DIFFUPOSE_ISA", "portable", 1);
+    interrupt_while_waiting();
     std::printf("engine_sanitize: %d instruction sets are clean\n", static_cast<int>(isas.size()));
 }

@@ -241,14 +241,16 @@ def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(isa, name, sampler,
         assert torch.equal(pair, expected[3:4, [7, 1]]), threads
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["one lifter", "two lifters"])
 @pytest.mark.parametrize("kind", ["person", "image"])
-def test_lifters_in_two_threads_do_what_they_do_alone(tmp_path, kind):
-    """The same lifter in both threads, with other steps in each: what it keeps for one must not serve the other."""
+def test_lifting_in_two_threads_at_once_gives_what_it_gives_alone(tmp_path, kind, shared):
+    """With other steps in each thread: what one lifter keeps for the one must not serve the other."""
     lifter, size = tiny_lifter(tmp_path, kind), (1000, 800)
+    lifters = [lifter, lifter if shared else tiny_lifter(tmp_path, kind)]
     settings = [{"num_inference_steps": steps, "seed": steps} for steps in (2, 3)]
 
     def lift(which):
-        return lifter(people(3), image_size=size, num_hypotheses=4, backend="cpp", **settings[which]).hypotheses
+        return lifters[which](people(3), image_size=size, num_hypotheses=4, backend="cpp", **settings[which]).hypotheses
 
     expected = [lift(0), lift(1)]
     results: dict[int, list[torch.Tensor]] = {0: [], 1: []}
