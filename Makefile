@@ -15,13 +15,13 @@ test: venv-dev
 lint: venv-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*')
 	$(BIN)/python -m mypy diffupose
 
 format: venv-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*')
 
 bench: venv-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

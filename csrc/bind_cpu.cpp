@@ -120,7 +120,7 @@ void bind_engine(py::module_& m) {
                 if (num_poses == 0) return;
                 const diffupose::DenoiseArgs args = {
                     address<float>(sample, "sample"),
-                    address<float>(condition, "condition"),
+                    pointer<const float>(condition, engine.num_condition_channels(), "condition"),
                     pointer<const float>(parameters, engine.num_parameters(), "parameters"),
                     num_poses,
                     num_threads,
@@ -145,7 +145,7 @@ void bind_engine(py::module_& m) {
                 require(num_threads >= 1, "num_threads must be at least 1");
                 if (num_frames * num_hypotheses == 0) return;
                 const diffupose::SampleArgs args = {
-                    address<float>(condition, "condition"),
+                    pointer<const float>(condition, engine.num_condition_channels(), "condition"),
                     address<float>(coefficients, "coefficients"),
                     reinterpret_cast<const float*>(noise_scale),
                     pointer<const float>(parameters, engine.num_parameters(), "parameters"),

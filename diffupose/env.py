@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from diffupose import __version__
-from diffupose.ops._backend import SOURCE_STATE, available_backends
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops._backend import SOURCE_STATE, available_backends, cpp
 
 _SOURCE_STATES = {
     "no extension": "there is no usable extension to compare",
@@ -35,6 +36,17 @@ def _gpus() -> list[str]:
     return [f"{p.name} (sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB)" for p in properties]
 
 
+def _instruction_sets() -> str:
+    """Return which instruction set the C++ engine takes and which it could, to be put behind what it is."""
+    try:
+        extension = cpp()
+        return f", {extension.active_isa()} (runs here: {', '.join(extension.usable_isas())})"
+    except BackendUnavailableError:
+        return ""
+    except ValueError as error:  # what DIFFUPOSE_ISA names cannot be used
+        return f"; {error}"
+
+
 def environment() -> dict[str, Any]:
     """Return versions, machine and backends as plain data, ready for JSON.
 
@@ -44,6 +56,10 @@ def environment() -> dict[str, Any]:
     """
     versions = {"diffupose": __version__, "python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: _installed(name) for name in ("numpy", "safetensors", "triton")}
+    backends = {
+        name: {"active": active, "reason": reason + (_instruction_sets() if name == "cpp" else "")}
+        for name, (active, reason) in available_backends().items()
+    }
     return {
         "versions": versions,
         "platform": platform.platform(),
@@ -51,9 +67,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": _gpus(),
         "cuda": torch.version.cuda,
-        "backends": {
-            name: {"active": active, "reason": reason} for name, (active, reason) in available_backends().items()
-        },
+        "backends": backends,
         "sources": _SOURCE_STATES[SOURCE_STATE],
     }
 

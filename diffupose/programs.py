@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +13,8 @@ from diffupose.batch_norm import JointBatchNorm
 from diffupose.denoiser import GraphConvBlock, ModulatedGCN, ModulatedGraphConv
 from diffupose.ops.layer_program import Activation, Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
 from diffupose.parallel_gcn import JointAttention, ParallelBlock, ParallelGCN
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def has_program(denoiser: nn.Module) -> bool:
@@ -85,12 +90,21 @@ def _fold(bn: JointBatchNorm | None, bias: Tensor) -> tuple[Tensor, Tensor]:
     return scale, scale * (bias - bn.running_mean.double()) + bn.bias.double()
 
 
+def _in_float64(module: _Module) -> _Module:
+    """Return a copy for what is tabulated, whose result in float32 is the same for any number of timesteps and threads.
+
+    That of a product in float32 is not, in the last bits, and poses are to be the same bits. A copy also stays as it is
+    when the network changes, as the packed weights do.
+    """
+    return copy.deepcopy(module).double()
+
+
 @torch.no_grad()
 def _modulated_gcn(net: ModulatedGCN) -> LayerProgram:
     width, channels = net.config.hidden_dim, 3 + net.config.num_condition_channels
     source, x, hidden, qkv, attended, output = range(6)
     layers: list[Layer] = []
-    blocks: list[nn.Linear] = []  # the linear layers of the time blocks, in the order of their slots
+    blocks: list[nn.Module] = []  # the linear layers of the time blocks, in the order of their slots
 
     def graph_block(block: nn.Module, source: int, target: int, residual: int = -1) -> None:
         assert isinstance(block, GraphConvBlock)
@@ -98,7 +112,7 @@ def _modulated_gcn(net: ModulatedGCN) -> LayerProgram:
 
     def time_block(index: int) -> None:
         layers.append(ScaleShift(x, x, len(blocks), width, normalize=False))
-        blocks.append(net.time_blocks[index].linear)  # type: ignore[arg-type]
+        blocks.append(net.time_blocks[index].get_submodule("linear"))
 
     def non_local() -> None:
         block = net.non_local
@@ -125,11 +139,13 @@ def _modulated_gcn(net: ModulatedGCN) -> LayerProgram:
         time_block(1)
     layers.append(_graph_conv(net.gconv_output, None, x, output, "none"))
 
+    time_mlp, linears = _in_float64(net.time_mlp), [_in_float64(linear) for linear in blocks]
+
     @torch.no_grad()
     def tabulate(timesteps: Tensor) -> list[tuple[Tensor, Tensor]]:
-        embedding = functional.silu(net.time_mlp(timesteps))
-        pairs = (linear(embedding).chunk(2, dim=-1) for linear in blocks)
-        return [(1 + scale, shift) for scale, shift in pairs]
+        embedding = functional.silu(time_mlp(timesteps))
+        pairs = (linear(embedding).chunk(2, dim=-1) for linear in linears)
+        return [((1 + scale).float(), shift.float()) for scale, shift in pairs]
 
     widths = (channels, width, width, 3 * (width // 2), width // 2, channels)
     return LayerProgram(net.gconv_output.adjacency.shape[0], widths, tuple(layers), tabulate)
@@ -160,15 +176,18 @@ def _parallel_gcn(net: ParallelGCN) -> LayerProgram:
     layers.append(ScaleShift(x, hidden, len(blocks), width, normalize=True, eps=net.norm.eps))
     layers.append(Linear(hidden, output, net.output.weight.T, net.output.bias))
 
+    time_mlp, final = _in_float64(net.time_mlp), _in_float64(net.norm)
+    modulators = [(_in_float64(block.film), _in_float64(block.norm)) for block in blocks]
+
     @torch.no_grad()
     def tabulate(timesteps: Tensor) -> list[tuple[Tensor, Tensor]]:
-        embedding = functional.silu(net.time_mlp(timesteps))
+        embedding = functional.silu(time_mlp(timesteps))
         pairs = []
-        for block in blocks:
-            scale, shift = block.film(embedding).chunk(2, dim=-1)  # [S, C] each
-            pairs.append((block.norm.weight * (1 + scale), block.norm.bias * (1 + scale) + shift))
+        for film, norm in modulators:
+            scale, shift = film(embedding).chunk(2, dim=-1)  # [S, C] each
+            pairs.append(((norm.weight * (1 + scale)).float(), (norm.bias * (1 + scale) + shift).float()))
         rows = (len(timesteps), width)
-        return [*pairs, (net.norm.weight.expand(rows), net.norm.bias.expand(rows))]
+        return [*pairs, (final.weight.float().expand(rows), final.bias.float().expand(rows))]
 
     widths = (net.input.in_features, width, width, width, 3 * width, 3)
     return LayerProgram(net.joint_embedding.shape[0], widths, tuple(layers), tabulate)

@@ -135,6 +135,14 @@ class StepTable:
     timesteps: np.ndarray
     noise_scale: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        steps = len(self.timesteps)
+        if self.coefficients.shape != (steps, 6):
+            raise ValueError(f"coefficients must have shape [{steps}, 6], got {self.coefficients.shape}")
+        scale = self.noise_scale
+        if scale is not None and (scale.ndim != 3 or len(scale) != steps or scale.shape[2] != 3):
+            raise ValueError(f"noise_scale must have shape [{steps}, J, 3], got {scale.shape}")
+
     @property
     def num_inference_steps(self) -> int:
         """Number of steps S, which is the number of calls of the network."""

@@ -33,7 +33,9 @@ Engine::Engine(int64_t num_joints, std::vector<int64_t> widths, bool bfloat16)
       kernels_(kernels_of(isa_)) {
     require(joints_ >= 1 && joints_ <= kMaxJoints, "num_joints must lie in [1, 64], got " + std::to_string(joints_));
     require(widths_.size() >= 2, "widths must hold an input and an output at least");
-    for (const int64_t width : widths_) require(width >= 3, "every width must be at least 3");
+    for (const int64_t width : widths_) require(width >= 1, "every width must be at least 1");
+    require(widths_.front() >= 3, "the input must be at least 3 wide, for x_t");
+    require(widths_.back() >= 3, "the output must be at least 3 wide, for the prediction");
 }
 
 int64_t Engine::padded(int64_t channels) const { return round_up(channels, 2 * kernels_.lanes); }
@@ -125,6 +127,26 @@ void Engine::add(const AttentionLayer& layer) {
     layers_.push_back({args, layer.input, layer.output, -1, 0});
 }
 
+namespace {
+
+// Asks at most every 50 ms, on the caller's thread only.
+class Watch {
+   public:
+    explicit Watch(const std::function<bool()>& interrupted) : interrupted_(interrupted), last_(now()) {}
+    bool stop() {
+        if (now() - last_ < std::chrono::milliseconds(50)) return false;
+        last_ = now();
+        return interrupted_();
+    }
+
+   private:
+    static std::chrono::steady_clock::time_point now() { return std::chrono::steady_clock::now(); }
+    const std::function<bool()>& interrupted_;
+    std::chrono::steady_clock::time_point last_;
+};
+
+}  // namespace
+
 // The activations of the poses that a team works on.
 struct Engine::Tile {
     std::vector<float*> buffers;
@@ -172,9 +194,10 @@ void Engine::run_layers(const Tile& tile, int64_t poses, const float* parameters
 }
 
 // Cuts the poses into tiles, gives every team its memory, and calls
-// work(tile, first_pose, poses, team, part, parts, scratch, thread) until the team's stop is set or nothing is left.
+// work(tile, first_pose, poses, team, part, parts, scratch, leave) until it is time to leave or nothing is left.
 template <typename Work>
-bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Work& work) const {
+bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const std::function<bool()>& interrupted,
+                 const Work& work) const {
     if (num_poses == 0) return true;
     require(num_threads >= 1, "num_threads must be at least 1");
     int64_t row_floats = 0;
@@ -190,13 +213,16 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Wo
     const int64_t most = (num_poses + tiles - 1) / tiles;
 
     const int64_t state = round_up(most * joints_ * 3 * 4, kAlignment);
-    // A vector past the end may be read.
-    const int64_t tile_bytes = most * pose_bytes + (with_history ? 2 : 1) * state + 4 * kAlignment;
+    // Room for a vector behind each buffer, that may be read: not of the next one, where another thread writes.
+    const int64_t tile_bytes =
+        most * pose_bytes + (with_history ? 2 : 1) * state + static_cast<int64_t>(widths_.size()) * kAlignment;
     const int64_t scratch = scratch_bytes(most);
     const AlignedBytes tile_memory = aligned_bytes(teams * tile_bytes);
     const AlignedBytes scratch_memory = aligned_bytes(num_threads * scratch);
     std::vector<Team> all_teams(teams);
+    Watch watch(interrupted);
     std::atomic<bool> stopped{false};
+    std::atomic<int> finished{0};
     parallel(num_threads, [&](int thread, int count) {
         const int64_t team_count = together ? 1 : count;
         const int64_t team_index = together ? 0 : thread;
@@ -209,36 +235,30 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const Wo
         memory += (with_history ? 2 : 1) * state;
         for (const int64_t width : widths_) {
             tile.buffers.push_back(reinterpret_cast<float*>(memory));
-            memory += most * joints_ * padded(width) * 4;
+            memory += most * joints_ * padded(width) * 4 + kAlignment;
         }
         for (int64_t index = team_index; index < tiles; index += team_count) {
             const int64_t first = num_poses * index / tiles, last = num_poses * (index + 1) / tiles;
-            work(tile, first, last - first, team, part, parts, scratch_memory.get() + thread * scratch, thread,
-                 stopped);
+            // True when it is time to leave. Only the caller's thread asks, all others look at what it found.
+            const auto leave = [&] {
+                if (thread == 0 && watch.stop()) stopped.store(true);
+                return stopped.load(std::memory_order_relaxed);
+            };
+            work(tile, first, last - first, team, part, parts, scratch_memory.get() + thread * scratch, leave);
             if (stopped.load(std::memory_order_relaxed)) break;
             team.barrier.wait(parts);
+        }
+        finished.fetch_add(1);
+        // The others may have a whole chain before them: whoever waits for them must be heard.
+        while (thread == 0 && finished.load() < count) {
+            if (watch.stop()) stopped.store(true);
+            std::this_thread::yield();
         }
     });
     return !stopped.load();
 }
 
 namespace {
-
-// Asks at most every 50 ms, on the caller's thread only.
-class Watch {
-   public:
-    explicit Watch(const std::function<bool()>& interrupted) : interrupted_(interrupted), last_(now()) {}
-    bool stop() {
-        if (now() - last_ < std::chrono::milliseconds(50)) return false;
-        last_ = now();
-        return interrupted_();
-    }
-
-   private:
-    static std::chrono::steady_clock::time_point now() { return std::chrono::steady_clock::now(); }
-    const std::function<bool()>& interrupted_;
-    std::chrono::steady_clock::time_point last_;
-};
 
 // The input buffer of some rows: x_t beside the condition.
 void fill_input(float* buffer, int64_t stride, const float* x, const float* condition, int64_t channels, int64_t rows) {
@@ -256,7 +276,6 @@ bool Engine::sample(const SampleArgs& args, const std::function<bool()>& interru
     bool with_history = false;
     for (int64_t step = 0; step < args.num_steps; ++step) with_history |= args.coefficients[6 * step + 4] != 0.0f;
     const PhiloxKey key = {static_cast<uint32_t>(args.noise.seed), static_cast<uint32_t>(args.noise.seed >> 32)};
-    Watch watch(interrupted);
 
     const auto draw = [&](int64_t pose, uint32_t step, float* z) {
         const auto frame = static_cast<uint64_t>(args.noise.frame_ids[pose / count]);
@@ -268,7 +287,7 @@ bool Engine::sample(const SampleArgs& args, const std::function<bool()>& interru
         }
     };
     const auto work = [&](const Tile& tile, int64_t first, int64_t poses, Team& team, int part, int parts,
-                          void* scratch, int thread, std::atomic<bool>& stopped) {
+                          void* scratch, const auto& leave) {
         const bool leads = part == 0;
         float z[kMaxJoints * 3];
         if (leads) {
@@ -276,8 +295,7 @@ bool Engine::sample(const SampleArgs& args, const std::function<bool()>& interru
         }
         for (int64_t step = 0; step < args.num_steps; ++step) {
             if (leads) {
-                if (thread == 0 && watch.stop()) stopped.store(true);
-                team.stop.store(stopped.load(std::memory_order_relaxed));
+                team.stop.store(leave());
                 for (int64_t i = 0; i < poses; ++i) {
                     fill_input(tile.buffers.front() + i * joints_ * in_stride, in_stride, tile.x + i * elements,
                                args.condition + (first + i) / count * joints_ * channels, channels, joints_);
@@ -298,19 +316,17 @@ bool Engine::sample(const SampleArgs& args, const std::function<bool()>& interru
         }
         if (leads) std::copy_n(tile.x, poses * elements, args.out + first * elements);
     };
-    return run(args.num_frames * count, args.num_threads, with_history, work);
+    return run(args.num_frames * count, args.num_threads, with_history, interrupted, work);
 }
 
 bool Engine::denoise(const DenoiseArgs& args, const std::function<bool()>& interrupted) const {
     const int64_t channels = widths_.front() - 3, out_channels = widths_.back();
     const int64_t in_stride = padded(widths_.front()), out_stride = padded(out_channels);
-    Watch watch(interrupted);
     const auto work = [&](const Tile& tile, int64_t first, int64_t poses, Team& team, int part, int parts,
-                          void* scratch, int thread, std::atomic<bool>& stopped) {
+                          void* scratch, const auto& leave) {
         const int64_t rows = poses * joints_;
         if (part == 0) {
-            if (thread == 0 && watch.stop()) stopped.store(true);
-            team.stop.store(stopped.load(std::memory_order_relaxed));
+            team.stop.store(leave());
             fill_input(tile.buffers.front(), in_stride, args.sample + first * joints_ * 3,
                        args.condition + first * joints_ * channels, channels, rows);
         }
@@ -323,7 +339,7 @@ bool Engine::denoise(const DenoiseArgs& args, const std::function<bool()>& inter
             std::copy_n(tile.buffers.back() + row * out_stride, out_channels, out + row * out_channels);
         }
     };
-    return run(args.num_poses, args.num_threads, false, work);
+    return run(args.num_poses, args.num_threads, false, interrupted, work);
 }
 
 }  // namespace diffupose

@@ -92,6 +92,7 @@ class Engine {
     void add(const AttentionLayer& layer);
 
     Isa isa() const { return isa_; }
+    int64_t num_condition_channels() const { return widths_.front() - 3; }
     // Channels as they lie in the step's parameters.
     int64_t padded(int64_t channels) const;
     int64_t num_parameters() const { return num_parameters_; }
@@ -117,7 +118,8 @@ class Engine {
                     void* scratch) const;
     int64_t scratch_bytes(int64_t poses) const;
     template <typename Work>
-    bool run(int64_t num_poses, int num_threads, bool with_history, const Work& work) const;
+    bool run(int64_t num_poses, int num_threads, bool with_history, const std::function<bool()>& interrupted,
+             const Work& work) const;
 
     int64_t joints_;
     std::vector<int64_t> widths_;

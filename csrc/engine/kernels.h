@@ -27,7 +27,6 @@ struct Part {
 
 struct Rows {
     int64_t poses, joints;
-    int64_t count() const { return poses * joints; }
 };
 
 // y = activation(bias + own * (x W0) + offdiag(A) (neighbors * (x W1))) + residual

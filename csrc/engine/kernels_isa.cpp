@@ -26,6 +26,8 @@ constexpr bool kBfloat16 = false;
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+int64_t count_of(Rows rows) { return rows.poses * rows.joints; }
+
 struct Range {
     int64_t begin, end;
 };
@@ -291,7 +293,7 @@ struct Unshare {
 
 template <Activation kActivation>
 void graph_conv_with(const GraphConvArgs& args, bool bfloat16, Part part, void* scratch) {
-    const int64_t rows = args.rows.count(), joints = args.rows.joints;
+    const int64_t rows = count_of(args.rows), joints = args.rows.joints;
     auto* hidden = static_cast<float*>(scratch);  // [rows, own | neighbours]
     const Operand a = operand(args.x, args.x_stride, rows, args.weight.k, bfloat16, hidden + rows * kPanel);
     const Range range = share(args.weight.num_panels, part);
@@ -321,7 +323,7 @@ void graph_conv(const GraphConvArgs& args, bool bfloat16, Part part, void* scrat
 }
 
 void linear(const LinearArgs& args, bool bfloat16, Part part, void* scratch) {
-    const int64_t rows = args.rows.count();
+    const int64_t rows = count_of(args.rows);
     auto* out = static_cast<float*>(scratch);
     const Operand a = operand(args.x, args.x_stride, rows, args.weight.k, bfloat16, out + rows * kPanel);
     const Range range = share(args.weight.num_panels, part);
@@ -340,7 +342,7 @@ void linear(const LinearArgs& args, bool bfloat16, Part part, void* scratch) {
 }
 
 void scale_shift(const ScaleShiftArgs& args, Part part) {
-    const Range range = share(args.rows.count(), part);
+    const Range range = share(count_of(args.rows), part);
     const int64_t full = args.channels / kLanes * kLanes;
     const IntVec rest = first_lanes(static_cast<int>(args.channels - full));
     const int64_t end = round_up(args.channels, kLanes);
@@ -442,7 +444,7 @@ void attention(const AttentionArgs& args, Part part, void* scratch) {
 }
 
 int64_t scratch_bytes(Rows rows, int64_t largest_k, int64_t largest_head) {
-    const int64_t product = rows.count() * (kPanel + round_up(largest_k, 2)) * 4;
+    const int64_t product = count_of(rows) * (kPanel + round_up(largest_k, 2)) * 4;
     const int64_t attention = (largest_head + rows.joints) * round_up(rows.joints, kLanes) * 4;
     return (product > attention ? product : attention) + 64;
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffupose.ops._backend import cpp
-from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Linear
+from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear
 from diffupose.schedule import StepTable
 
 Precision = Literal["float32", "bfloat16"]
@@ -33,9 +33,10 @@ class PackedDenoiser:
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         self.program, self.precision = program, precision
         engine = cpp().Engine(program.num_joints, list(program.widths), precision == "bfloat16")
-        self._offsets: list[int] = []
+        self._offsets: list[tuple[int, int]] = []  # where each slot begins, and its channels
         used = 0
         for layer in program.layers:
+            _check_shapes(layer, program.num_joints)
             buffers = {"input": layer.input, "output": layer.output}
             if isinstance(layer, GraphConv):
                 c_in, c_out = layer.weight.shape[1:]
@@ -55,10 +56,15 @@ class PackedDenoiser:
             elif isinstance(layer, Attention):
                 engine.add_attention(**buffers, num_heads=layer.num_heads, channels=layer.channels)
             else:
+                if layer.slot != len(self._offsets):
+                    raise ValueError(
+                        "slots must count the layers that scale and shift, "
+                        f"expected {len(self._offsets)}, got {layer.slot}"
+                    )
                 engine.add_scale_shift(
                     **buffers, normalize=layer.normalize, eps=layer.eps, channels=layer.channels, offset=used
                 )
-                self._offsets.append(used)
+                self._offsets.append((used, layer.channels))
                 used += 2 * engine.padded(layer.channels)
         self._engine = engine
         self._table: tuple[bytes, Tensor] | None = None
@@ -75,15 +81,18 @@ class PackedDenoiser:
 
     def parameters(self, timesteps: Tensor) -> Tensor:
         """Return the scales and shifts of all steps, ``[S, ...]``, as the engine reads them; the last ones are kept."""
+        timesteps = timesteps.to("cpu", torch.int64)
         key = timesteps.numpy().tobytes()
         kept = self._table
         if kept is None or kept[0] != key:
+            pairs = self.program.tabulate(timesteps)
+            if len(pairs) != len(self._offsets):
+                raise ValueError(f"the program must tabulate {len(self._offsets)} pairs, got {len(pairs)}")
             table = torch.zeros(len(timesteps), self._engine.num_parameters)
-            for offset, (scale, shift) in zip(self._offsets, self.program.tabulate(timesteps), strict=True):
-                channels = scale.shape[1]
-                table[:, offset : offset + channels] = scale
-                begin = offset + self._engine.padded(channels)
-                table[:, begin : begin + channels] = shift
+            for (offset, channels), pair in zip(self._offsets, pairs, strict=True):
+                for begin, values in zip((offset, offset + self._engine.padded(channels)), pair, strict=True):
+                    _check_shape("scale and shift", values, [len(timesteps), channels])
+                    table[:, begin : begin + channels] = values
             # Replaced as one object: another thread sees the old or the new pair.
             self._table = kept = (key, table)
         return kept[1]
@@ -107,6 +116,8 @@ class PackedDenoiser:
             raise ValueError(f"condition must have shape {[count, joints, channels]}, got {tuple(condition.shape)}")
         if timesteps.ndim != 1 or len(timesteps) not in (1, count):
             raise ValueError(f"timesteps must have shape [1] or [{count}], got {tuple(timesteps.shape)}")
+        if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
+            raise ValueError(f"timesteps must be integers, got {timesteps.dtype}")
         sample, condition = _plain(sample), _plain(condition)
         out = torch.empty(count, joints, self.program.widths[-1])
         if len(timesteps) == 1:
@@ -155,3 +166,24 @@ class PackedDenoiser:
 
 def _plain(value: Tensor) -> Tensor:
     return value.detach().to("cpu", torch.float32).contiguous()
+
+
+def _check_shape(name: str, value: Tensor, *shapes: list[int]) -> None:
+    if list(value.shape) not in shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(value.shape)}")
+
+
+def _check_shapes(layer: Layer, num_joints: int) -> None:
+    """Raise unless the tensors of a layer fit each other: the engine reads as many numbers as it needs."""
+    if isinstance(layer, GraphConv):
+        if layer.weight.ndim != 3 or layer.weight.shape[0] != 2:
+            raise ValueError(f"weight must have shape [2, C_in, C_out], got {tuple(layer.weight.shape)}")
+        c_out = layer.weight.shape[2]
+        _check_shape("own", layer.own, [num_joints, c_out])
+        _check_shape("neighbors", layer.neighbors, [num_joints, c_out])
+        _check_shape("adjacency", layer.adjacency, [num_joints, num_joints])
+        _check_shape("bias", layer.bias, [c_out])
+    elif isinstance(layer, Linear):
+        if layer.weight.ndim != 2:
+            raise ValueError(f"weight must have shape [C_in, C_out], got {tuple(layer.weight.shape)}")
+        _check_shape("bias", layer.bias, [layer.weight.shape[1]], [num_joints, layer.weight.shape[1]])

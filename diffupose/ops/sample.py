@@ -50,7 +50,7 @@ def sample(
         of threads.
 
     Raises:
-        ValueError: If a shape does not fit.
+        ValueError: If a shape does not fit, or the table needs what is not there.
         BackendUnavailableError: If the named backend cannot run here.
     """
     if inputs.ndim != 3:
@@ -61,15 +61,19 @@ def sample(
         hypothesis_ids = torch.arange(num_hypotheses, device=inputs.device)
     if frame_ids is None:
         frame_ids = torch.arange(inputs.shape[0], device=inputs.device)
-    if len(frame_ids) != inputs.shape[0]:
+    if hypothesis_ids.ndim != 1:
+        raise ValueError(f"hypothesis_ids must have shape [H], got {tuple(hypothesis_ids.shape)}")
+    if frame_ids.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
+    if clip_sample_range is not None and not clip_sample_range >= 0:
+        raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
     packed = isinstance(denoiser, PackedDenoiser)
     chosen = choose_backend(backend, inputs.device, ("cpp",) if packed else ("torch",))
     scale = table.noise_scale_tensor()
     if scale is not None and scale.shape[1:] != (inputs.shape[1], 3):
         raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")
     if isinstance(denoiser, PackedDenoiser):
-        _check_packed(denoiser, inputs, seed, frame_ids, hypothesis_ids)
+        _check_packed(denoiser, inputs, table, seed, frame_ids, hypothesis_ids)
         return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic)
     noise = partial(philox_normal, backend="torch" if backend == chosen else None)
     return _reference(
@@ -87,15 +91,21 @@ def sample(
 
 
 def _check_packed(
-    denoiser: PackedDenoiser, inputs: Tensor, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor
+    denoiser: PackedDenoiser, inputs: Tensor, table: StepTable, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor
 ) -> None:
-    """Raise what the noise of the reference would raise, and check the shape that a module would."""
+    """Raise what the noise and the steps of the reference would raise, and check the shape that a module would."""
     joints, channels = denoiser.program.num_joints, denoiser.program.widths[0] - 3
     if inputs.shape[1:] != (joints, channels):
         raise ValueError(f"inputs must have shape [B, {joints}, {channels}], got {tuple(inputs.shape)}")
     philox_normal(seed, frame_ids[:0], hypothesis_ids[:0], 0, 3 * joints)
+    coefficients = table.tensor()  # p, q, c_x, c_0, c_1, s
+    if bool((coefficients[:1, 4] != 0).any()):
+        raise ValueError("the first row of the step table needs x0_last, got None")
+    if not bool(((coefficients[:, :2] != 0).any(dim=1) & (coefficients[:, 2:] != 0).any(dim=1)).all()):
+        raise ValueError("a row of the step table must have a term that is not 0")
 
 
 def _antithetic(noise: Noise, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, count: int) -> Tensor:
+    hypothesis_ids = hypothesis_ids & 0xFFFFFFFF  # the bits that count
     sign = (1 - 2 * (hypothesis_ids % 2)).unsqueeze(-1)  # [H, 1]
     return sign * noise(seed, frame_ids, hypothesis_ids // 2, step, count)
