@@ -274,7 +274,8 @@ def test_lifting_in_two_threads_at_once_gives_what_it_gives_alone(tmp_path, kind
 
 # A child process packs a network of this width and has `run(frames, hypotheses, steps)`.
 CHILD = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from diffupose.config import PRESETS
 from dataclasses import replace
 from diffupose.denoiser import build_denoiser
