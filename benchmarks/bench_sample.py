@@ -70,11 +70,11 @@ def packed(net, precision):
     [(*case, name) for case in CASES for name in VARIANTS],
     ids=lambda value: str(value),
 )
-def bench_sample(benchmark, timed, model, frames, hypotheses, steps, name):
+def bench_sample(benchmark, timed, floor_rate, model, frames, hypotheses, steps, name):
     benchmark.group = f"sample {model}, B={frames}, N={hypotheses}, {steps} steps"
     net, table, inputs = case_inputs(model, frames, steps)
     flops = denoiser_flops(net, 17) * frames * hypotheses * steps
-    benchmark.extra_info.update(variant=name, flops=flops, bfloat16=name == "cpp-bf16")
+    benchmark.extra_info.update(variant=name, flops=flops)
     if name == "compile":
         if flops > 5e11:
             pytest.skip("the eager and the fused code tell enough")
@@ -87,6 +87,7 @@ def bench_sample(benchmark, timed, model, frames, hypotheses, steps, name):
     call = timed(partial(sample, num_hypotheses=hypotheses, clip_sample_range=1.0), network_to_run, inputs, table)
     rounds = 3 if flops > 2e11 else 7
     result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+    benchmark.extra_info["floor_rate"] = floor_rate(name == "cpp-bf16")
     # A time counts only for the right result.
     difference = (result - reference_result(model, frames, hypotheses, steps)).abs()
     assert float(difference.mean() if name == "cpp-bf16" else difference.max()) < (0.05 if name == "cpp-bf16" else 1e-3)

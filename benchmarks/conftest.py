@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +48,12 @@ _RATIOS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
+def floor_rate() -> Callable[[bool], float | None]:
+    """Return a function that measures the arithmetic floor, in bfloat16 or not, now."""
+    return peak_rate
+
+
+@pytest.fixture
 def compare(request) -> Callable[..., float]:
     """Return a function that times calls in turn, round by round, and adds a line to the end of the report.
 
@@ -77,52 +86,73 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     _write_floors(terminalreporter, config)
 
 
-def peaks(num_threads: int) -> dict[bool, float]:
-    """Return operations a second of all threads' cores by whether in bfloat16; empty where there is no extension."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--floors-json", metavar="PATH", help="write the rows of 'achieved over floor' as JSON, too")
+
+
+def peak_rate(bfloat16: bool) -> float | None:
+    """Return the operations a second of a loop that touches registers only, on all threads at once; None without it."""
     from diffupose.ops._backend import available_backends, cpp
 
-    if not available_backends()["cpp"][0]:
-        return {}
-    rates = {False: num_threads * cpp().peak_flops(bfloat16=False)}
-    if cpp().active_isa() == "avx512_bf16":
-        rates[True] = num_threads * cpp().peak_flops(bfloat16=True)
-    return rates
+    if not available_backends()["cpp"][0] or (bfloat16 and cpp().active_isa() != "avx512_bf16"):
+        return None
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:  # the loop lets go of the interpreter
+        return sum(pool.map(lambda _: cpp().peak_flops(bfloat16=bfloat16), range(threads)))
+
+
+def _best_product() -> float:
+    """Return the operations a second of torch's float32 product, the best of five: no floor may be below it."""
+    size = 1024
+    left, right = torch.randn(2, size, size).unbind(0)
+    rates = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        left @ right
+        rates.append(2 * size**3 / (time.perf_counter() - begin))
+    return max(rates[1:])
 
 
 def _write_floors(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print ratios, and what was achieved over the floor, of benchmarks that say how many operations they need."""
     session = getattr(config, "_benchmarksession", None)
-    rows = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
-    if not rows:
+    benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
+    if not benches:
         return
-    rates = peaks(torch.get_num_threads())
-    # Whether the loop is what it claims to be: a product may come near it, never beyond.
-    size = 1024
-    left, right = torch.randn(2, size, size).unbind(0)
-    best = max(2 * size**3 / _seconds(lambda: left @ right) for _ in range(5))
-    write = terminalreporter.write_line
-    terminalreporter.section("achieved over floor")
-    write(
-        f"best torch.mm {best / 1e9:.0f} GFLOP/s; "
-        + ", ".join(f"floor {'bf16' if bf16 else 'fp32'} {rate / 1e9:.0f} GFLOP/s" for bf16, rate in rates.items())
-    )
-    if rates and rates[False] < best:
-        write("VOID: the loop is slower than a product, so the floor below is none (is the machine busy?)")
+    product = _best_product()
     groups: dict[str, dict[str, Any]] = {}
-    for bench in rows:
+    for bench in benches:
         groups.setdefault(bench.group, {})[bench.extra_info["variant"]] = bench
+    rows = []
     for group, variants in groups.items():
-        eager = variants.get("eager")
         for name, bench in variants.items():
-            median = bench.stats.median
-            rate = rates.get(bench.extra_info["bfloat16"])
-            floor = "" if rate is None else f"{100 * bench.extra_info['flops'] / rate / median:5.1f} % of floor"
-            ratio = "" if eager is None else f"{eager.stats.median / median:6.2f} x eager"
-            bench.extra_info.update(flops_per_second=bench.extra_info["flops"] / median, floor_flops_per_second=rate)
-            write(f"{group:<44} {name:<9} {1e3 * median:10.2f} ms {ratio} {floor}")
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+            median, info = bench.stats.median, bench.extra_info
+            row = {"case": group, "variant": name, "milliseconds": 1e3 * median, "flops": info["flops"]}
+            for peer in ("eager", "compile"):
+                if peer in variants:
+                    row[f"times_{peer}"] = variants[peer].stats.median / median
+            if info["floor_rate"] is not None:
+                row |= {
+                    "floor_gflops": info["floor_rate"] / 1e9,
+                    "over_floor": info["flops"] / info["floor_rate"] / median,
+                }
+                row["void"] = info["floor_rate"] < product
+            rows.append(row)
+    terminalreporter.section("achieved over floor")
+    terminalreporter.write_line(f"best torch.mm {product / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
+    for row in rows:
+        text = f"{row['case']:<44} {row['variant']:<9} {row['milliseconds']:10.2f} ms"
+        text += "".join(
+            f" {row[f'times_{peer}']:6.2f} x {peer}" for peer in ("eager", "compile") if f"times_{peer}" in row
+        )
+        if "over_floor" in row:
+            text += f" {100 * row['over_floor']:5.1f} % of {row['floor_gflops']:.0f} GFLOP/s"
+            text += " VOID: slower than a product (is the machine busy?)" if row["void"] else ""
+        terminalreporter.write_line(text)
+    if path := config.getoption("--floors-json"):
+        content = {
+            "torch_mm_gflops": product / 1e9,
+            **{key: benches[0].extra_info[key] for key in ("diffupose", "torch", "threads", "cpu", "cpu_capability")},
+            "rows": rows,
+        }
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
