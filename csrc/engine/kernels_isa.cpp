@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "common/row_blocks.h"
 #include "common/vec_math.h"
 #include "engine/kernels.h"
 
@@ -94,58 +95,6 @@ void bfloat16_block(const uint32_t* a, int64_t stride, int64_t pairs, const uint
     }
 }
 #endif
-
-// Calls `block.template run<n>(first_row)` for blocks of nearly equal height that cover the rows.
-template <int kMax, typename Block>
-void in_blocks(int64_t rows, const Block& block) {
-    const int64_t count = (rows + kMax - 1) / kMax;
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t begin = rows * i / count;
-        switch (rows * (i + 1) / count - begin) {
-            case 1:
-                block.template run<1>(begin);
-                break;
-            case 2:
-                block.template run<2>(begin);
-                break;
-            case 3:
-                block.template run<3>(begin);
-                break;
-            case 4:
-                block.template run<4>(begin);
-                break;
-            case 5:
-                block.template run<5>(begin);
-                break;
-            case 6:
-                block.template run<6>(begin);
-                break;
-            default:
-                if constexpr (kMax > 6) {
-                    switch (rows * (i + 1) / count - begin) {
-                        case 7:
-                            block.template run<7>(begin);
-                            break;
-                        case 8:
-                            block.template run<8>(begin);
-                            break;
-                        case 9:
-                            block.template run<9>(begin);
-                            break;
-                        case 10:
-                            block.template run<10>(begin);
-                            break;
-                        case 11:
-                            block.template run<11>(begin);
-                            break;
-                        default:
-                            block.template run<12>(begin);
-                            break;
-                    }
-                }
-        }
-    }
-}
 
 struct FloatProduct {
     const float* a;
