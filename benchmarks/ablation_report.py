@@ -5,6 +5,7 @@ python benchmarks/ablation_report.py
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def honesty() -> str:
 
 def main() -> None:
     """Write the tables between their marks."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     path = DOCS / "ablation.md"
     text = path.read_text(encoding="utf-8")
     sections = {"ladder": ladder}

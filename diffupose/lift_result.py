@@ -109,6 +109,7 @@ class LiftResult:
         if matrices is None:
             raise ValueError(f"intrinsics must be given for method {method}, got None")
         device = self.hypotheses.device
+        matrices = matrices.expand(len(self.hypotheses), 3, 3)
         choose = best_by_reprojection if method == "reprojection" else mean_by_reprojection
         return choose(self.hypotheses, self.keypoints_2d.to(device), self.confidence.to(device), matrices.to(device))
 

@@ -15,10 +15,22 @@ from diffupose.programs import has_program, layer_program
 
 
 class Packer:
-    """Packs a network once; changed weights, another network or another instruction set make it new."""
+    """Packs a network once; changed weights, another network or another instruction set make it new.
+
+    A change is what torch counts: in-place operations, ``load_state_dict``, new parameters. Writing through ``.data``
+    or a NumPy view is not counted; ``clear`` is for that.
+    """
 
     def __init__(self) -> None:
         self._packed: dict[tuple[object, ...], PackedDenoiser] = {}
+
+    def __reduce__(self) -> tuple[type[Packer], tuple[()]]:
+        # Copied and sent to other processes without what it packed, which is made again when it is needed.
+        return Packer, ()
+
+    def clear(self) -> None:
+        """Forget what was packed."""
+        self._packed = {}
 
     def network(
         self, denoiser: nn.Module, device: torch.device, backend: Backend | None, precision: Precision
@@ -32,7 +44,8 @@ class Packer:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         if choose_backend(backend, device, ("cpp", "torch")) == "cpp" and has_program(denoiser):
-            versions = tuple(0 if p.is_inference() else p._version for p in denoiser.parameters())
+            tensors = (*denoiser.parameters(), *denoiser.buffers())
+            versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
             key = (id(denoiser), versions, precision, os.environ.get("DIFFUPOSE_ISA"))
             if key not in self._packed:
                 packed = PackedDenoiser(layer_program(denoiser), precision)

@@ -91,7 +91,9 @@ def test_command(tmp_path, capsys):
                      "--subjects", "uiprmd_s06"]  # fmt: skip
         settings = ["--set", "num_inference_steps=2", "timestep_spacing=quadratic", "variance=analytic"]
         assert main([*arguments, *settings]) == 0
-        assert "covariance factors, by joint: 1.00 " in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "covariance factors, by joint: 1.00 " in printed
+        assert "dispersion on wild noisy keypoints, N = 10, before any factor: " in printed
         lifter = Lifter.from_pretrained(out, device="cpu")
         assert lifter.prediction_error.shape == (50, 17, 3) and bool((lifter.covariance_scale > 0).all())
         assert (lifter.config.sampling.variance, lifter.config.sampling.num_inference_steps) == ("analytic", 2)

@@ -92,6 +92,15 @@ def test_best_by_reprojection(lifter):
         result.best("median")
 
 
+def test_one_camera_for_all_people(lifter):
+    result = lifter(people(3), image_size=SIZE)
+    for method in ("reprojection", "reprojection_mean"):
+        shared = result.best(method, intrinsics=K)
+        assert torch.equal(shared, result.best(method, intrinsics=np.broadcast_to(K, (3, 3, 3))))
+    assert not torch.equal(shared, result.mean)
+    assert lifter(np.zeros((0, 17, 2)), image_size=SIZE).best("reprojection_mean", intrinsics=K).shape == (0, 17, 3)
+
+
 def test_npz_is_as_documented(result, tmp_path):
     result.save(tmp_path / "poses.npz")
     with np.load(tmp_path / "poses.npz", allow_pickle=False) as data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from dataclasses import replace
 
@@ -109,6 +111,40 @@ def test_changed_weights_are_packed_anew(tmp_path, kind):
     rough = lifter(poses, image_size=SIZE, precision="bfloat16")
     assert 0 < difference(rough.hypotheses, after.hypotheses) < 0.05
     assert len(lifter._packer._packed) == 2 and rough.meta["precision"] == "bfloat16"
+
+
+@requires_cpp
+def test_statistics_and_buffers_count_as_weights(tmp_path):
+    """BatchNorm seen more data, an adjacency scaled, weights replaced: what is packed follows."""
+    poses, lifter = people(2), tiny_lifter(tmp_path, "image")
+
+    def agrees():
+        fused, plain = (lifter(poses, image_size=SIZE, backend=name).hypotheses for name in ("cpp", "torch"))
+        return difference(fused, plain) < CLOSE
+
+    before = lifter(poses, image_size=SIZE).hypotheses
+    lifter.denoiser.train()
+    lifter.denoiser(torch.randn(8, 17, 3), torch.randn(8, 17, 2), torch.tensor([3]))
+    lifter.denoiser.eval()
+    assert difference(lifter(poses, image_size=SIZE).hypotheses, before) > 1e-4 and agrees()
+    with torch.no_grad():
+        for buffer in lifter.denoiser.buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(0.9)
+    assert agrees()
+    for parameter in lifter.denoiser.parameters():
+        parameter.data = 1.05 * parameter.data
+    assert agrees()
+    parameter.data.mul_(2.0)  # behind torch's back
+    lifter._packer.clear()
+    assert agrees()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lifter: pickle.loads(pickle.dumps(lifter))])
+def test_a_used_lifter_can_be_copied_and_pickled(tmp_path, copied):
+    lifter = tiny_lifter(tmp_path)
+    first = lifter(people(1), image_size=SIZE).hypotheses
+    assert difference(copied(lifter)(people(1), image_size=SIZE).hypotheses, first) < CLOSE
 
 
 @requires_cpp

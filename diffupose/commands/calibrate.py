@@ -20,7 +20,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--model", required=True, metavar="PATH", help="lifter of a training run")
     parser.add_argument("--data", required=True, metavar="NPZ", help="motion capture")
     parser.add_argument("--out", required=True, metavar="PATH", help="safetensors to write")
-    parser.add_argument("--subjects", nargs="+", default=list(SELECTION_SUBJECTS), metavar="NAME")
+    parser.add_argument(
+        "--subjects", nargs="+", default=list(SELECTION_SUBJECTS), metavar="NAME",
+        help="people to fit on, none of whom the model was trained on (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--num-poses", type=int, default=1000, help="a rig (default: %(default)s)")
     parser.add_argument(
         "--noise-factor", type=float, nargs="+", default=[1.0], metavar="F",
@@ -42,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
     from diffupose.config import LifterConfig, override
     from diffupose.datasets.mocap import load_mocap
     from diffupose.lifter import Lifter
+    from diffupose.metrics import dispersion
 
     if options.num_poses < 2:
         raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
@@ -58,5 +62,9 @@ def run(options: argparse.Namespace) -> None:
     scale = fit_covariance_scale(lifter, cells)
     lifter.covariance_scale = scale.to(lifter.device)
     lifter.save_pretrained(options.out)
+    for cell in cells:
+        result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False, progress=False)
+        value = float(dispersion(result.hypotheses.cpu(), cell.views.poses_3d))
+        say(f"dispersion on {cell.name} keypoints, N = 10, before any factor: {value:.2f} (1 is honest)")
     say(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
     say(f"calibrated model: {options.out}")
