@@ -23,9 +23,11 @@ import torch
 
 import diffupose
 from diffupose import Lifter
+from diffupose.aggregation import reprojection_error
 from diffupose.calibration import calibration_cells, measure_prediction_error
+from diffupose.camera import person_box
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, Mocap, load_mocap
-from diffupose.evaluation import POSES_PER_CELL, evaluate_mocap, score_hypotheses
+from diffupose.evaluation import POSES_PER_CELL, calibrated, evaluate_mocap, score_hypotheses
 from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
 from diffupose.files import atomic_path
 
@@ -59,6 +61,24 @@ def noisy_cells(lifter: Lifter, mocap: Mocap, counts: tuple[int, ...], **setting
     return cells
 
 
+def depth_and_reprojection(lifter: Lifter, mocap: Mocap, num_poses: int = 400) -> dict[str, Any]:
+    """Return the wrists' standard deviation in depth, and how far hypotheses project from clean keypoints."""
+    poses, rows = choose_poses(mocap, num_poses, 0), {}
+    for rig in RIGS:
+        for noisy in (False, True):
+            cell = make_cell(poses, rig, noisy)
+            result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False)
+            depth = result.hypotheses[:, :, [13, 16], 2].std(dim=1).mean()
+            rows[cell.name] = {"wrist_depth_deviation_mm": 1000 * float(depth)}
+        keypoints, intrinsics = calibrated(make_cell(poses, rig, False))
+        result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=10, flip=False)
+        present = result.confidence > 0
+        error, _ = reprojection_error(result.hypotheses, result.keypoints_2d, result.confidence, intrinsics)
+        _, half = person_box(result.keypoints_2d, present)
+        rows[f"{rig} clean"]["reprojection_error_of_box_side"] = float((error / (2 * half)).mean())
+    return {"num_poses": num_poses, "num_hypotheses": 10, "cells": rows}
+
+
 def of_a_run(name: str, options: argparse.Namespace, mocap: Mocap) -> dict[str, Any]:
     """Score a lifter of ``RUNS``; ``base`` with the noise and the steps of the bundled model."""
     lifter = Lifter.from_pretrained(Path(options.runs) / name / "model.safetensors", device="cpu")
@@ -87,6 +107,7 @@ def main() -> None:
         "camera": lambda: evaluate_mocap(bundled(), mocap, None, tier="camera", num_hypotheses=(10,)),
         "bfloat16": lambda: noisy_cells(bundled(), mocap, (10,), precision="bfloat16"),
         "100-steps": lambda: noisy_cells(bundled(), mocap, (10,), num_inference_steps=100),
+        "depth": lambda: depth_and_reprojection(bundled(), mocap),
         "plain-ddim": lambda: noisy_cells(bundled(), mocap, (10, 50), variance="fixed_small"),
     }
     if options.runs is not None:
