@@ -357,8 +357,8 @@ def test_other_python_threads_go_on_meanwhile(frames, hypotheses, restore_thread
     torch.set_num_threads(2)
     config = denoiser_config("base", hidden_dim=96)
     packed = PackedDenoiser(layer_program(random_denoiser(config)))
-    steps = 50 if frames > 1 else 2000
-    table, inputs = step_table(NoiseSchedule(4000), steps, prediction_type="sample"), conditions(config, frames)
+    steps = 200 if frames > 1 else 20000
+    table, inputs = step_table(NoiseSchedule(20000), steps, prediction_type="sample"), conditions(config, frames)
     packed.parameters(torch.from_numpy(table.timesteps))  # before the clock
     ticks, over = [], threading.Event()
 
