@@ -87,7 +87,7 @@ def bench_sample(benchmark, timed, floor_rate, model, frames, hypotheses, steps,
     else:
         network_to_run = packed(net, "bfloat16" if name == "cpp-bf16" else "float32")
     call = timed(partial(sample, num_hypotheses=hypotheses, clip_sample_range=1.0), network_to_run, inputs, table)
-    rounds = 3 if flops > 2e11 else 7
+    rounds = 1 if flops > 1e12 else 3 if flops > 2e11 else 7
     result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
     benchmark.extra_info["floor_rate"] = floor_rate(name == "cpp-bf16")
     # A time counts only for the right result.
