@@ -88,6 +88,8 @@ RUNGS = (
          f"denoiser.time_blocks=between {STANDARD} diffusion.prediction_type=sample"),
     Rung("parallel-s1", "parallel, another seed", PARALLEL, seed=1),
     Rung("parallel-s2", "parallel, another seed", PARALLEL, seed=2),
+    Rung("v-prediction-s1", "v-prediction, another seed", PARALLEL, "diffusion.prediction_type=v_prediction", seed=1),
+    Rung("v-prediction-s2", "v-prediction, another seed", PARALLEL, "diffusion.prediction_type=v_prediction", seed=2),
     Rung("limbs-0.25-s1", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=1),
     Rung("limbs-0.25-s2", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=2),
 )  # fmt: skip
