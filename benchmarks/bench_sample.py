@@ -70,13 +70,16 @@ def packed(net, precision):
     [(*case, name) for case in CASES for name in VARIANTS],
     ids=lambda value: str(value),
 )
-def bench_sample(benchmark, timed, floor_rate, model, frames, hypotheses, steps, name):
+def bench_sample(benchmark, timed, floor_rate, monkeypatch, model, frames, hypotheses, steps, name):
     benchmark.group = f"sample {model}, B={frames}, N={hypotheses}, {steps} steps"
     net, table, inputs = case_inputs(model, frames, steps)
     flops = denoiser_flops(net, 17) * frames * hypotheses * steps
     benchmark.extra_info.update(variant=name, flops=flops)
     if benchmark.disabled and (flops > 2e10 or name == "compile"):
         pytest.skip("nothing is timed: the small cases tell whether it runs")
+    if name in ("eager", "compile"):
+        # Plain PyTorch: left to themselves the modules would take the C++ graph convolution.
+        monkeypatch.setattr("diffupose.ops._backend._FROM_ENVIRONMENT", "torch")
     if name == "compile":
         if flops > 5e11:
             pytest.skip("the eager and the fused code tell enough")

@@ -223,9 +223,9 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const st
     std::vector<Team> all_teams(teams);
     Watch watch(interrupted);
     std::atomic<bool> stopped{false};
+    std::atomic<int64_t> next_tile{0};
     std::atomic<int> finished{0};
     parallel(num_threads, [&](int thread, int count) {
-        const int64_t team_count = together ? 1 : count;
         const int64_t team_index = together ? 0 : thread;
         const int part = together ? thread : 0, parts = together ? count : 1;
         Team& team = all_teams[team_index];
@@ -238,7 +238,9 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const st
             tile.buffers.push_back(reinterpret_cast<float*>(memory));
             memory += most * joints_ * padded(width) * 4 + kAlignment;
         }
-        for (int64_t index = team_index; index < tiles; index += team_count) {
+        // Whoever is free takes the next tile: a thread that loses its core for a while does not hold up the others.
+        const auto after = [&](int64_t index) { return together ? index + 1 : next_tile.fetch_add(1); };
+        for (int64_t index = after(-1); index < tiles; index = after(index)) {
             const int64_t first = num_poses * index / tiles, last = num_poses * (index + 1) / tiles;
             // True when it is time to leave. Only the caller's thread asks, all others look at what it found.
             const auto leave = [&] {
