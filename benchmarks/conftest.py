@@ -84,9 +84,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for line in lines:
             terminalreporter.write_line(line)
     _write_floors(terminalreporter, config)
+    if lines and (path := config.getoption("--ratios-json")):
+        Path(path).write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ratios-json", metavar="PATH", help="write the lines of 'side by side' as JSON, too")
     parser.addoption("--floors-json", metavar="PATH", help="write the rows of 'achieved over floor' as JSON, too")
 
 
