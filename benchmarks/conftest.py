@@ -119,7 +119,7 @@ def _best_product() -> float:
 def _write_floors(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print ratios, and what was achieved over the floor, of benchmarks that say how many operations they need."""
     session = getattr(config, "_benchmarksession", None)
-    benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
+    benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "floor_rate" in bench.extra_info]
     if not benches:
         return
     product = _best_product()
