@@ -19,7 +19,7 @@ from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
 from diffupose.training.batches import NOISE_STREAM, Batches, pose_statistics, step_generator
 from diffupose.training.config import TrainConfig
-from diffupose.training.distributed import average, average_gradients, start_processes, stop_processes
+from diffupose.training.distributed import average, average_gradients, start_processes, stop_processes, wait_for_all
 from diffupose.training.ema import ExponentialMovingAverage
 from diffupose.training.loss import DiffusionLoss
 from diffupose.training.sources import open_batches
@@ -154,6 +154,7 @@ class _Trainer:
         bar.close()
         if board is not None:
             board.close()
+        wait_for_all(self.num_processes)
         return self.folder / LIFTER_NAME
 
     def _train_step(self) -> tuple[float, float]:
