@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffupose import Lifter
@@ -53,7 +53,7 @@ class Rung:
     lift: tuple[tuple[str, object], ...] = ()
 
 
-RUNGS = (
+_LADDER = (
     Rung("parallel", "graph convolution beside attention, x0 standardised, time in every block", PARALLEL),
     Rung("limbs-0.25", "limbs exchanged between people, probability 0.25", f"{PARALLEL} --exchange-limbs 0.25"),
     Rung("v-prediction", "v instead of x0", PARALLEL, "diffusion.prediction_type=v_prediction"),
@@ -86,20 +86,25 @@ RUNGS = (
          f"denoiser.time_blocks=between {STANDARD}"),
     Rung("paper-x0", "and x0 predicted, squared error", f"{PERSON} --lr 1e-3 --loss mse",
          f"denoiser.time_blocks=between {STANDARD} diffusion.prediction_type=sample"),
-    Rung("parallel-s1", "parallel, another seed", PARALLEL, seed=1),
-    Rung("parallel-s2", "parallel, another seed", PARALLEL, seed=2),
-    Rung("v-prediction-s1", "v-prediction, another seed", PARALLEL, "diffusion.prediction_type=v_prediction", seed=1),
-    Rung("v-prediction-s2", "v-prediction, another seed", PARALLEL, "diffusion.prediction_type=v_prediction", seed=2),
-    Rung("limbs-0.25-s1", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=1),
-    Rung("limbs-0.25-s2", "limbs-0.25, another seed", f"{PARALLEL} --exchange-limbs 0.25", seed=2),
 )  # fmt: skip
+
+# Rungs within 2 % of another one, which one seed does not rank.
+TIED = ("parallel", "v-prediction", "mask", "camera-cue", "camera-cue-used", "bodies", "no-bodies", "limbs-0.25",
+        "paper-1e-3", "paper-3e-3", "paper-person", "paper-time")  # fmt: skip
+RUNGS = _LADDER + tuple(
+    replace(rung, name=f"{rung.name}-s{seed}", what=f"{rung.name}, another seed", seed=seed)
+    for name in TIED
+    for rung in _LADDER
+    if rung.name == name
+    for seed in (1, 2)
+)
 
 
 def train_command(rung: Rung, data: str) -> list[str]:
     """Return the command that trains a rung."""
     model = f"--model {rung.model}" if rung.model else ""
     # Runs that differ in the lift only share their training.
-    folder = RUNS / rung.name.removesuffix("-used")
+    folder = RUNS / rung.name.replace("-used", "")
     return shlex.split(
         f"diffupose train {rung.flags} {model} --data {data} --output {folder} --steps {NUM_STEPS} "
         f"--batch-size {BATCH_SIZE} --seed {rung.seed} --exclude-subjects {' '.join(rung.subjects)} "

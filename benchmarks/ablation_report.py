@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 BEGIN, END = "<!-- {}: made by benchmarks/ablation_report.py -->", "<!-- end of {} -->"
 CELLS = ("h36m noisy", "wild noisy")
+SEED = re.compile(r"-s\d+$")
 
 
 def table(header: list[str], rows: list[list[str]], names: int = 1) -> str:
@@ -25,11 +27,17 @@ def table(header: list[str], rows: list[list[str]], names: int = 1) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
+def rungs() -> list[dict[str, Any]]:
+    """Return what was measured of all rungs, by name."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / "ablation").glob("*.json"))]
+
+
 def ladder() -> str:
-    """Return the table of all rungs."""
+    """Return the table of all rungs, of their first seed."""
     rows = []
-    for path in sorted((RESULTS / "ablation").glob("*.json")):
-        result = json.loads(path.read_text())
+    for result in rungs():
+        if SEED.search(result["rung"]):
+            continue
         cells = [result["cells"][name] for name in CELLS]
         numbers = [f"{cell[key]:.1f}" for key in ("mpjpe", "energy_score") for cell in cells]
         spread = ["" if cell.get("dispersion") is None else f"{cell['dispersion']:.2f}" for cell in cells]
@@ -42,6 +50,26 @@ def ladder() -> str:
     header = ["rung", "what", "parameters", "training, s", "curve", "MPJPE h36m", "MPJPE wild", "energy h36m",
               "energy wild", "dispersion"]  # fmt: skip
     return table(header, rows, names=2)
+
+
+def seeds() -> str:
+    """Return the table of the rungs that were trained with several seeds: means and, in brackets, their range."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for result in rungs():
+        by_name.setdefault(SEED.sub("", result["rung"]), []).append(result)
+    rows = []
+    for name, results in by_name.items():
+        if len(results) < 2:
+            continue
+        row = [name, str(len(results))]
+        for key in ("mpjpe", "energy_score"):
+            for cell in CELLS:
+                values = [result["cells"][cell][key] for result in results]
+                row.append(f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+        rows.append(row)
+    rows.sort(key=lambda row: float(row[2].split()[0]) + float(row[3].split()[0]))
+    header = ["rung", "seeds", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild"]
+    return table(header, rows)
 
 
 def choices() -> str:
@@ -141,7 +169,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     path = DOCS / "ablation.md"
     text = path.read_text(encoding="utf-8")
-    sections = {"ladder": ladder}
+    sections = {"ladder": ladder, "seeds": seeds}
     if (RESULTS / "sampling.json").exists():
         sections |= {"sampling": plots, "choices": choices}
     if (RESULTS / "validation").exists():
