@@ -3,9 +3,11 @@ import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from support.cuda_emulation import emulate
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,6 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``"cuda"`` as a backend for tensors on the CPU: the same .cu files, every CUDA thread a fibre."""
+    return emulate(monkeypatch)
 
 
 @pytest.fixture

@@ -65,12 +65,16 @@ def test_wheel_has_the_extension_that_was_asked_for(names, wheel):
     mode = os.environ.get("DIFFUPOSE_BUILD", "auto")
     if mode == "cpu":
         assert len(extensions) == 1
+    if mode == "cuda":
+        assert len(extensions) == 2
     if mode == "none":
         assert extensions == []
         assert wheel.name.endswith("-py3-none-any.whl")
-    assert all(Path(name).name.startswith("_C.") for name in extensions)
-    # `diffupose env` says why there is none.
-    assert ("diffupose/_no_extension.txt" in names) == (not extensions)
+    built = {Path(name).name.split(".")[0] for name in extensions}
+    assert built <= {"_C", "_cuda"}
+    # `diffupose env` says why one is missing.
+    for name, reason in (("_C", "_no_extension.txt"), ("_cuda", "_no_cuda.txt")):
+        assert (f"diffupose/{reason}" in names) == (name not in built)
 
 
 def test_metadata():
@@ -105,10 +109,28 @@ def test_unknown_build_mode_names_the_choices():
     assert "DIFFUPOSE_BUILD must be one of auto, cuda, cpu, none; got 'gpu'" in result.stderr
 
 
-def test_cuda_build_says_why_it_cannot():
-    result = run(sys.executable, "setup.py", "--version", DIFFUPOSE_BUILD="cuda")
+@pytest.mark.parametrize("mode", ["auto", "cuda"])
+def test_build_without_nvcc(mode, tmp_path):
+    """`auto` goes on with one line about it, `cuda` fails."""
+    build = ["build", "--build-base", str(tmp_path)]
+    result = run(sys.executable, "setup.py", *build, DIFFUPOSE_BUILD=mode, NVCC="no-such-nvcc")
+    reason = "no nvcc found (install the CUDA toolkit, or set NVCC or CUDA_HOME)"
+    if mode == "cuda":
+        assert result.returncode != 0
+        assert f"DIFFUPOSE_BUILD=cuda: {reason}" in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+        assert f"not built: _cuda ({reason})" in result.stdout
+        (path,) = tmp_path.rglob("_no_cuda.txt")
+        assert path.read_text() == reason + "\n"
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_unknown_architecture_names_the_choices(tmp_path):
+    build = ["build", "--build-base", str(tmp_path)]
+    result = run(sys.executable, "setup.py", *build, DIFFUPOSE_BUILD="cuda", TORCH_CUDA_ARCH_LIST="9.0a;77.0")
     assert result.returncode != 0
-    assert "this version has no CUDA sources" in result.stderr
+    assert "TORCH_CUDA_ARCH_LIST names '77.0', nvcc has " in result.stderr
 
 
 @pytest.mark.parametrize("mode", ["auto", "cpu"])

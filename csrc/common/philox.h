@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace diffupose {
 
 struct PhiloxKey {
@@ -16,7 +18,7 @@ struct PhiloxWords {
 };
 
 // Ten rounds of the bijection of counters that the key selects.
-inline PhiloxWords philox_4x32_10(PhiloxWords words, PhiloxKey key) {
+DIFFUPOSE_HOST_DEVICE inline PhiloxWords philox_4x32_10(PhiloxWords words, PhiloxKey key) {
     constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
     constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
     for (int round = 0; round < 10; ++round) {
@@ -31,7 +33,7 @@ inline PhiloxWords philox_4x32_10(PhiloxWords words, PhiloxKey key) {
 
 // Two normals from two words: z = sqrt(-2 ln u1) (cos, sin)(2 pi u2), u1 in (0, 1], u2 in [0, 1), within 1e-6 of the
 // same transform in float64.
-inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
+DIFFUPOSE_HOST_DEVICE inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
     constexpr float kHalfPi = 1.57079632679489662f;
     const float u1 = static_cast<float>((word1 >> 8) + 1) * 0x1p-24f;
     // The angle is `quarter` quarter turns plus f of one, |f| <= 1/2; integers keep the reduction exact.
@@ -58,8 +60,8 @@ inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
 }
 
 // The four normals of one block of elements of one hypothesis of one frame.
-inline void philox_normal_block(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, uint32_t block,
-                                float* z) {
+DIFFUPOSE_HOST_DEVICE inline void philox_normal_block(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id,
+                                                      uint32_t step, uint32_t block, float* z) {
     const PhiloxWords words = philox_4x32_10(
         {static_cast<uint32_t>(frame_id), static_cast<uint32_t>(frame_id >> 32), hypothesis_id, step << 16 | block},
         key);

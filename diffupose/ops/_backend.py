@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import torch  # before the extension, so that both use the OpenMP runtime that torch brings
+from torch import Tensor
 
 from diffupose._source_hash import source_hash
 from diffupose.errors import BackendUnavailableError
@@ -23,41 +26,41 @@ _NAMES = ("torch", "cpp", "cuda", "triton")
 _DEVICE_OF = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _FROM_ENVIRONMENT = os.environ.get("DIFFUPOSE_BACKEND") or "auto"
 
-# Written by ``setup.py`` where it built no extension.
-_REASON = Path(__file__).resolve().parents[1] / "_no_extension.txt"
+# Written into the package by ``setup.py`` where it built no extension.
+_PACKAGE = Path(__file__).resolve().parents[1]
+_REASONS = {"_C": "_no_extension.txt", "_cuda": "_no_cuda.txt"}
 
 SourceState = Literal["no extension", "no sources", "match", "changed"]
 
 
-def _reason_of_the_build() -> str:
+def _reason_of_the_build(name: str) -> str:
     """Return what ``setup.py`` left about an extension that it did not build, to be put behind a sentence."""
     try:
-        return ": " + _REASON.read_text(encoding="utf-8").strip()
+        return ": " + (_PACKAGE / _REASONS[name]).read_text(encoding="utf-8").strip()
     except OSError:  # nothing was recorded: the package was not built, or a file was deleted
         return ""
 
 
-def _load_cpp() -> tuple[ModuleType | None, SourceState, str]:
-    """Return the C++ extension if it can be used, how it compares with its sources, and a sentence about it."""
+def _load(name: str, language: str) -> tuple[ModuleType | None, SourceState, str]:
+    """Return an extension if it can be used, how it compares with its sources, and if it cannot, why."""
     try:
-        module = importlib.import_module("diffupose._C")
+        module = importlib.import_module(f"diffupose.{name}")
     except ModuleNotFoundError:
-        return None, "no extension", "diffupose was built without its C++ extension" + _reason_of_the_build()
+        return None, "no extension", f"diffupose was built without its {language} extension{_reason_of_the_build(name)}"
     except ImportError as error:
-        return None, "no extension", f"the C++ extension does not load: {error}"
-    csrc = Path(__file__).resolve().parents[2] / "csrc"
+        return None, "no extension", f"the {language} extension does not load: {error}"
+    csrc = _PACKAGE.parent / "csrc"
     if not (csrc / "bind_cpu.cpp").is_file():  # an ordinary install brings no sources
-        state: SourceState = "no sources"
-    elif source_hash(csrc) == module.source_hash():
-        state = "match"
-    else:
-        reason = "the C++ sources changed since the build: run pip install -e . again"
-        warnings.warn(f"diffupose: {reason}", RuntimeWarning, stacklevel=2)
-        return None, "changed", reason
-    return module, state, "C++ with OpenMP" if module.has_openmp() else "C++ without OpenMP, on one thread"
+        return module, "no sources", ""
+    if source_hash(csrc) == module.source_hash():
+        return module, "match", ""
+    reason = f"the {language} sources changed since the build: run pip install -e . again"
+    warnings.warn(f"diffupose: {reason}", RuntimeWarning, stacklevel=2)
+    return None, "changed", reason
 
 
-_CPP, SOURCE_STATE, _CPP_REASON = _load_cpp()
+_CPP, SOURCE_STATE, _CPP_REASON = _load("_C", "C++")
+_CUDA, _, _CUDA_REASON = _load("_cuda", "CUDA")
 
 
 def cpp() -> ModuleType:
@@ -71,6 +74,56 @@ def cpp() -> ModuleType:
     return _CPP
 
 
+def cuda() -> ModuleType:
+    """Return the CUDA extension.
+
+    Raises:
+        BackendUnavailableError: If it is not there or not to be used; the message says why.
+    """
+    active, reason = _cuda_state()
+    if not active:
+        raise BackendUnavailableError(f'backend "cuda" is not available: {reason}')
+    assert _CUDA is not None
+    return _CUDA
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which kernels go to a tensor's GPU, nearly free where that is the current one."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def stream_of(tensor: Tensor) -> int:
+    """Return the handle of the stream that work on a tensor's device is put on now."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def _cpp_state() -> tuple[bool, str]:
+    if _CPP is None:
+        return False, _CPP_REASON
+    return True, "C++ with OpenMP" if _CPP.has_openmp() else "C++ without OpenMP, on one thread"
+
+
+@functools.cache
+def _cuda_state() -> tuple[bool, str]:
+    """Return whether the CUDA extension runs here, and what it is or why it does not."""
+    if _CUDA is None:
+        return False, _CUDA_REASON
+    if not torch.cuda.is_available():
+        return False, "PyTorch sees no GPU"
+    runtime, driver = _CUDA.runtime_version(), _CUDA.driver_version()
+    if driver // 1000 < runtime // 1000:  # within a major version an older driver runs what was built for its GPUs
+        reason = f"it was built with CUDA {_version(runtime)}, the driver here runs {_version(driver)} at most"
+        warnings.warn(f"diffupose: the CUDA extension is not used: {reason}", RuntimeWarning, stacklevel=3)
+        return False, reason
+    return True, f"CUDA {_version(runtime)}"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def available_backends() -> dict[str, tuple[bool, str]]:
     """Return for each backend whether it can run here, and a few words on what it is or why it cannot.
 
@@ -80,8 +133,8 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     """
     return {
         "torch": (True, f"PyTorch {torch.__version__}"),
-        "cpp": (_CPP is not None, _CPP_REASON),
-        "cuda": (False, "this version has no CUDA kernels"),
+        "cpp": _cpp_state(),
+        "cuda": _cuda_state(),
         "triton": (False, "this version has no Triton kernels"),
     }
 

@@ -1,4 +1,4 @@
-"""Gaussian noise by counter: the public op over the reference and the C++ code."""
+"""Gaussian noise by counter: the public op over the reference, the C++ and the CUDA code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffupose import reference
-from diffupose.ops._backend import Backend, choose_backend, cpp
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 
 MAX_ELEMENTS = 4 << 16
@@ -34,7 +34,7 @@ def philox_normal(
         step: Index of the row in the step table, in [0, 0xFFFF); ``INITIAL_NOISE_STEP`` (0xFFFF) for the noise the
             process starts from.
         num_elements: Numbers per hypothesis, at most 262144; element ``3 j + axis`` belongs to joint ``j``.
-        backend: ``"auto"``, ``"torch"`` or ``"cpp"``; None takes the environment variable DIFFUPOSE_BACKEND, or else
+        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"cuda"``; None takes the environment variable DIFFUPOSE_BACKEND, or else
             ``"auto"``.
 
     Returns:
@@ -107,7 +107,25 @@ def _run_cpp(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, nu
     return out
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp}
+def _run_cuda(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+    frame_ids, hypothesis_ids = frame_ids.contiguous(), hypothesis_ids.contiguous()
+    out = frame_ids.new_empty(len(frame_ids), len(hypothesis_ids), num_elements, dtype=torch.float32)
+    with on_device(frame_ids):
+        cuda().philox_normal(
+            seed=seed,
+            frame_ids=frame_ids.data_ptr(),
+            hypothesis_ids=hypothesis_ids.data_ptr(),
+            step=step,
+            out=out.data_ptr(),
+            num_frames=len(frame_ids),
+            num_hypotheses=len(hypothesis_ids),
+            num_elements=num_elements,
+            stream=stream_of(frame_ids),
+        )
+    return out
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda}
 
 
 def _run(

@@ -90,26 +90,30 @@ def test_environment_is_read_at_import(monkeypatch):
     assert 'BackendUnavailableError: backend "triton" is not available' in result.stderr
 
 
-def load_with(monkeypatch, result):
+LANGUAGES = {"_C": "C++", "_cuda": "CUDA"}
+
+
+def load_with(monkeypatch, result, extension="_C"):
     def import_module(name: str) -> object:
-        assert name == "diffupose._C"
+        assert name == f"diffupose.{extension}"
         if isinstance(result, Exception):
             raise result
         return result
 
     monkeypatch.setattr(_backend.importlib, "import_module", import_module)
-    return _backend._load_cpp()
+    return _backend._load(extension, LANGUAGES[extension])
 
 
-def test_extension_that_is_missing_or_broken(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("extension", "file"), [("_C", "_no_extension.txt"), ("_cuda", "_no_cuda.txt")])
+def test_extension_that_is_missing_or_broken(monkeypatch, tmp_path, extension, file):
     missing, sentence = (
-        ModuleNotFoundError("No module named 'diffupose._C'"),
-        "diffupose was built without its C++ extension",
+        ModuleNotFoundError(f"No module named 'diffupose.{extension}'"),
+        f"diffupose was built without its {LANGUAGES[extension]} extension",
     )
-    monkeypatch.setattr(_backend, "_REASON", tmp_path / "reason.txt")
-    assert load_with(monkeypatch, missing) == (None, "no extension", sentence)
-    (tmp_path / "reason.txt").write_text("no C++ compiler found\n")
-    assert load_with(monkeypatch, missing) == (None, "no extension", f"{sentence}: no C++ compiler found")
+    monkeypatch.setattr(_backend, "_PACKAGE", tmp_path)
+    assert load_with(monkeypatch, missing, extension) == (None, "no extension", sentence)
+    (tmp_path / file).write_text("no compiler found\n")
+    assert load_with(monkeypatch, missing, extension) == (None, "no extension", f"{sentence}: no compiler found")
     module, state, reason = load_with(monkeypatch, ImportError("undefined symbol: omp_get_max_threads"))
     assert (module, state) == (None, "no extension")
     assert "undefined symbol" in reason
@@ -128,7 +132,49 @@ def test_extension_of_these_sources_is_taken(monkeypatch):
     extension = FakeExtension("new")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load_with(monkeypatch, extension) == (extension, "match", "C++ with OpenMP")
+        assert load_with(monkeypatch, extension) == (extension, "match", "")
+
+
+class FakeCuda:
+    def __init__(self, driver: int) -> None:
+        self._driver = driver
+
+    def runtime_version(self) -> int:
+        return 13000
+
+    def driver_version(self) -> int:
+        return self._driver
+
+
+def cuda_state() -> tuple[bool, str]:
+    return _backend._cuda_state.__wrapped__()  # as at its first call
+
+
+def test_cuda_without_a_gpu_or_an_extension_says_why(monkeypatch):
+    monkeypatch.setattr(_backend, "_CUDA", None)
+    monkeypatch.setattr(_backend, "_CUDA_REASON", "it is raining")
+    assert cuda_state() == (False, "it is raining")
+    monkeypatch.setattr(_backend, "_CUDA", FakeCuda(0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda_state() == (False, "PyTorch sees no GPU")
+    monkeypatch.setattr(_backend, "_cuda_state", cuda_state)
+    with pytest.raises(BackendUnavailableError, match='backend "cuda" is not available: PyTorch sees no GPU'):
+        _backend.cuda()
+
+
+def test_an_old_driver_gives_one_warning_and_the_next_backend(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_backend, "_CUDA", FakeCuda(12080))
+    with pytest.warns(
+        RuntimeWarning, match=r"not used: it was built with CUDA 13\.0, the driver here runs 12\.8 at most"
+    ):
+        active, reason = cuda_state()
+    assert not active
+    assert "12.8" in reason
+    monkeypatch.setattr(_backend, "_CUDA", FakeCuda(13020))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cuda_state() == (True, "CUDA 13.0")
 
 
 def test_cpp_without_extension_says_why(monkeypatch):

@@ -52,10 +52,12 @@ def float64_normals(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: 
     return torch.from_numpy(out)
 
 
-@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp)])
+@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp), "cuda"])
 def backend(request, device):
     if request.param == "cpp" and device.type != "cpu":
         pytest.skip("C++ runs on the CPU")
+    if request.param == "cuda" and device.type == "cpu":
+        request.getfixturevalue("emulated_cuda")
     return request.param
 
 

@@ -1,0 +1,9 @@
+// Versions as CUDA counts them: 1000 major + 10 minor.
+#pragma once
+
+namespace diffupose {
+
+int cuda_runtime_version();  // that _cuda was built with
+int cuda_driver_version();   // the newest that the driver here runs, 0 without one
+
+}  // namespace diffupose

@@ -1,0 +1,128 @@
+// CUDA for a plain C++ compiler: the same .cu sources run on the CPU, block after block.
+//
+// A CUDA thread is a fibre (default), taken in forward, reverse or random order between two barriers, or with
+// DIFFUPOSE_EMULATE_THREADS a thread of the operating system, for ThreadSanitizer. Checked are indices, tails, staging
+// in shared memory, where barriers stand, and that a barrier is reached by all. Not checked: what nvcc makes of the
+// source, the memory model beyond barriers, alignment, speed.
+//
+// Shuffles and matrix products exchange values between the threads of a warp, but order nothing else they wrote: on the
+// GPU, too, only __syncwarp() and __syncthreads() do.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+// Blocks run one after the other: one copy is enough.
+#define __shared__ static
+#define __align__(bytes) alignas(bytes)
+#define __restrict__ __restrict
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+namespace diffupose::emulation {
+
+constexpr int kWarp = 32;
+// The most dynamic shared memory a block may have, as on sm_90.
+constexpr int kMaxSharedBytes = 227 << 10;
+
+struct Indices {
+    dim3 thread, block, block_dim, grid_dim;
+};
+
+// Of the CUDA thread that runs now.
+Indices& indices();
+unsigned char* shared_memory();
+
+void sync_threads();
+// Orders what the threads of the mask wrote. All of them must come.
+void sync_warp(uint32_t mask);
+
+// Gives every thread of the warp that takes part what each of them gave, at most kMaxWords words: all[lane]. It orders
+// nothing else.
+constexpr int kMaxWords = 8;
+using WarpWords = uint32_t[kWarp][kMaxWords];
+void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all);
+
+void launch(dim3 grid, dim3 block, int shared_bytes, const std::function<void()>& kernel);
+
+inline int lane() { return static_cast<int>(indices().thread.x % kWarp); }
+
+template <typename T>
+T from_lane(uint32_t mask, T value, int source) {
+    static_assert(sizeof(T) % 4 == 0 && sizeof(T) <= 4 * kMaxWords);
+    uint32_t words[sizeof(T) / 4];
+    std::memcpy(words, &value, sizeof(T));
+    WarpWords all;
+    exchange(mask, words, sizeof(T) / 4, all);
+    T result;
+    std::memcpy(&result, all[source], sizeof(T));
+    return result;
+}
+
+}  // namespace diffupose::emulation
+
+#define threadIdx (diffupose::emulation::indices().thread)
+#define blockIdx (diffupose::emulation::indices().block)
+#define blockDim (diffupose::emulation::indices().block_dim)
+#define gridDim (diffupose::emulation::indices().grid_dim)
+
+#define DIFFUPOSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    ((void)(stream), diffupose::emulation::launch(grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+#define DIFFUPOSE_DYNAMIC_SHARED(name) unsigned char* const name = diffupose::emulation::shared_memory()
+
+inline void __syncthreads() { diffupose::emulation::sync_threads(); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) { diffupose::emulation::sync_warp(mask); }
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int source) {
+    return diffupose::emulation::from_lane(mask, value, source);
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits) {
+    return diffupose::emulation::from_lane(mask, value, diffupose::emulation::lane() ^ bits);
+}
+template <typename T>
+T __shfl_down_sync(uint32_t mask, T value, int distance) {
+    const int lane = diffupose::emulation::lane();
+    const int source = lane + distance;
+    return diffupose::emulation::from_lane(mask, value, source < diffupose::emulation::kWarp ? source : lane);
+}
+
+template <typename T>
+T __ldg(const T* address) {
+    return *address;
+}
+
+namespace diffupose {
+
+inline void check_launch(const char*) {}
+template <typename Kernel>
+void allow_shared_bytes(Kernel, int) {}
+
+}  // namespace diffupose
