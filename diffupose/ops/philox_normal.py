@@ -34,8 +34,8 @@ def philox_normal(
         step: Index of the row in the step table, in [0, 0xFFFF); ``INITIAL_NOISE_STEP`` (0xFFFF) for the noise the
             process starts from.
         num_elements: Numbers per hypothesis, at most 262144; element ``3 j + axis`` belongs to joint ``j``.
-        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"cuda"``; None takes the environment variable DIFFUPOSE_BACKEND, or else
-            ``"auto"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"cuda"``; None takes the environment variable
+            DIFFUPOSE_BACKEND, or else ``"auto"``.
 
     Returns:
         Noise of shape ``[B, H, num_elements]``, float32, on the device of ``frame_ids``; no value exceeds 5.77.

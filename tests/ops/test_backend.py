@@ -157,7 +157,7 @@ def test_cuda_without_a_gpu_or_an_extension_says_why(monkeypatch):
     monkeypatch.setattr(_backend, "_CUDA", FakeCuda(0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda_state() == (False, "PyTorch sees no GPU")
-    monkeypatch.setattr(_backend, "_cuda_state", cuda_state)
+    monkeypatch.setattr(_backend, "_cuda_state", lambda: (False, "PyTorch sees no GPU"))
     with pytest.raises(BackendUnavailableError, match='backend "cuda" is not available: PyTorch sees no GPU'):
         _backend.cuda()
 
