@@ -32,7 +32,7 @@ def sample(
 
     Args:
         denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, or its
-            packed form, which the C++ engine runs: each thread takes a few poses through all layers and steps.
+            packed form, which the C++ or the CUDA engine runs.
         inputs: Conditions of shape ``[B, J, C]``.
         table: The sampler.
         seed: 64-bit seed.
@@ -42,12 +42,12 @@ def sample(
         clip_sample_range: Limit of x0 in the model's data units, or None.
         antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
             mean is nearer to the mean of many.
-        backend: A packed denoiser has ``"cpp"``, a module ``"torch"``, whose noise comes from the fastest code there is
-            unless it is named.
+        backend: A packed denoiser has its own, ``"cpp"`` or ``"cuda"``, a module ``"torch"``, whose noise comes from
+            the fastest code there is unless it is named.
 
     Returns:
-        ``[B, H, J, 3]`` in the model's data units. Those of ``"cpp"`` are the same bits for any batch, order and number
-        of threads.
+        ``[B, H, J, 3]`` in the model's data units. Those of a packed denoiser are the same bits for any batch and
+        order, and on the CPU for any number of threads.
 
     Raises:
         ValueError: If a shape does not fit, or the table needs what is not there.
@@ -67,8 +67,8 @@ def sample(
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
     if clip_sample_range is not None and not clip_sample_range >= 0:
         raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
-    packed = isinstance(denoiser, PackedDenoiser)
-    chosen = choose_backend(backend, inputs.device, ("cpp",) if packed else ("torch",))
+    own = (denoiser.backend,) if isinstance(denoiser, PackedDenoiser) else ("torch",)
+    chosen = choose_backend(backend, inputs.device, own)
     scale = table.noise_scale_tensor()
     if scale is not None and scale.shape[1:] != (inputs.shape[1], 3):
         raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")

@@ -25,16 +25,21 @@ def run_program(
     timesteps: Tensor,
     dtype: torch.dtype = torch.float64,
     rounding: Callable[[Tensor], Tensor] = lambda x: x,
+    storing: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Return the output buffer ``[N, J, width]``; ``rounding`` is applied to both operands of every product."""
-    buffers = {0: torch.cat((sample, condition), dim=-1).to(dtype)}
+    """Return the output buffer ``[N, J, width]``.
+
+    ``rounding`` is applied to both operands of every product, ``storing`` to all buffers but the output.
+    """
+    buffers = {0: storing(torch.cat((sample, condition), dim=-1).to(dtype))}
     parameters = [(scale.to(dtype), shift.to(dtype)) for scale, shift in program.tabulate(timesteps)]
     for layer in program.layers:
         result = _apply(layer, buffers[layer.input], parameters, rounding)
         residual = getattr(layer, "residual", -1)
         if residual >= 0:
             result = result + buffers[residual][..., : result.shape[-1]]
-        buffers[layer.output] = result
+        is_output = layer.output == len(program.widths) - 1
+        buffers[layer.output] = result if is_output else storing(result)
     return buffers[len(program.widths) - 1]
 
 
