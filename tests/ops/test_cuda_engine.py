@@ -205,8 +205,8 @@ def draw(packed, inputs, table, gpu, frame_ids=None, hypothesis_ids=None, **opti
     frame_ids = torch.arange(len(inputs)) if frame_ids is None else frame_ids
     hypothesis_ids = torch.arange(3) if hypothesis_ids is None else hypothesis_ids
     return ops.sample(
-        packed, inputs.to(gpu), table, frame_ids=frame_ids.to(gpu), hypothesis_ids=hypothesis_ids.to(gpu), backend="cuda",
-        **options,
+        packed, inputs.to(gpu), table, frame_ids=frame_ids.to(gpu), hypothesis_ids=hypothesis_ids.to(gpu),
+        backend="cuda", **options,
     ).cpu()  # fmt: skip
 
 
@@ -386,7 +386,7 @@ def test_programs_that_the_engine_cannot_run(gpu):
 def test_a_lift_gives_the_same_poses_as_with_pytorch(gpu, tmp_path, kind):
     lifter = tiny_lifter(tmp_path, kind)
     if kind == "person":  # its heads have eight channels
-        with pytest.raises(BackendUnavailableError, match='"cuda" is not available: .*heads of a multiple of 16'):
+        with pytest.raises(BackendUnavailableError, match=r'"cuda" is not available: .*heads of a multiple of 16'):
             lifter(people(1), image_size=(1000, 800), backend="cuda")
         lifter.denoiser = random_denoiser(CONFIGS["base"])
     keypoints = people(3)
