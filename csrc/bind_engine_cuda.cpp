@@ -36,14 +36,16 @@ const float* numbers(uintptr_t address) { return reinterpret_cast<const float*>(
 
 py::bytes layer_record(const std::string& kind, const std::string& activation, int input_steps, int output_steps,
                        int channels, int num_heads, bool bias_per_joint, bool normalize, bool output_is_float,
-                       float eps, int64_t input, int64_t output, int64_t residual, int64_t weights, int64_t parameters,
-                       uintptr_t weight, uintptr_t own, uintptr_t neighbors, uintptr_t adjacency, uintptr_t bias) {
+                       bool film, float eps, int64_t input, int64_t output, int64_t residual, int64_t weights,
+                       int64_t parameters, uintptr_t weight, uintptr_t own, uintptr_t neighbors, uintptr_t adjacency,
+                       uintptr_t bias) {
     LayerRecord record;
     std::memset(&record, 0, sizeof(record));  // its padding too: equal layers are equal bytes
     record.kind = kind_of(kind), record.activation = activation_of(activation);
     record.input_steps = input_steps, record.output_steps = output_steps;
     record.channels = channels, record.num_heads = num_heads;
     record.bias_per_joint = bias_per_joint, record.normalize = normalize, record.output_is_float = output_is_float;
+    record.film = film;
     record.eps = eps;
     record.input = input, record.output = output, record.residual = residual, record.weights = weights;
     record.parameters = parameters;
@@ -138,9 +140,9 @@ void bind_engine_cuda(py::module_& m) {
     m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",
           py::arg("input_steps"), py::arg("output_steps"), py::arg("channels") = 0, py::arg("num_heads") = 1,
           py::arg("bias_per_joint") = false, py::arg("normalize") = false, py::arg("output_is_float") = false,
-          py::arg("eps") = 0.0f, py::arg("input"), py::arg("output"), py::arg("residual") = -1, py::arg("weights") = -1,
-          py::arg("parameters") = 0, py::arg("weight") = 0, py::arg("own") = 0, py::arg("neighbors") = 0,
-          py::arg("adjacency") = 0, py::arg("bias") = 0);
+          py::arg("film") = false, py::arg("eps") = 0.0f, py::arg("input"), py::arg("output"), py::arg("residual") = -1,
+          py::arg("weights") = -1, py::arg("parameters") = 0, py::arg("weight") = 0, py::arg("own") = 0,
+          py::arg("neighbors") = 0, py::arg("adjacency") = 0, py::arg("bias") = 0);
     py::class_<CudaEngine>(m, "CudaEngine")
         .def(py::init([](const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
                          int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16) {

@@ -17,14 +17,6 @@ __device__ inline float activate(CudaActivation activation, float x) {
     return x;
 }
 
-// The compiler must not move loads over this point: what it loads early it must hold, and where 144 registers are sums
-// there is no room for that.
-__device__ inline void hold_loads() {
-#ifdef __CUDA_ARCH__
-    asm volatile("" ::: "memory");
-#endif
-}
-
 // --- Graph convolutions and linear layers ----------------------------------------------------------------------------
 
 // activation(bias + own * H0 + A (neighbors * H1)), in place of H0.
@@ -47,7 +39,6 @@ __device__ inline void mix_joints(const LayerRecord& layer, Sums<kPairs, 2, kBlo
 #pragma unroll
     for (int joint = 0; joint < 2 * kPairs; ++joint) {
         const float* row = layer.adjacency + joint * kAdjacencyStride;
-        hold_loads();
 #pragma unroll
         for (int four = 0; four < (2 * kPairs + 3) / 4; ++four) {
             float a[4];
@@ -65,19 +56,25 @@ __device__ inline void mix_joints(const LayerRecord& layer, Sums<kPairs, 2, kBlo
     }
 }
 
-// Bias, activation and residual of the sums, and where they go.
+__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Bias, activation, residual and FiLM of the sums, and where they go.
 template <typename T, int kPairs, int kProducts, int kBlocks>
-__device__ inline void finish(const LayerRecord& layer, unsigned char* memory,
+__device__ inline void finish(const LayerRecord& layer, unsigned char* memory, const float* parameters,
                               const Sums<kPairs, kProducts, kBlocks>& sums, int block, Lane lane) {
     const int channels = layer.output_steps * kStepChannels;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
         const int channel = (block + n) * 8 + 2 * lane.quarter;
         const int step = (block + n) / 2, half = (block + n) % 2 * 4;
+        float2 scale = {1.0f, 1.0f}, shift = {0.0f, 0.0f};
+        if (layer.film) {
+            scale = *reinterpret_cast<const float2*>(parameters + layer.parameters + channel);
+            shift = *reinterpret_cast<const float2*>(parameters + layer.parameters + channels + channel);
+        }
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
             float result[4], before[4] = {};
-            hold_loads();
             const int index = record_index(pair, step, layer.output_steps, lane.index) + half;
             if (layer.residual >= 0) load4(at<T>(memory, layer.residual) + index, before);
 #pragma unroll
@@ -87,6 +84,12 @@ __device__ inline void finish(const LayerRecord& layer, unsigned char* memory,
                 const float* sum = sums.values[0][pair][n] + 2 * which;
                 result[2 * which] = activate(layer.activation, sum[0] + bias.x) + before[2 * which];
                 result[2 * which + 1] = activate(layer.activation, sum[1] + bias.y) + before[2 * which + 1];
+            }
+            if (layer.film) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    result[i] = silu(result[i] * (i % 2 ? scale.y : scale.x) + (i % 2 ? shift.y : shift.x));
+                }
             }
             if (layer.output_is_float) {
                 store4(at<float>(memory, layer.output) + index, result);
@@ -99,20 +102,21 @@ __device__ inline void finish(const LayerRecord& layer, unsigned char* memory,
 
 // `kBlocks` blocks of eight columns of a product layer, by one warp.
 template <typename T, int kPairs, int kProducts, int kBlocks>
-__device__ inline void product_task(const LayerRecord& layer, unsigned char* memory, int block, Lane lane) {
+__device__ inline void product_task(const LayerRecord& layer, unsigned char* memory, const float* parameters, int block,
+                                    Lane lane) {
     Sums<kPairs, kProducts, kBlocks> sums;
     sums.clear();
     add_products(sums, at<const T>(memory, layer.input), static_cast<const T*>(layer.weight), block, 0,
                  layer.input_steps, layer.input_steps, lane);
     if constexpr (kProducts == 2) mix_joints(layer, sums, block, lane);
-    finish<T>(layer, memory, sums, block, lane);
+    finish<T>(layer, memory, parameters, sums, block, lane);
 }
 
 // The same by all warps of a block, each adding up a part of the channels; `shared` holds the sums of all but the
 // first.
 template <typename T, int kPairs, int kProducts, int kBlocks, int kWarps>
-__device__ inline void shared_product_task(const LayerRecord& layer, unsigned char* memory, int block, float* shared,
-                                           int warp, Lane lane) {
+__device__ inline void shared_product_task(const LayerRecord& layer, unsigned char* memory, const float* parameters,
+                                           int block, float* shared, int warp, Lane lane) {
     constexpr int kSums = kPairs * kProducts * kBlocks * 4;
     Sums<kPairs, kProducts, kBlocks> sums;
     sums.clear();
@@ -133,7 +137,7 @@ __device__ inline void shared_product_task(const LayerRecord& layer, unsigned ch
         for (int i = 0; i < kSums; ++i) flat[i] += theirs[i * kWarpSize];
     }
     if constexpr (kProducts == 2) mix_joints(layer, sums, block, lane);
-    finish<T>(layer, memory, sums, block, lane);
+    finish<T>(layer, memory, parameters, sums, block, lane);
 }
 
 // --- Scale and shift -------------------------------------------------------------------------------------------------
@@ -186,7 +190,7 @@ __device__ inline void scale_shift_task(const LayerRecord& layer, unsigned char*
             const int channel = step * kStepChannels + 2 * lane.quarter + i / 4 * 8 + i % 2;
             const int which = i / 2 % 2;
             const float value = (record[i] - mean[which]) * factor[which] * scale[channel] + shift[channel];
-            record[i] = layer.normalize ? value : value / (1.0f + expf(-value));
+            record[i] = layer.normalize ? value : silu(value);
         }
         store8(y + index, record);
     }

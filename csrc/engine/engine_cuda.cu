@@ -131,11 +131,11 @@ __device__ __noinline__ void reverse_step(const Shape& shape, const CudaSampleAr
 
 template <typename T, int kPairs, int kProducts>
 __global__ void __launch_bounds__(kSplitThreads)
-    product_kernel(LayerRecord layer, unsigned char* workspace, int64_t tile_bytes) {
+    product_kernel(LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, const float* parameters) {
     // As many sums as a lane has, of every warp but the first.
     __shared__ float shared[(kSplit - 1) * kPairs * kProducts * 4 * kWarpSize];
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    shared_product_task<T, kPairs, kProducts, 1, kSplit>(layer, workspace + blockIdx.x * tile_bytes,
+    shared_product_task<T, kPairs, kProducts, 1, kSplit>(layer, workspace + blockIdx.x * tile_bytes, parameters,
                                                          static_cast<int>(blockIdx.y), shared, warp, this_lane());
 }
 
@@ -207,12 +207,12 @@ void launch_layers(const CudaProgram& program, unsigned char* workspace, int64_t
         const auto blocks = static_cast<unsigned>(2 * layer.output_steps);
         if (layer.kind == LayerKind::graph_conv) {
             const auto kernel = product_kernel<T, kPairs, 2>;
-            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace,
-                             program.tile_bytes);
+            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace, program.tile_bytes,
+                             parameters);
         } else if (layer.kind == LayerKind::linear) {
             const auto kernel = product_kernel<T, kPairs, 1>;
-            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace,
-                             program.tile_bytes);
+            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace, program.tile_bytes,
+                             parameters);
         } else {
             const int tasks = layer.kind == LayerKind::scale_shift         ? kPairs
                               : layer.kind == LayerKind::attention_weights ? layer.num_heads * kPairs
@@ -267,11 +267,11 @@ __device__ void run_layer(const LayerRecord& layer, unsigned char* memory, int j
     const Lane lane = this_lane();
     if (layer.kind == LayerKind::graph_conv) {
         for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 2, 2>(layer, memory, 2 * i, lane);
+            product_task<Bfloat16, kPairs, 2, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::linear) {
         for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 1, 2>(layer, memory, 2 * i, lane);
+            product_task<Bfloat16, kPairs, 1, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::scale_shift) {
         for (int i = warp; i < kPairs; i += kPersistentWarps) {

@@ -34,10 +34,11 @@ struct LayerRecord {
     int32_t channels;      // what scale_shift averages over
     int32_t num_heads;
     int32_t bias_per_joint, normalize, output_is_float;
+    int32_t film;  // silu(x * scale + shift) of the step's parameters behind a product
     float eps;
     int64_t input, output, residual;
     int64_t weights;     // offset of the attention weights
-    int64_t parameters;  // index of the first of a step's parameters: scale, and shift behind it
+    int64_t parameters;  // index of the first of the step's parameters: scale, and shift behind it
     const void* weight;
     const float *own, *neighbors;  // [2 pairs, channels]
     const float* adjacency;        // [2 pairs, kAdjacencyStride]

@@ -190,15 +190,28 @@ class _Lowering:
                 f"slots must count the layers that scale and shift, expected {len(self.slots)}, got {layer.slot}"
             )
         steps = steps_of(layer.channels)
+        first = self.num_parameters
+        self.slots.append((first, layer.channels))
+        self.num_parameters += 2 * STEP * steps
+        before = self.layers[-1] if self.layers else None
+        if (
+            not layer.normalize
+            and layer.input == layer.output
+            and before is not None
+            and before.output is self.buffers[layer.input]
+            and before.kind in ("graph_conv", "linear")
+            and before.numbers["output_steps"] == steps
+            and not before.numbers.get("film")
+        ):
+            before.numbers |= {"film": True, "parameters": first}  # on its way out
+            return
         source = self._read(layer.input)
         target = self._write(layer.output, layer.channels, layer.input == layer.output)
         numbers = {
             "input_steps": steps, "output_steps": steps, "channels": layer.channels, "normalize": layer.normalize,
-            "eps": layer.eps, "parameters": self.num_parameters,
+            "eps": layer.eps, "parameters": first,
         }  # fmt: skip
         self.layers.append(_Lowered("scale_shift", source, target, None, None, numbers))
-        self.slots.append((self.num_parameters, layer.channels))
-        self.num_parameters += 2 * STEP * steps
 
     def _attention(self, linear: Linear, attention: Attention) -> None:
         """Queries and keys, their weights, then the values and what comes out: never all of them at once."""
