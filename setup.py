@@ -210,7 +210,9 @@ def cuda_ninja_file(compiler: list[str], nvcc: list[str]) -> str:
     file = NinjaFile(compile_command(compiler), link)
     file.lines += [
         "rule nvcc",
-        f"  command = {quote(nvcc_command(compiler, nvcc))} -MMD -MF $out.d -c $in -o $out",
+        # Registers and spills of every kernel go beside the object, with the messages of a compilation that fails.
+        f"  command = {quote(nvcc_command(compiler, nvcc))} --resource-usage -MMD -MF $out.d -c $in -o $out "
+        "2> $out.log || (cat $out.log >&2; false)",
         "  depfile = $out.d",
         "  deps = gcc",
     ]

@@ -1,12 +1,21 @@
 #include "cuda_emulation.h"
 
+#include <sys/mman.h>
 #include <ucontext.h>
+
+#ifdef DIFFUPOSE_EMULATE_THREADS
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -20,68 +29,126 @@ namespace {
     std::abort();
 }
 
-void pause_thread();
+// Lets others run until a number may have changed, and wakes those who wait for that.
+void pause_thread(const std::atomic<uint32_t>& number, uint32_t seen);
+void wake_threads(const std::atomic<uint32_t>& number);
 
-// A barrier for `count` threads, some of which may have returned from the kernel. The generation is read by those who
-// wait; how much memory it orders is in the template argument.
+// Threads of the block that wait at a barrier or have returned: when it is all of them, nobody can come. Relaxed, so
+// that ThreadSanitizer takes nothing here for an order between them.
+std::atomic<int> idle{0};
+
+// A barrier; how much memory it orders is in the template argument.
 template <bool Orders>
 class Barrier {
    public:
-    void reset(int count) { live_ = count, arrived_.store(0), generation_.store(0); }
     void wait(int expected) {
-        constexpr auto order = Orders ? std::memory_order_acq_rel : std::memory_order_relaxed;
+        constexpr auto both = Orders ? std::memory_order_acq_rel : std::memory_order_relaxed;
         constexpr auto load = Orders ? std::memory_order_acquire : std::memory_order_relaxed;
         constexpr auto store = Orders ? std::memory_order_release : std::memory_order_relaxed;
-        const int generation = generation_.load(load);
-        if (arrived_.fetch_add(1, order) + 1 == expected) {
+        const uint32_t passed = passed_.load(load);
+        if (arrived_.fetch_add(1, both) + 1 == expected) {
             arrived_.store(0, std::memory_order_relaxed);
-            generation_.store(generation + 1, store);
+            idle.fetch_sub(expected - 1, std::memory_order_relaxed);
+            passed_.store(passed + 1, store);
+            wake_threads(passed_);
             return;
         }
-        while (generation_.load(load) == generation) pause_thread();
+        idle.fetch_add(1, std::memory_order_relaxed);
+        while (passed_.load(load) == passed) pause_thread(passed_, passed);
     }
 
    private:
-    int live_ = 0;
-    std::atomic<int> arrived_{0}, generation_{0};
+    std::atomic<int> arrived_{0};
+    std::atomic<uint32_t> passed_{0};  // how often
 };
 
 struct Warp {
-    Barrier<true> barrier;
-    Barrier<false> before, after;  // of an exchange
+    // By the first lane of the mask: parts of a warp that have no lane in common do not wait for each other.
+    Barrier<true> barriers[kWarp];
+    Barrier<false> before[kWarp], after[kWarp];  // of an exchange
     std::atomic<uint32_t> words[kWarp][kMaxWords];
+};
+
+// As long as it is said to be, so that AddressSanitizer sees what lies beyond, and aligned as on the GPU.
+class SharedMemory {
+   public:
+    explicit SharedMemory(std::size_t bytes)
+        : bytes_(bytes), data_(static_cast<unsigned char*>(::operator new(bytes, kAlign))) {}
+    ~SharedMemory() { ::operator delete(data_, kAlign); }
+    SharedMemory(const SharedMemory&) = delete;
+    SharedMemory& operator=(const SharedMemory&) = delete;
+    unsigned char* data() { return data_; }
+    // What a block does not write it must not read: NaN in every type.
+    void poison() { std::fill(data_, data_ + bytes_, static_cast<unsigned char>(0xff)); }
+
+   private:
+    static constexpr std::align_val_t kAlign{128};
+    std::size_t bytes_;
+    unsigned char* data_;
 };
 
 struct Block {
     Barrier<true> barrier;
     std::vector<std::unique_ptr<Warp>> warps;
-    std::vector<unsigned char> shared;
+    std::unique_ptr<SharedMemory> shared;
     int count = 0;
 };
 
 Block block;  // blocks run one after the other
 
+#ifdef DIFFUPOSE_EMULATE_THREADS
+thread_local Indices current_indices;
+#else
+// A fibre's stack, with a page at its end that nobody may touch: kernels keep large arrays in what are registers on a
+// GPU, and sanitizers make frames larger.
+class Stack {
+   public:
+    Stack() : memory_(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0)) {
+        if (memory_ == MAP_FAILED || mprotect(memory_, kGuard, PROT_NONE) != 0) fail("no memory for a stack");
+    }
+    ~Stack() { munmap(memory_, kBytes); }
+    Stack(const Stack&) = delete;
+    Stack& operator=(const Stack&) = delete;
+    stack_t get() const { return {static_cast<char*>(memory_) + kGuard, 0, kBytes - kGuard}; }
+
+   private:
+    static constexpr std::size_t kBytes = 1 << 20, kGuard = 1 << 16;
+    static constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory_;
+};
+
 struct Fibre {
     ucontext_t context;
-    std::vector<char> stack;
+    Stack stack;
     Indices indices;
     bool done = false;
 };
 
-#ifdef DIFFUPOSE_EMULATE_THREADS
-thread_local Indices current_indices;
-#else
-Indices* current_indices = nullptr;
 ucontext_t scheduler;
 Fibre* current_fibre = nullptr;
-long switches = 0;  // since a thread last got past a barrier or ended
 const std::function<void()>* current_kernel = nullptr;
 #endif
 
 #ifdef DIFFUPOSE_EMULATE_THREADS
-void pause_thread() { std::this_thread::yield(); }
+// By the operating system's own call, of which ThreadSanitizer knows nothing: with a mutex here it would take all that
+// threads wrote before for ordered, and hundreds of threads that spin would leave nothing for the others.
+void wait_for_change(const std::atomic<uint32_t>& number, uint32_t seen) {
+    const timespec while_nobody_comes = {0, 20'000'000};
+    syscall(SYS_futex, &number, FUTEX_WAIT_PRIVATE, seen, &while_nobody_comes, nullptr, 0);
+}
+void pause_thread(const std::atomic<uint32_t>& number, uint32_t seen) {
+    thread_local int times = 0;
+    wait_for_change(number, seen);
+    // Not at once: what one thread counts another may see a moment later.
+    times = idle.load(std::memory_order_relaxed) == block.count ? times + 1 : 0;
+    if (times > 10) fail("a barrier is not reached by all threads");
+}
+void wake_threads(const std::atomic<uint32_t>& number) {
+    syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+}
 #else
-void pause_thread() { swapcontext(&current_fibre->context, &scheduler); }
+void pause_thread(const std::atomic<uint32_t>&, uint32_t) { swapcontext(&current_fibre->context, &scheduler); }
+void wake_threads(const std::atomic<uint32_t>&) {}
 #endif
 
 int flat_thread() {
@@ -91,54 +158,145 @@ int flat_thread() {
 
 Warp& warp() { return *block.warps[static_cast<std::size_t>(flat_thread() / kWarp)]; }
 
-int count_bits(uint32_t mask) { return __builtin_popcount(mask); }
+// The lanes of a mask that there are: the last warp of a block may be a part of one.
+uint32_t existing(uint32_t mask) {
+    const int lanes = std::min(block.count - flat_thread() / kWarp * kWarp, kWarp);
+    return mask & (0xffffffffu >> (kWarp - lanes));
+}
+
+// Who comes to a barrier of a warp, and which of its barriers it is.
+struct Party {
+    int count, first;
+};
+
+Party party_of(uint32_t mask) {
+    if ((mask >> lane() & 1u) == 0) fail("a thread is not in the mask that it gives");
+    return {__builtin_popcount(existing(mask)), __builtin_ctz(mask)};
+}
 
 Indices indices_of(dim3 grid, dim3 dims, dim3 at, int thread) {
     const unsigned t = static_cast<unsigned>(thread);
     return {dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y)), at, dims, grid};
 }
 
-#ifndef DIFFUPOSE_EMULATE_THREADS
+// Of the grid, one after the other.
+std::vector<dim3> blocks_of(dim3 grid) {
+    std::vector<dim3> blocks;
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) blocks.emplace_back(x, y, z);
+        }
+    }
+    return blocks;
+}
+
+// Puts what takes turns in the order that DIFFUPOSE_EMULATION_ORDER names.
+template <typename T>
+void order(std::vector<T>& turns, bool first_time) {
+    static const char* const given = std::getenv("DIFFUPOSE_EMULATION_ORDER");
+    static const std::string name = given ? given : "forward";
+    static std::mt19937 random(1);
+    if (name == "random") {
+        std::shuffle(turns.begin(), turns.end(), random);
+    } else if (name == "reverse") {
+        if (first_time) std::reverse(turns.begin(), turns.end());
+    } else if (name != "forward") {
+        fail("DIFFUPOSE_EMULATION_ORDER must be forward, reverse or random, got " + name);
+    }
+}
+
+#ifdef DIFFUPOSE_EMULATE_THREADS
+// Threads that stay for the next launch: to start one takes longer than most kernels.
+class Pool {
+   public:
+    ~Pool() {
+        count_ = 0;
+        next_job();
+        for (std::thread& thread : threads_) thread.join();
+    }
+    // Calls job(0) to job(count - 1), each on a thread of its own.
+    void run(int count, const std::function<void(int)>& job) {
+        count_ = count, job_ = &job;
+        const uint32_t now = jobs_.load(std::memory_order_relaxed);
+        while (static_cast<int>(threads_.size()) < count) {
+            threads_.emplace_back([this, now, i = static_cast<int>(threads_.size())] { work(i, now); });
+        }
+        next_job();
+        while (const uint32_t left = running_.load(std::memory_order_acquire)) wait_for_change(running_, left);
+    }
+
+   private:
+    void next_job() {
+        running_.store(static_cast<uint32_t>(threads_.size()), std::memory_order_relaxed);
+        jobs_.fetch_add(1, std::memory_order_release);
+        wake_threads(jobs_);
+    }
+    void work(int i, uint32_t seen) {
+        for (;; ++seen) {
+            while (jobs_.load(std::memory_order_acquire) == seen) wait_for_change(jobs_, seen);
+            if (count_ == 0) return;
+            if (i < count_) (*job_)(i);
+            if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) wake_threads(running_);
+        }
+    }
+    std::vector<std::thread> threads_;
+    int count_ = 0;
+    const std::function<void(int)>* job_ = nullptr;
+    std::atomic<uint32_t> jobs_{0}, running_{0};
+};
+
+void run_blocks(const std::vector<dim3>& blocks, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
+    static Pool pool;
+    Barrier<true> begin, end;
+    pool.run(block.count, [&](int i) {
+        for (const dim3& at : blocks) {
+            if (i == 0) block.shared->poison();
+            begin.wait(block.count);
+            current_indices = indices_of(grid, dims, at, i);
+            kernel();
+            end.wait(block.count);
+        }
+    });
+}
+#else
 void fibre_main() {
     (*current_kernel)();
     current_fibre->done = true;
-    switches = 0;
+    idle.fetch_add(1, std::memory_order_relaxed);
     swapcontext(&current_fibre->context, &scheduler);
 }
 
-void run_block(dim3 grid, dim3 dims, dim3 at, const std::function<void()>& kernel, std::vector<Fibre>& fibres) {
-    static const std::string order =
-        std::getenv("DIFFUPOSE_EMULATION_ORDER") ? std::getenv("DIFFUPOSE_EMULATION_ORDER") : "forward";
-    static std::mt19937 random(1);
-    current_kernel = &kernel;
-    std::vector<int> turn(fibres.size());
-    for (std::size_t i = 0; i < fibres.size(); ++i) {
-        turn[i] = static_cast<int>(i);
-        Fibre& fibre = fibres[i];
-        fibre.done = false;
-        fibre.indices = indices_of(grid, dims, at, static_cast<int>(i));
-        getcontext(&fibre.context);
-        fibre.context.uc_stack.ss_sp = fibre.stack.data();
-        fibre.context.uc_stack.ss_size = fibre.stack.size();
-        fibre.context.uc_link = nullptr;
-        makecontext(&fibre.context, fibre_main, 0);
+void run_block(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibre>>& fibres) {
+    block.shared->poison();
+    idle.store(0, std::memory_order_relaxed);
+    std::vector<Fibre*> turns;
+    for (int i = 0; i < block.count; ++i) {
+        const std::unique_ptr<Fibre>& fibre = fibres[static_cast<std::size_t>(i)];
+        fibre->done = false;
+        fibre->indices = indices_of(grid, dims, at, i);
+        getcontext(&fibre->context);
+        fibre->context.uc_stack = fibre->stack.get();
+        fibre->context.uc_link = nullptr;
+        makecontext(&fibre->context, fibre_main, 0);
+        turns.push_back(fibre.get());
     }
-    if (order == "reverse") std::reverse(turn.begin(), turn.end());
-    std::size_t left = fibres.size();
-    switches = 0;
-    while (left > 0) {
-        if (order == "random") std::shuffle(turn.begin(), turn.end(), random);
-        for (const int i : turn) {
-            Fibre& fibre = fibres[static_cast<std::size_t>(i)];
-            if (fibre.done) continue;
-            current_fibre = &fibre;
-            current_indices = &fibre.indices;
-            // Everyone waits, and nobody can come: a barrier that some threads do not reach.
-            if (++switches > 8 * static_cast<long>(fibres.size()) + 64) fail("a barrier is not reached by all threads");
-            swapcontext(&scheduler, &fibre.context);
-            if (fibre.done) --left;
+    for (bool first_time = true; !turns.empty(); first_time = false) {
+        order(turns, first_time);
+        for (Fibre* fibre : turns) {
+            if (idle.load(std::memory_order_relaxed) == block.count) fail("a barrier is not reached by all threads");
+            current_fibre = fibre;
+            swapcontext(&scheduler, &fibre->context);
         }
+        turns.erase(std::remove_if(turns.begin(), turns.end(), [](Fibre* fibre) { return fibre->done; }), turns.end());
     }
+}
+
+void run_blocks(std::vector<dim3> blocks, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
+    static std::vector<std::unique_ptr<Fibre>> fibres;  // their stacks are used again
+    while (static_cast<int>(fibres.size()) < block.count) fibres.push_back(std::make_unique<Fibre>());
+    current_kernel = &kernel;
+    order(blocks, true);
+    for (const dim3& at : blocks) run_block(grid, dims, at, fibres);
 }
 #endif
 
@@ -148,41 +306,48 @@ Indices& indices() {
 #ifdef DIFFUPOSE_EMULATE_THREADS
     return current_indices;
 #else
-    return *current_indices;
+    return current_fibre->indices;
 #endif
 }
 
-unsigned char* shared_memory() {
-    // Aligned as on the GPU.
-    return block.shared.data() + (-reinterpret_cast<uintptr_t>(block.shared.data()) & 127);
+Launches& launches() {
+    static Launches all;
+    return all;
 }
 
-namespace {
-template <bool Orders>
-void wait(Barrier<Orders>& barrier, int expected) {
-    barrier.wait(expected);
-#ifndef DIFFUPOSE_EMULATE_THREADS
-    switches = 0;
-#endif
+unsigned char* shared_memory() { return block.shared->data(); }
+
+int lane() { return flat_thread() % kWarp; }
+
+void require_lane(uint32_t mask, int source) {
+    if (source < 0 || source >= kWarp || (existing(mask) >> source & 1u) == 0) {
+        fail("lane " + std::to_string(source) + " takes no part in an exchange");
+    }
 }
-}  // namespace
 
-void sync_threads() { wait(block.barrier, block.count); }
+void sync_threads() { block.barrier.wait(block.count); }
 
-void sync_warp(uint32_t mask) { wait(warp().barrier, count_bits(mask)); }
+void sync_warp(uint32_t mask) {
+    const Party party = party_of(mask);
+    warp().barriers[party.first].wait(party.count);
+}
 
 void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all) {
     Warp& w = warp();
-    const int me = lane(), count = count_bits(mask);
+    const Party party = party_of(mask);
+    const int me = lane();
     for (int i = 0; i < words; ++i) w.words[me][i].store(mine[i], std::memory_order_relaxed);
-    wait(w.before, count);
+    w.before[party.first].wait(party.count);
     for (int other = 0; other < kWarp; ++other) {
         for (int i = 0; i < words; ++i) all[other][i] = w.words[other][i].load(std::memory_order_relaxed);
     }
-    wait(w.after, count);
+    w.after[party.first].wait(party.count);
 }
 
-void launch(dim3 grid, dim3 dims, int shared_bytes, const std::function<void()>& kernel) {
+void launch(const char* name, const char* file, dim3 grid, dim3 dims, int shared_bytes,
+            const std::function<void()>& kernel) {
+    static std::mutex one_at_a_time;
+    const std::lock_guard lock(one_at_a_time);
     const unsigned threads = dims.x * dims.y * dims.z;
     if (threads < 1 || threads > 1024) fail("a block has 1 to 1024 threads, got " + std::to_string(threads));
     if (grid.x < 1 || grid.y < 1 || grid.z < 1) fail("a grid has at least one block");
@@ -190,37 +355,15 @@ void launch(dim3 grid, dim3 dims, int shared_bytes, const std::function<void()>&
     if (shared_bytes < 0 || shared_bytes > kMaxSharedBytes) {
         fail("dynamic shared memory of " + std::to_string(shared_bytes) + " bytes");
     }
+    Launched& launched = launches()[{name, file}];
+    launched.threads = std::max(launched.threads, static_cast<int>(threads));
+    launched.shared_bytes = std::max(launched.shared_bytes, shared_bytes);
     block.count = static_cast<int>(threads);
     block.warps.clear();
     for (unsigned i = 0; i < (threads + kWarp - 1) / kWarp; ++i) block.warps.push_back(std::make_unique<Warp>());
-    block.shared.resize(static_cast<std::size_t>(shared_bytes) + 256);
-#ifndef DIFFUPOSE_EMULATE_THREADS
-    // Stacks are reused: large kernels keep arrays in registers that here lie on the stack.
-    static std::vector<Fibre> fibres;
-    if (fibres.size() != threads) fibres = std::vector<Fibre>(threads);
-    for (Fibre& fibre : fibres) fibre.stack.resize(128 << 10);
-#endif
-    for (unsigned z = 0; z < grid.z; ++z) {
-        for (unsigned y = 0; y < grid.y; ++y) {
-            for (unsigned x = 0; x < grid.x; ++x) {
-                block.barrier.reset(block.count);
-                // What a block does not write it must not read: shared memory begins as NaN in every type.
-                std::fill(block.shared.begin(), block.shared.end(), static_cast<unsigned char>(0xff));
-#ifdef DIFFUPOSE_EMULATE_THREADS
-                std::vector<std::thread> all;
-                for (int i = 0; i < block.count; ++i) {
-                    all.emplace_back([&, i] {
-                        current_indices = indices_of(grid, dims, dim3(x, y, z), i);
-                        kernel();
-                    });
-                }
-                for (std::thread& thread : all) thread.join();
-#else
-                run_block(grid, dims, dim3(x, y, z), kernel, fibres);
-#endif
-            }
-        }
-    }
+    block.shared = std::make_unique<SharedMemory>(static_cast<std::size_t>(shared_bytes));
+    idle.store(0, std::memory_order_relaxed);
+    run_blocks(blocks_of(grid), grid, dims, kernel);
 }
 
 }  // namespace diffupose::emulation

@@ -2,8 +2,12 @@
 //
 // A CUDA thread is a fibre (default), taken in forward, reverse or random order between two barriers, or with
 // DIFFUPOSE_EMULATE_THREADS a thread of the operating system, for ThreadSanitizer. Checked are indices, tails, staging
-// in shared memory, where barriers stand, and that a barrier is reached by all. Not checked: what nvcc makes of the
-// source, the memory model beyond barriers, alignment, speed.
+// in shared memory, where barriers stand, and that a barrier is reached by all: here a thread that has returned counts
+// as missing, which GPUs forgive. UndefinedBehaviorSanitizer checks how wide accesses are aligned. Not checked: what
+// nvcc makes of the source, the memory model beyond barriers, what blocks do to each other at the same time, speed.
+//
+// Dynamic shared memory is NaN when a block begins; __shared__ arrays hold what the block before left. Blocks come in
+// the order of the threads, forward, reverse or random.
 //
 // Shuffles and matrix products exchange values between the threads of a warp, but order nothing else they wrote: on the
 // GPU, too, only __syncwarp() and __syncthreads() do.
@@ -13,6 +17,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <string>
+#include <utility>
 
 #define __global__
 #define __device__
@@ -30,7 +37,7 @@ struct dim3 {
     unsigned x = 1, y = 1, z = 1;
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct uint2 {
+struct alignas(8) uint2 {
     uint32_t x, y;
 };
 struct alignas(16) uint4 {
@@ -70,13 +77,24 @@ constexpr int kMaxWords = 8;
 using WarpWords = uint32_t[kWarp][kMaxWords];
 void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all);
 
-void launch(dim3 grid, dim3 block, int shared_bytes, const std::function<void()>& kernel);
+void launch(const char* name, const char* file, dim3 grid, dim3 block, int shared_bytes,
+            const std::function<void()>& kernel);
 
-inline int lane() { return static_cast<int>(indices().thread.x % kWarp); }
+// The most that a kernel was launched with, by its name and the file that launched it.
+struct Launched {
+    int threads = 0, shared_bytes = 0;
+};
+using Launches = std::map<std::pair<std::string, std::string>, Launched>;
+Launches& launches();
+
+int lane();
+// Ends the process unless a lane takes part in an exchange: what others give is undefined.
+void require_lane(uint32_t mask, int source);
 
 template <typename T>
 T from_lane(uint32_t mask, T value, int source) {
     static_assert(sizeof(T) % 4 == 0 && sizeof(T) <= 4 * kMaxWords);
+    require_lane(mask, source);
     uint32_t words[sizeof(T) / 4];
     std::memcpy(words, &value, sizeof(T));
     WarpWords all;
@@ -94,7 +112,8 @@ T from_lane(uint32_t mask, T value, int source) {
 #define gridDim (diffupose::emulation::indices().grid_dim)
 
 #define DIFFUPOSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    ((void)(stream), diffupose::emulation::launch(grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+    ((void)(stream),                                                     \
+     diffupose::emulation::launch(#kernel, __FILE__, grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
 #define DIFFUPOSE_DYNAMIC_SHARED(name) unsigned char* const name = diffupose::emulation::shared_memory()
 
 inline void __syncthreads() { diffupose::emulation::sync_threads(); }

@@ -1,0 +1,130 @@
+"""What nvcc makes of the CUDA sources: no spills, no more registers than there are, no library that is not linked in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support.cuda_binary import (
+    KernelUsage,
+    LaunchBounds,
+    cuda_build,
+    cuda_extension,
+    kernel_usages,
+    launch_bounds,
+    parse_bounds,
+    parse_usages,
+)
+
+REGISTERS_OF_A_MULTIPROCESSOR = 65536
+STATIC_SHARED_LIMIT = 48 << 10
+# CUDA's sine and cosine keep the digits of pi for huge arguments in memory; ours are small, and the code never runs.
+STACK_OF_A_SINE = 32
+LOG = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1kPf' for 'sm_90a'
+ptxas info    : Function properties for _Z1kPf
+    8 bytes stack frame, 16 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 31 registers, used 1 barriers, 8 bytes cumulative stack size, 512 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compile time = 79.093 ms
+"""
+PTX = """.visible .entry _Z1kPf(
+        .param .u64 _Z1kPf_param_0
+)
+.maxntid 64, 2, 1
+.minnctapersm 3
+{ ret; }
+.visible .entry _Z1lPf(
+        .param .u64 _Z1lPf_param_0
+)
+{ ret; }
+"""
+
+
+def registers_of(usage: KernelUsage, bounds: LaunchBounds) -> int:
+    """Registers are given to warps, eight a thread at a time."""
+    per_warp = -(-usage.registers // 8) * 8 * 32
+    return per_warp * -(-bounds.threads // 32) * bounds.blocks
+
+
+def named(usages: list[KernelUsage]) -> str:
+    return "\n".join(map(str, usages))
+
+
+def test_log_is_read():
+    assert parse_usages("k.cu", LOG) == [KernelUsage("k.cu", "_Z1kPf", "90a", 31, 8, 16, 24, 512)]
+    with pytest.raises(AssertionError, match="in another way"):
+        parse_usages("k.cu", LOG.replace("spill", "spilled"))
+
+
+def test_ptx_is_read():
+    assert parse_bounds(PTX) == {"_Z1kPf": LaunchBounds(128, 3), "_Z1lPf": None}
+
+
+def test_registers_are_counted_by_warps():
+    usage = KernelUsage("k.cu", "k", "90a", 33, 0, 0, 0, 0)
+    assert registers_of(usage, LaunchBounds(100, 2)) == 40 * 128 * 2
+
+
+def test_every_kernel_is_compiled_for_every_gpu():
+    """Those of data centres, unless TORCH_CUDA_ARCH_LIST names others; and what PTX has, the logs have."""
+    usages = kernel_usages()
+    architectures = {usage.architecture for usage in usages}
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        assert architectures >= {"80", "90a", "100"}
+    everything = {(*kernel, architecture) for kernel in launch_bounds() for architecture in architectures}
+    assert everything
+    assert {(usage.file, usage.name, usage.architecture) for usage in usages} == everything
+
+
+def test_no_kernel_spills():
+    spilling = [usage for usage in kernel_usages() if usage.spill_stores or usage.spill_loads]
+    assert not spilling, named(spilling)
+
+
+def test_no_kernel_needs_a_stack():
+    """An array that is indexed at run time lies in memory, without being called a spill."""
+    stacked = [usage for usage in kernel_usages() if usage.stack > STACK_OF_A_SINE]
+    assert not stacked, named(stacked)
+
+
+def test_every_kernel_can_be_launched():
+    """Within its launch bounds, which every kernel says."""
+    bounds = launch_bounds()
+    assert not [kernel for kernel, bound in bounds.items() if bound is None]
+    demanding = [
+        usage
+        for usage in kernel_usages()
+        if registers_of(usage, bounds[usage.file, usage.name]) > REGISTERS_OF_A_MULTIPROCESSOR
+        or usage.shared > STATIC_SHARED_LIMIT
+    ]
+    assert not demanding, named(demanding)
+
+
+def test_cuda_runtime_is_linked_in():
+    if not shutil.which("readelf"):
+        pytest.skip("no readelf")
+    listed = subprocess.run(["readelf", "-d", str(cuda_extension())], capture_output=True, text=True, check=True).stdout
+    needed = [line for line in listed.splitlines() if "(NEEDED)" in line]
+    assert needed
+    assert not [line for line in needed if "libcuda" in line or "libnv" in line]
+
+
+def test_imports_without_a_driver():
+    code = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("_cuda", {str(cuda_extension())!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.driver_version()
+print(module.runtime_version() // 1000)
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    release = subprocess.run(
+        [*cuda_build().find_nvcc(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    assert f"release {done.stdout.strip()}." in release
