@@ -86,6 +86,7 @@ class CudaDenoiser(PackedDenoiser):
         self._table: tuple[bytes, Tensor] | None = None
         self._graphs: OrderedDict[object, _Captured] = OrderedDict()
         self._lock = threading.Lock()
+        self._by_mode: dict[Mode, CudaDenoiser] = {}
 
     @property
     def name(self) -> str:
@@ -104,9 +105,14 @@ class CudaDenoiser(PackedDenoiser):
 
     def for_hypotheses(self, count: int) -> CudaDenoiser:
         """Return this denoiser with the mode that is best for so many hypotheses, unless one is chosen already."""
-        chosen = copy.copy(self)
-        chosen.mode = self._mode_for(count)
-        return chosen
+        mode = self._mode_for(count)
+        if self.mode is not None:
+            return self
+        if mode not in self._by_mode:  # kept, with what it tabulates
+            chosen = copy.copy(self)
+            chosen.mode = mode
+            self._by_mode[mode] = chosen
+        return self._by_mode[mode]
 
     @property
     def max_hypotheses(self) -> int:
@@ -234,7 +240,8 @@ class _Captured:
         self._run()
         torch.cuda.current_stream().synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on using the GPU meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._run()
 
     def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
