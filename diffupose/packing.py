@@ -25,6 +25,7 @@ class Packer:
 
     def __init__(self) -> None:
         self._packed: dict[tuple[object, ...], PackedDenoiser | str] = {}  # or why it cannot be packed
+        self._modules: list[nn.Module] = []
 
     def __reduce__(self) -> tuple[type[Packer], tuple[()]]:
         # Copied and sent to other processes without what it packed, which is made again when it is needed.
@@ -32,7 +33,17 @@ class Packer:
 
     def clear(self) -> None:
         """Forget what was packed."""
-        self._packed = {}
+        self._packed, self._modules = {}, []
+
+    def _state(self, denoiser: nn.Module) -> tuple[object, ...]:
+        """Return what packing depends on, in a tenth of the time that walking the tree of modules takes."""
+        if not self._modules or self._modules[0] is not denoiser:
+            self._modules = list(denoiser.modules())
+        state = _state_of(self._modules)
+        if not any(key[0] == state for key in self._packed):
+            self._modules = list(denoiser.modules())  # a module may have taken another's place
+            state = _state_of(self._modules)
+        return state
 
     def network(
         self, denoiser: nn.Module, device: torch.device, backend: Backend | None, precision: Precision
@@ -47,14 +58,13 @@ class Packer:
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         chosen = choose_backend(backend, device, ("cpp", "cuda", "torch"))
         reason = "it runs networks of this library in evaluation mode and float32"
-        if chosen != "torch" and has_program(denoiser):
-            tensors = (*denoiser.parameters(), *denoiser.buffers())
-            versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-            key = (id(denoiser), versions, precision, chosen, device, os.environ.get("DIFFUPOSE_ISA"))
+        if chosen != "torch":
+            state = self._state(denoiser)
+            key = (state, precision, chosen, device, os.environ.get("DIFFUPOSE_ISA"))
             if key not in self._packed:
-                packed = _pack(denoiser, chosen, device, precision)
+                packed = _pack(denoiser, chosen, device, precision) if has_program(denoiser) else reason
                 # The same weights in the other precision stay, older weights go.
-                self._packed = {old: kept for old, kept in self._packed.items() if old[:2] == key[:2]} | {key: packed}
+                self._packed = {old: kept for old, kept in self._packed.items() if old[0] == state} | {key: packed}
             packed = self._packed[key]
             if isinstance(packed, PackedDenoiser):
                 return packed
@@ -64,6 +74,18 @@ class Packer:
         if precision != "float32":
             raise ValueError(f"precision must be float32 without the C++ or the CUDA engine, got {precision!r}")
         return denoiser
+
+
+def _state_of(modules: list[nn.Module]) -> tuple[object, ...]:
+    state: list[object] = []
+    for module in modules:
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        state.append((id(module), module.training, *hooks, *map(id, module._modules.values())))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                version = 0 if tensor.is_inference() else tensor._version
+                state.append((tensor.data_ptr(), version, tensor.dtype))
+    return tuple(state)
 
 
 def _pack(denoiser: nn.Module, backend: str, device: torch.device, precision: Precision) -> PackedDenoiser | str:
