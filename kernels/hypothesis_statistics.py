@@ -62,6 +62,13 @@ def _is_finite(x):
 
 
 @triton.jit
+def _extent(values, present):
+    """Return from the smallest to the largest of those that are present; less than 0 where none is."""
+    infinity = float("inf")
+    return tl.max(tl.where(present, values, -infinity), axis=0) - tl.min(tl.where(present, values, infinity), axis=0)
+
+
+@triton.jit
 def hypothesis_statistics_kernel(
     hypotheses_ptr,  # [B, H, J, 3]
     keypoints_ptr,  # [B, J, 2] or None, then the rest of the view is None, too
@@ -148,13 +155,12 @@ def hypothesis_statistics_kernel(
         seen_x, seen_y, weight = pixel_x.to(tl.float32), pixel_y.to(tl.float32), confidence.to(tl.float32)
         ray_x = tl.where(present, tl.div_rn(seen_x - cx, fx + zeros), 0.0)
         ray_y = tl.where(present, tl.div_rn(seen_y - cy, fy + zeros), 0.0)
-        infinity = float("inf")
-        side_x = tl.max(tl.where(present, seen_x, -infinity), axis=0) - tl.min(tl.where(present, seen_x, infinity), axis=0)
-        side_y = tl.max(tl.where(present, seen_y, -infinity), axis=0) - tl.min(tl.where(present, seen_y, infinity), axis=0)
-        side = 2.0 * tl.maximum(0.5 * tl.maximum(side_x, side_y), 1e-6)
+        half_side = 0.5 * tl.maximum(_extent(seen_x, present), _extent(seen_y, present))
+        side = 2.0 * tl.maximum(half_side, 1e-6)
         scale = 1.0 / tl.sum(weight, axis=0) / (side * temperature)
 
         # Each round places the hypotheses anew, where it does not find that in registers: their roots are not stored.
+        infinity = float("inf")
         lowest = infinity
         across_x, across_y = zeros, zeros
         for start in range(0, end, BLOCK_H):
@@ -257,7 +263,7 @@ def hypothesis_statistics(
         weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
     block_j = _launch.next_power_of_2(joints)
-    block_h = max(2, min(_launch.next_power_of_2(count), _TILE // block_j))
+    block_h = min(_launch.next_power_of_2(count), max(1, _TILE // block_j))
     _launch.launch(
         hypothesis_statistics_kernel,
         (frames,),

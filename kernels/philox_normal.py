@@ -26,7 +26,7 @@ def philox_normal_kernel(
     LARGE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """z of one step for every frame, hypothesis and element; see ``diffupose/reference/philox_normal.py``."""
+    """Noise of one step for every frame, hypothesis and element; see ``diffupose/reference/philox_normal.py``."""
     per_pose: tl.constexpr = (NUMEL + 3) // 4
     program = tl.program_id(0)
     if LARGE:
@@ -42,7 +42,9 @@ def philox_normal_kernel(
     tl.store(out_ptr + pose[:, None] * NUMEL + element, z, mask=inside[:, None] & (element < NUMEL))
 
 
-def philox_normal(seed: int | Tensor, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+def philox_normal(
+    seed: int | Tensor, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int
+) -> Tensor:
     """Return noise ``[B, H, num_elements]``, float32; see ``diffupose.ops.philox_normal``, which checks the arguments.
 
     Args:

@@ -27,7 +27,7 @@ def reverse_step_kernel(
     frame_ids_ptr,  # [B]
     hypothesis_ids_ptr,  # [H]
     prev_ptr,  # [B, H, J, 3], may be sample_ptr
-    x0_ptr,  # [B, H, J, 3], may be x0_last_ptr
+    x0_ptr,  # [B, H, J, 3], may be x0_last_ptr; or None
     clip,  # None does not clip
     total,  # numbers of sample: as an argument Triton sees that 16 divides it, and joins loads
     num_frames,
@@ -60,8 +60,8 @@ def reverse_step_kernel(
         element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
         at = pose[:, None] * numel + element
         mask = (frame < num_frames)[:, None] & (element < numel)
-    # What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All is read first, so
-    # that the reads overlap.
+    # What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
+    # read first, so that the reads overlap.
     x_t = tl.zeros(at.shape, tl.float32)
     out, last = x_t, x_t
     if (p != 0.0) | (c_x != 0.0):
@@ -72,7 +72,7 @@ def reverse_step_kernel(
         else:
             joint = at // 3
             out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
-    if x0_last_ptr is not None:
+    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
         if c_1 != 0.0:
             last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
     x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
@@ -87,7 +87,7 @@ def reverse_step_kernel(
         x_prev += c_0 * x0
     if x0_last_ptr is not None:
         x_prev += c_1 * last
-    if (noise_ptr is not None) or (seed_ptr is not None):
+    if (noise_ptr is not None) or (seed_ptr is not None):  # noqa: SIM102 (as above)
         # A real branch: drawing costs more than the rest together.
         if s != 0.0:
             if noise_ptr is not None:
@@ -107,7 +107,8 @@ def reverse_step_kernel(
                 z = tl.load(scale_ptr + step * numel + element, mask=mask, other=0.0).to(tl.float32) * z
             x_prev += s * z
     tl.store(prev_ptr + at, x_prev, mask=mask)
-    tl.store(x0_ptr + at, x0, mask=mask)
+    if x0_ptr is not None:
+        tl.store(x0_ptr + at, x0, mask=mask)
 
 
 def reverse_step(
@@ -123,8 +124,8 @@ def reverse_step(
     clip_sample_range: float | None = None,
     *,
     antithetic: bool = False,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Return ``x_prev`` and ``x0``; see ``diffupose.ops.reverse_step``, which checks what can be checked on the host.
 
     Everything that changes from step to step lies on the device, so that a graph of one step can be replayed for all.
@@ -142,7 +143,7 @@ def reverse_step(
             given.
         clip_sample_range: Limit of x0.
         antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
-        out: Where the results go, contiguous; ``(sample, x0_last)`` works in place.
+        out: Where the results go, contiguous; ``(sample, x0_last)`` works in place, with None x0 is not kept.
     """
     frames, hypotheses, joints, _ = sample.shape
     sample = sample.contiguous()

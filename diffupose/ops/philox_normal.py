@@ -1,4 +1,4 @@
-"""Gaussian noise by counter: the public op over the reference and the C++ code."""
+"""Gaussian noise by counter: the public op over the reference, the C++ code and the Triton kernel."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def philox_normal(
         step: Index of the row in the step table, in [0, 0xFFFF); ``INITIAL_NOISE_STEP`` (0xFFFF) for the noise the
             process starts from.
         num_elements: Numbers per hypothesis, at most 262144; element ``3 j + axis`` belongs to joint ``j``.
-        backend: ``"auto"``, ``"torch"`` or ``"cpp"``; None takes the environment variable DIFFUPOSE_BACKEND, or else
-            ``"auto"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"triton"``; None takes the environment variable
+            DIFFUPOSE_BACKEND, or else ``"auto"``.
 
     Returns:
         Noise of shape ``[B, H, num_elements]``, float32, on the device of ``frame_ids``; no value exceeds 5.77.
@@ -107,7 +107,13 @@ def _run_cpp(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, nu
     return out
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp}
+def _run_triton(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+    from diffupose.kernels.philox_normal import philox_normal as kernel
+
+    return kernel(seed, frame_ids, hypothesis_ids, step, num_elements)
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "triton": _run_triton}
 
 
 def _run(
