@@ -43,7 +43,7 @@ class Packer:
         """
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        if choose_backend(backend, device, ("cpp", "torch")) == "cpp" and has_program(denoiser):
+        if choose_backend(backend, device, ("cpp", "torch", "triton")) == "cpp" and has_program(denoiser):
             tensors = (*denoiser.parameters(), *denoiser.buffers())
             versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
             key = (id(denoiser), versions, precision, os.environ.get("DIFFUPOSE_ISA"))
