@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffupose.ops._backend import TRITON_IS_INTERPRETED
 
-pytest.importorskip("triton", reason="Triton is not installed")
+
+def reason_to_skip() -> str:
+    """Return why the interpreter cannot be started here, or nothing."""
+    if TRITON_IS_INTERPRETED:
+        return "this is the interpreter"
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    old = [int(part) for part in triton.split(".")[:2]] < [3, 8]
+    if old and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        return f"the interpreter of Triton {triton} does not work with NumPy {np.__version__}: 3.8, or NumPy below 2.4"
+    return ""
 
 
-@pytest.mark.skipif(TRITON_IS_INTERPRETED, reason="this is the interpreter")
+@pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
 def test_kernels_in_the_interpreter(pytestconfig):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)]
     result = subprocess.run(

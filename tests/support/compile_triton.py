@@ -54,22 +54,32 @@ def source_of(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) 
 
 
 def resources(compiled: Any) -> dict[str, int]:
-    """Return registers, stack, local (spilled) and shared bytes as the cubin states them, and 64-bit arithmetic."""
+    """Return registers, stack, local and shared bytes as the cubin states them, and what its code and PTX contain.
+
+    ``spills`` counts the instructions that read or write the stack; ``f64`` those of 64-bit arithmetic, ``approx``
+    those of the hardware's inexact functions.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run(
-            [_CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)
-    assert len(found) == 4, text
+        found = dict(re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", _dump("--dump-resource-usage", file.name)))
+        assert len(found) == 4, found
+        # A stack need not hold registers: the code says what it is for.
+        spills = len(re.findall(r"\b(?:STL|LDL)\b", _dump("--dump-sass", file.name))) if int(found["STACK"]) else 0
     ptx = compiled.asm["ptx"]
-    return {name.lower(): int(value) for name, value in found} | {
+    return {name.lower(): int(value) for name, value in found.items()} | {
+        "spills": spills,
         "dynamic_shared": compiled.metadata.shared,
         "warps": compiled.metadata.num_warps,
         "f64": len(re.findall(r"\.f64\b", ptx)),
         "approx": len(re.findall(r"\b(?:lg2|ex2|sin|cos|sqrt)\.approx", ptx)),
     }
+
+
+def _dump(option: str, path: str) -> str:
+    text = subprocess.run([_CUOBJDUMP, option, path], capture_output=True, text=True, check=True).stdout
+    assert option != "--dump-sass" or "EXIT" in text, "no code was shown"
+    return text
 
 
 def main() -> None:
@@ -81,12 +91,17 @@ def main() -> None:
         recorded.append((kernel, arguments, options))
 
     _launch.launch = record
+    seen = set()
     for name, call in runpy.run_path(calls)["CALLS"]:
         recorded.clear()
         call()
         assert recorded, f"{name} launches nothing"
         for kernel, arguments, options in recorded:
             source, compiler_options = source_of(kernel, arguments, options)
+            key = (kernel.__name__, str(source.signature), str(source.constants), str(source.attrs))
+            if key in seen:
+                continue
+            seen.add(key)
             for architecture in architectures:
                 compiled = triton.compile(
                     source, target=GPUTarget("cuda", int(architecture), 32), options=compiler_options
