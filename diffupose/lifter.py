@@ -30,7 +30,7 @@ from diffupose.lift_inputs import (
     check_seed,
 )
 from diffupose.lift_result import LiftResult
-from diffupose.ops._backend import Backend
+from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
 from diffupose.packing import Packer
@@ -216,8 +216,9 @@ class Lifter:
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
             on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
                 point or normalised already, or a joint too far from all others.
-            backend: ``"auto"`` (the C++ or the CUDA engine where it can run), ``"cpp"``, ``"cuda"`` or ``"torch"``;
-                None takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
+            backend: ``"auto"`` (the C++ or the CUDA engine where it can run), ``"cpp"``, ``"cuda"``, ``"torch"``, or
+                ``"triton"`` for the steps between calls of the PyTorch network; None takes the environment variable
+                DIFFUPOSE_BACKEND, or else ``"auto"``.
             precision: ``"float32"``, or ``"bfloat16"`` for the products of the C++ engine (about twice as fast on
                 processors with AVX512-BF16, slower on others) or of the CUDA engine (tensor cores).
             progress: Show a progress bar; default when it takes long and a terminal is there.
@@ -287,7 +288,7 @@ class Lifter:
             aggregation=settings.aggregation,
             translation=translation,
             usable=pixels.usable,
-            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network),
+            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network, backend),
         )
 
     def _warn_of_filled_joints(self, pixels: PixelInput) -> None:
@@ -377,6 +378,7 @@ class Lifter:
         focal: Tensor | None,
         assumed_focal: float | None,
         network: nn.Module | PackedDenoiser,
+        backend: Backend | None,
     ) -> dict[str, object]:
         from diffupose import __version__
 
@@ -397,7 +399,9 @@ class Lifter:
             if focal is None
             else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
             "assumed_focal": assumed_focal,
-            "engine": network.name if isinstance(network, PackedDenoiser) else "torch",
+            "engine": network.name
+            if isinstance(network, PackedDenoiser)
+            else choose_backend(backend, self.device, ("torch", "triton")),
             "precision": network.precision if isinstance(network, PackedDenoiser) else "float32",
             "diffupose": __version__,
             "torch": torch.__version__,

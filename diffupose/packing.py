@@ -56,9 +56,9 @@ class Packer:
         """
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        chosen = choose_backend(backend, device, ("cpp", "cuda", "torch"))
+        chosen = choose_backend(backend, device, ("cpp", "cuda", "torch", "triton"))
         reason = "it runs networks of this library in evaluation mode and float32"
-        if chosen != "torch":
+        if chosen in ("cpp", "cuda"):
             state = self._state(denoiser)
             key = (state, precision, chosen, device, os.environ.get("DIFFUPOSE_ISA"))
             if key not in self._packed:
