@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA sources: no spills, no more registers than there are, no library that is not linked in."""
+"""What nvcc makes of the CUDA sources: no spills, no more registers than there are, and the CUDA runtime inside."""
 
 from __future__ import annotations
 
