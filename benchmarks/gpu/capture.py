@@ -5,11 +5,15 @@ On the CPU, to try the code: the same bits when it is called again, and from two
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
+
+# cuBLAS gives the same bits on every stream only with a workspace of fixed size.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 from every_op import Call, backends, calls, flatten

@@ -68,6 +68,7 @@ def _time(calls: Sequence[Call], device: torch.device) -> float:
 
 def kernel_microseconds(call: Call, times: int = 10) -> dict[str, float]:
     """Return the mean time of each kernel that a call runs on the GPU, by the profiler."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     call()
@@ -79,7 +80,7 @@ def kernel_microseconds(call: Call, times: int = 10) -> dict[str, float]:
     return {
         event.key: event.self_device_time_total / times
         for event in profiler.key_averages()
-        if event.self_device_time_total > 0
+        if event.device_type == DeviceType.CUDA  # and not the operators that launched them
     }
 
 

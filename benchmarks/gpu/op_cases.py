@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
     for autocast in (False, True):
         yield training((8 if small else 1024, JOINTS, *((16, 24) if small else (384, 384))), autocast, device)
     for drawn in (False, True):
-        yield reverse_step((4, 3, JOINTS, 5) if small else (65536, 16, JOINTS, 5), drawn, device)
+        yield reverse_step((4, 3, JOINTS, 5) if small else (32768, 16, JOINTS, 5), drawn, device)
     yield hypothesis_statistics((4, 5, JOINTS) if small else (8192, 100, JOINTS), device)
     yield philox_normal((4, 5, 51) if small else (16384, 50, 51), device)
 
@@ -35,12 +35,24 @@ def size_of(values: Any) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
-def rotated(function: Callable[..., Any], make: Callable[[], Sequence[Any]], device: torch.device) -> Sequence[Call]:
-    """Return calls on as many sets of inputs as the caches cannot hold, the same ones for every variant."""
-    torch.manual_seed(0)
-    first = make()
-    sets = [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
-    return [partial(function, *inputs) for inputs in sets]
+Inputs = Callable[[], list[Sequence[Any]]]
+
+
+def inputs_of(make: Callable[[], Sequence[Any]], device: torch.device) -> Inputs:
+    """Return what makes, once for all variants, as many sets of inputs as the caches cannot hold."""
+
+    @cache
+    def sets() -> list[Sequence[Any]]:
+        torch.manual_seed(0)
+        first = make()
+        return [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
+
+    return sets
+
+
+def called(function: Callable[..., Any], inputs: Inputs) -> Sequence[Call]:
+    """Return calls of a function, one on each set."""
+    return [partial(function, *values) for values in inputs()]
 
 
 def variants(function: Callable[..., Any], device: torch.device) -> dict[str, Callable[..., Any]]:
@@ -53,19 +65,17 @@ def variants(function: Callable[..., Any], device: torch.device) -> dict[str, Ca
 def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
     """Return the forward pass; its epilogue is what follows the product, by the profiler."""
     poses, joints, c_in, c_out = shape
-    make = partial(make_inputs, "modulated_graph_conv", shape, dtype=dtype, device=device)
+    inputs = inputs_of(partial(make_inputs, "modulated_graph_conv", shape, dtype=dtype, device=device), device)
     suffix = "-bf16" if dtype == torch.bfloat16 else ""
 
     def truth() -> list[Tensor]:
-        torch.manual_seed(0)
-        inputs = make()
-        few = inputs[0][:64]
-        return [reference.modulated_graph_conv(*(value.double() for value in (few, *inputs[1:])))]
+        x, *others = inputs()[0]
+        return [reference.modulated_graph_conv(*(value.double() for value in (x[:64], *others)))]
 
     named = variants(inference(ops.modulated_graph_conv), device)
     return Case(
         f"modulated_graph_conv {shape_id(shape)} {shape_id(dtype)}",
-        {name + suffix: partial(rotated, call, make, device) for name, call in named.items()},
+        {name + suffix: partial(called, call, inputs) for name, call in named.items()},
         truth,
         flops=4 * poses * joints * c_in * c_out,
         kernel=("graph_conv", 3 * poses * joints * c_out * dtype.itemsize),
@@ -75,24 +85,23 @@ def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 def training(shape: tuple[int, ...], autocast: bool, device: torch.device) -> Case:
     """Return forward and backward pass with every gradient."""
     poses, joints, c_in, c_out = shape
-    make = partial(make_inputs, "modulated_graph_conv", shape, device=device, requires_grad=True)
+    inputs = inputs_of(partial(make_inputs, "modulated_graph_conv", shape, device=device, requires_grad=True), device)
     suffix = "-bf16" if autocast else ""
 
-    def step(call: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def step(call: Callable[..., Tensor], *values: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            out = call(*inputs)
-        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+            out = call(*values)
+        return torch.autograd.grad(out, values, torch.ones_like(out))
 
     def truth() -> list[Tensor]:
-        torch.manual_seed(0)
-        doubles = [value.detach().double().requires_grad_() for value in make()]
+        doubles = [value.detach().double().requires_grad_() for value in inputs()[0]]
         out = reference.modulated_graph_conv(*doubles)
         return list(torch.autograd.grad(out, doubles, torch.ones_like(out)))
 
     named = variants(ops.modulated_graph_conv, device)
     return Case(
         f"modulated_graph_conv {shape_id(shape)} {'autocast' if autocast else 'fp32'} forward and backward",
-        {name + suffix: partial(rotated, partial(step, call), make, device) for name, call in named.items()},
+        {name + suffix: partial(called, partial(step, call), inputs) for name, call in named.items()},
         truth,
         flops=3 * 4 * poses * joints * c_in * c_out,
     )
@@ -117,23 +126,23 @@ def reverse_step(shape: tuple[int, ...], drawn: bool, device: torch.device) -> C
         )  # fmt: skip
 
     def truth() -> list[Tensor]:
-        torch.manual_seed(0)
-        sample, output, coefficients, step, x0_last, frames, hypotheses = make()
+        sample, output, coefficients, step, x0_last, frames, hypotheses = inputs()[0]
         few = [value[:16] for value in (sample, output, x0_last, frames)]
         return list(call(few[0], few[1], coefficients, step, few[2], few[3], hypotheses, "torch"))
 
+    inputs = inputs_of(make, device)
     poses = shape[0] * shape[1] * shape[2]
     return Case(
         f"reverse_step {shape_id(shape)} {'drawn' if drawn else 'deterministic'}",
-        {name: partial(rotated, f, make, device) for name, f in variants(inference(call), device).items()},
+        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
         truth,
-        bytes=4 * poses * (3 + shape[3] + 3 + 3 + 3),  # x_t, output, x0_last; the step and x0
+        bytes=4 * poses * (3 + shape[3] + 3 + 3 + 3),  # x_t, output, x0_last; x_prev and x0
     )
 
 
 def hypothesis_statistics(shape: tuple[int, ...], device: torch.device) -> Case:
     """Return mean, covariance and the mean weighted by reprojection."""
-    make = partial(make_inputs, "hypothesis_statistics", shape, device=device)
+    inputs = inputs_of(partial(make_inputs, "hypothesis_statistics", shape, device=device), device)
 
     def call(hypotheses: Tensor, keypoints: Tensor, confidence: Tensor, intrinsics: Tensor, backend: str) -> Any:
         return ops.hypothesis_statistics(
@@ -141,32 +150,30 @@ def hypothesis_statistics(shape: tuple[int, ...], device: torch.device) -> Case:
         )
 
     def truth() -> list[Tensor]:
-        torch.manual_seed(0)
-        return list(call(*(value[:16].double() for value in make()), backend="torch"))
+        return list(call(*(value[:16].double() for value in inputs()[0]), backend="torch"))
 
-    frames, _, joints = shape
+    frames, hypotheses, joints = shape
     return Case(
         f"hypothesis_statistics {shape_id(shape)}",
-        {name: partial(rotated, f, make, device) for name, f in variants(inference(call), device).items()},
+        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
         truth,
-        bytes=size_of(make()) + 4 * frames * (joints * 15 + shape[1]),
+        # Hypotheses, keypoints, confidence and intrinsics; both means, covariance and weights.
+        bytes=4 * frames * (hypotheses * joints * 3 + joints * 3 + 9 + joints * 15 + hypotheses),
     )
 
 
 def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
     """Return noise alone."""
 
-    def make() -> Sequence[Any]:
-        return make_inputs("philox_normal", shape, device=device)
+    inputs = inputs_of(partial(make_inputs, "philox_normal", shape, device=device), device)
 
     def truth() -> list[Tensor]:
-        torch.manual_seed(0)
-        seed, frames, hypotheses, step, count = make()
+        seed, frames, hypotheses, step, count = inputs()[0]
         return [reference.philox_normal(seed, frames[:16], hypotheses, step, count)]
 
     return Case(
         f"philox_normal {shape_id(shape)}",
-        {name: partial(rotated, f, make, device) for name, f in variants(inference(ops.philox_normal), device).items()},
+        {name: partial(called, f, inputs) for name, f in variants(inference(ops.philox_normal), device).items()},
         truth,
         bytes=4 * shape[0] * shape[1] * shape[2],
     )
