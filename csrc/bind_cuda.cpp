@@ -7,6 +7,10 @@
 #include "philox_normal/philox_normal_cuda.h"
 
 namespace py = pybind11;
+
+namespace diffupose {
+void bind_engine_cuda(py::module_& m);
+}
 using diffupose::pointer;
 using diffupose::require;
 
@@ -32,6 +36,9 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("source_hash", &diffupose::source_hash);
     m.def("runtime_version", &diffupose::cuda_runtime_version);
     m.def("driver_version", &diffupose::cuda_driver_version);
+    m.def("multiprocessors", &diffupose::cuda_multiprocessors);
+    m.def("shared_bytes", &diffupose::cuda_shared_bytes);
+    diffupose::bind_engine_cuda(m);
     m.def("philox_normal", &philox_normal, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("seed"),
           py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("step"), py::arg("out"), py::arg("num_frames"),
           py::arg("num_hypotheses"), py::arg("num_elements"), py::arg("stream"));

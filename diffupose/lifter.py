@@ -30,7 +30,7 @@ from diffupose.lift_inputs import (
     check_seed,
 )
 from diffupose.lift_result import LiftResult
-from diffupose.ops._backend import Backend
+from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
 from diffupose.packing import Packer
@@ -39,8 +39,6 @@ from diffupose.skeleton import SKELETONS, Skeleton
 
 # Bytes that the activations of one chunk may take; a tile that stays in the caches is also the fastest.
 _CHUNK_BYTES = 128 << 20
-# Hypotheses that the C++ engine takes at once: its memory does not grow with them, the progress bar moves between.
-_PACKED_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -218,10 +216,11 @@ class Lifter:
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
             on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
                 point or normalised already, or a joint too far from all others.
-            backend: ``"auto"`` (on the CPU the C++ engine where it can run), ``"cpp"`` or ``"torch"``; None takes the
-                environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
-            precision: ``"float32"``, or ``"bfloat16"`` for the products of the C++ engine: about twice as fast on
-                processors with AVX512-BF16, slower on others.
+            backend: ``"auto"`` (the C++ or the CUDA engine where it can run), ``"cpp"``, ``"cuda"``, ``"torch"``, or
+                ``"triton"`` for the steps between calls of the PyTorch network; None takes the environment variable
+                DIFFUPOSE_BACKEND, or else ``"auto"``.
+            precision: ``"float32"``, or ``"bfloat16"`` for the products of the C++ engine (about twice as fast on
+                processors with AVX512-BF16, slower on others) or of the CUDA engine (tensor cores).
             progress: Show a progress bar; default when it takes long and a terminal is there.
 
         Returns:
@@ -257,6 +256,9 @@ class Lifter:
         person = self.config.input_normalization == "person"
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
+        if isinstance(network, PackedDenoiser):
+            # Once for all chunks: a hypothesis is the same bits in each of them.
+            network = network.for_hypotheses(batch * settings.num_hypotheses)
         ids = check_frame_ids(frame_ids, batch)
         self._warn_of_filled_joints(pixels)
         if not person:
@@ -286,7 +288,7 @@ class Lifter:
             aggregation=settings.aggregation,
             translation=translation,
             usable=pixels.usable,
-            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network),
+            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network, backend),
         )
 
     def _warn_of_filled_joints(self, pixels: PixelInput) -> None:
@@ -312,7 +314,7 @@ class Lifter:
         )
         # The result is made outside of inference mode: callers may change it, and take it into autograd.
         with bar, torch.inference_mode():
-            for frames, ids in self._chunks(rows, count, isinstance(job.network, PackedDenoiser)):
+            for frames, ids in self._chunks(rows, count, job.network):
                 for flipped in (False, True) if job.settings.flip else (False,):
                     chains = ids + count * flipped
                     poses = self._lift_chunk(job, frames, chains, flipped)
@@ -320,11 +322,13 @@ class Lifter:
                     bar.update(len(frames) * len(ids))
         return hypotheses
 
-    def _chunks(self, rows: Tensor, count: int, packed: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, rows: Tensor, count: int, network: nn.Module | PackedDenoiser) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield frames and hypothesis ids whose activations fit the budget."""
         # About eight activations of [J, d] are alive at once; the engine has its own tiles.
         bytes_per_row = self.skeleton.num_joints * self.config.denoiser.hidden_dim * 4 * 8
-        most = _PACKED_CHUNK if packed else max(1, _CHUNK_BYTES // bytes_per_row)
+        most = max(1, _CHUNK_BYTES // bytes_per_row)
+        if isinstance(network, PackedDenoiser):
+            most = network.max_hypotheses
         for frames in rows.split(max(1, most // count)):
             for ids in torch.arange(count).split(most):
                 yield frames, ids
@@ -374,6 +378,7 @@ class Lifter:
         focal: Tensor | None,
         assumed_focal: float | None,
         network: nn.Module | PackedDenoiser,
+        backend: Backend | None,
     ) -> dict[str, object]:
         from diffupose import __version__
 
@@ -394,7 +399,9 @@ class Lifter:
             if focal is None
             else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
             "assumed_focal": assumed_focal,
-            "engine": f"cpp {network.isa}" if isinstance(network, PackedDenoiser) else "torch",
+            "engine": network.name
+            if isinstance(network, PackedDenoiser)
+            else choose_backend(backend, self.device, ("torch", "triton")),
             "precision": network.precision if isinstance(network, PackedDenoiser) else "float32",
             "diffupose": __version__,
             "torch": torch.__version__,

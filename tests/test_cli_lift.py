@@ -20,6 +20,7 @@ from support.tiny_lifters import people, write_tiny_lifter
 
 import diffupose.lifter
 from diffupose.cli import main
+from diffupose.ops import PackedDenoiser
 from diffupose.skeleton import H36M_17
 from diffupose.testing import requires_cpp
 
@@ -572,7 +573,7 @@ def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
 
     monkeypatch.setattr(diffupose.lifter, "sample", slow)
     monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(diffupose.lifter, "_PACKED_CHUNK", 1)
+    monkeypatch.setattr(PackedDenoiser, "max_hypotheses", 1)
     options = ("--num-hypotheses", 3, "--num-inference-steps", 1)
     lift(good(), *SIZE, *options, model=model)
     assert "3/3" in capsys.readouterr().err

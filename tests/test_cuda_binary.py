@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA sources: no spills, no more registers than there are, and the CUDA runtime inside."""
+"""What nvcc makes of the CUDA sources: no spills, no more registers than there are, and what is linked in."""
 
 from __future__ import annotations
 

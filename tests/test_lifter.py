@@ -20,7 +20,7 @@ from diffupose.camera import ASSUMED_FOCAL, person_box, project, rotation_to_ray
 from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.conditioning import condition
 from diffupose.errors import BackendUnavailableError
-from diffupose.ops import available_backends
+from diffupose.ops import PackedDenoiser, available_backends
 from diffupose.skeleton import H36M_17
 from diffupose.testing import requires_cpp
 
@@ -84,7 +84,7 @@ def test_chunking_changes_nothing(lifter, rows, monkeypatch):
     )
     bytes_per_row = 17 * 32 * 4 * 8
     monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
-    monkeypatch.setattr(diffupose.lifter, "_PACKED_CHUNK", rows)
+    monkeypatch.setattr(PackedDenoiser, "max_hypotheses", rows)
     chunked = lifter(poses, image_size=SIZE).hypotheses
     assert len(calls) >= 3
     assert difference(whole, chunked) < CLOSE
@@ -156,7 +156,9 @@ def test_networks_that_cannot_be_packed(lifter):
     assert seen and result.meta["engine"] == "torch"
     with pytest.raises(BackendUnavailableError, match='backend "cpp" is not available'):
         lifter(people(1), image_size=SIZE, backend="cpp")
-    with pytest.raises(ValueError, match=r"precision must be float32 without the C\+\+ engine, got 'bfloat16'"):
+    with pytest.raises(
+        ValueError, match=r"precision must be float32 without the C\+\+ or the CUDA engine, got 'bfloat16'"
+    ):
         lifter(people(1), image_size=SIZE, precision="bfloat16")
     handle.remove()
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'int8'"):

@@ -19,4 +19,23 @@ int cuda_driver_version() {
     return version;
 }
 
+#ifdef __CUDACC__
+
+static int attribute(cudaDeviceAttr name) {
+    int device = 0, value = 0;
+    check_cuda(cudaGetDevice(&device), "the current device");
+    check_cuda(cudaDeviceGetAttribute(&value, name, device), "a device's attribute");
+    return value;
+}
+
+int cuda_multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+int cuda_shared_bytes() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+#else
+
+int cuda_multiprocessors() { return 2; }
+int cuda_shared_bytes() { return emulation::kMaxSharedBytes; }
+
+#endif
+
 }  // namespace diffupose

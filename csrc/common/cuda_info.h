@@ -6,4 +6,8 @@ namespace diffupose {
 int cuda_runtime_version();  // that _cuda was built with
 int cuda_driver_version();   // the newest that the driver here runs, 0 without one
 
+// Of the current device.
+int cuda_multiprocessors();
+int cuda_shared_bytes();  // that a block may have
+
 }  // namespace diffupose

@@ -34,15 +34,19 @@ DIFFUPOSE_HOST_DEVICE inline PhiloxWords philox_4x32_10(PhiloxWords words, Philo
 // Two normals from two words: z = sqrt(-2 ln u1) (cos, sin)(2 pi u2), u1 in (0, 1], u2 in [0, 1), within 1e-6 of the
 // same transform in float64.
 DIFFUPOSE_HOST_DEVICE inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
-    constexpr float kHalfPi = 1.57079632679489662f;
+    [[maybe_unused]] constexpr float kHalfPi = 1.57079632679489662f;
     const float u1 = static_cast<float>((word1 >> 8) + 1) * 0x1p-24f;
     // The angle is `quarter` quarter turns plus f of one, |f| <= 1/2; integers keep the reduction exact.
     const int32_t n2 = static_cast<int32_t>(word2 >> 8);  // u2 = n2 / 2^24
     const int32_t quarter = (n2 + (1 << 21)) >> 22;       // floor(4 u2 + 1/2), 0 to 4
     const float f = static_cast<float>(n2 - quarter * (1 << 22)) * 0x1p-22f;
     const float radius = std::sqrt(-2.0f * std::log(u1));
-    const float c = radius * std::cos(f * kHalfPi);
-    const float s = radius * std::sin(f * kHalfPi);
+#ifdef __CUDA_ARCH__
+    // Without the reduction of large angles, which costs a stack frame even where there are none.
+    const float c = radius * cospif(0.5f * f), s = radius * sinpif(0.5f * f);
+#else
+    const float c = radius * std::cos(f * kHalfPi), s = radius * std::sin(f * kHalfPi);
+#endif
     switch (quarter & 3) {
         case 0:
             z[0] = c, z[1] = s;

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import importlib.util
 import os
+import shutil
+import sysconfig
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +33,10 @@ _FROM_ENVIRONMENT = os.environ.get("DIFFUPOSE_BACKEND") or "auto"
 # Written into the package by ``setup.py`` where it built no extension.
 _PACKAGE = Path(__file__).resolve().parents[1]
 _REASONS = {"_C": "_no_extension.txt", "_cuda": "_no_cuda.txt"}
+
+# Triton reads this where a kernel is defined: set later it would do nothing, or harm.
+TRITON_IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+"""Whether Triton kernels run in Triton's interpreter: slowly, and on any device."""
 
 SourceState = Literal["no extension", "no sources", "match", "changed"]
 
@@ -124,6 +132,33 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+@functools.cache
+def _triton_state() -> tuple[bool, str]:
+    """Return whether Triton kernels can run here, and a sentence about it; Triton itself is not imported."""
+    if importlib.util.find_spec("triton") is None:
+        return False, "Triton is not installed"
+    try:
+        name = f"Triton {importlib.metadata.version('triton')}"
+    except importlib.metadata.PackageNotFoundError:  # some builds of torch bring it under another name
+        name = "Triton"
+    if TRITON_IS_INTERPRETED:
+        return True, f"{name}, interpreted: slow, for tests"
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return False, f"{name} needs an NVIDIA GPU that PyTorch sees"
+    # It compiles what launches a kernel.
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        return False, f"{name} needs a C compiler: gcc or clang, or what the environment variable CC names"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return False, f"{name} needs Python's headers (python3-dev)"
+    return True, name
+
+
+@functools.cache
+def _is_old(device: torch.device) -> bool:
+    """Return whether a device is a GPU that Triton does not support."""
+    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+
+
 def available_backends() -> dict[str, tuple[bool, str]]:
     """Return for each backend whether it can run here, and a few words on what it is or why it cannot.
 
@@ -135,7 +170,7 @@ def available_backends() -> dict[str, tuple[bool, str]]:
         "torch": (True, f"PyTorch {torch.__version__}"),
         "cpp": _cpp_state(),
         "cuda": _cuda_state(),
-        "triton": (False, "this version has no Triton kernels"),
+        "triton": _triton_state(),
     }
 
 
@@ -163,7 +198,9 @@ def choose_backend(
         source = "the environment variable DIFFUPOSE_BACKEND" if requested is None else "backend"
         raise ValueError(f"{source} must be one of auto, {', '.join(_NAMES)}; got {name!r}")
     states = available_backends()
-    unfit = unfit or {}
+    unfit = dict(unfit or {})
+    if _is_old(device):
+        unfit["triton"] = f"Triton takes GPUs of compute capability 8.0 or more, not {device}"
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
         able = (backend for backend in order if backend in implemented and states[backend][0] and backend not in unfit)
@@ -180,6 +217,7 @@ def choose_backend(
         raise BackendUnavailableError(f'backend "{name}" is not available: this op has {", ".join(implemented)} only')
     if name in unfit:
         raise BackendUnavailableError(f'backend "{name}" is not available: {unfit[name]}')
-    if _DEVICE_OF.get(name, device.type) != device.type:
+    anywhere = name == "triton" and TRITON_IS_INTERPRETED
+    if _DEVICE_OF.get(name, device.type) != device.type and not anywhere:
         raise BackendUnavailableError(f'backend "{name}" runs on {_DEVICE_OF[name]} tensors, these are on {device}')
     return name

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import cpp
+from diffupose.ops._backend import Backend, cpp
 from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear
 from diffupose.schedule import StepTable
 
@@ -27,6 +27,8 @@ class PackedDenoiser:
         BackendUnavailableError: If there is no C++ extension.
         ValueError: If the precision is unknown, or a layer does not fit.
     """
+
+    backend: Backend = "cpp"
 
     def __init__(self, program: LayerProgram, precision: Precision = "float32") -> None:
         if precision not in get_args(Precision):
@@ -75,9 +77,33 @@ class PackedDenoiser:
         return self._engine.isa
 
     @property
+    def max_hypotheses(self) -> int:
+        """How many hypotheses to take at once: memory does not grow with them, a progress bar moves between."""
+        return 4096
+
+    @property
+    def name(self) -> str:
+        """What runs, for people."""
+        return f"cpp {self.isa}"
+
+    @property
     def weight_bytes(self) -> int:
         """Memory of the packed weights."""
         return self._engine.weight_bytes
+
+    def for_hypotheses(self, count: int) -> PackedDenoiser:
+        """Return this denoiser as it is best for so many hypotheses in all."""
+        return self
+
+    def _padded(self, channels: int) -> int:
+        return self._engine.padded(channels)
+
+    def _num_parameters(self) -> int:
+        return self._engine.num_parameters
+
+    def _place(self, value: Tensor) -> Tensor:
+        """Return a tensor as the engine reads it: float32, contiguous, where the engine is."""
+        return _plain(value)
 
     def parameters(self, timesteps: Tensor) -> Tensor:
         """Return the scales and shifts of all steps, ``[S, ...]``, as the engine reads them; the last ones are kept."""
@@ -88,20 +114,20 @@ class PackedDenoiser:
             pairs = self.program.tabulate(timesteps)
             if len(pairs) != len(self._offsets):
                 raise ValueError(f"the program must tabulate {len(self._offsets)} pairs, got {len(pairs)}")
-            table = torch.zeros(len(timesteps), self._engine.num_parameters)
+            table = torch.zeros(len(timesteps), self._num_parameters())
             for (offset, channels), pair in zip(self._offsets, pairs, strict=True):
-                for begin, values in zip((offset, offset + self._engine.padded(channels)), pair, strict=True):
+                for begin, values in zip((offset, offset + self._padded(channels)), pair, strict=True):
                     _check_shape("scale and shift", values, [len(timesteps), channels])
                     table[:, begin : begin + channels] = values
             # Replaced as one object: another thread sees the old or the new pair.
-            self._table = kept = (key, table)
+            self._table = kept = (key, self._place(table))
         return kept[1]
 
     def denoise(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """Return the network's output ``[N, J, C_out]``.
 
         Args:
-            sample: x_t of shape ``[N, J, 3]``, float32, on the CPU.
+            sample: x_t of shape ``[N, J, 3]``.
             condition: ``[N, J, C]``.
             timesteps: Integers of shape ``[1]`` or ``[N]``.
 
@@ -118,14 +144,14 @@ class PackedDenoiser:
             raise ValueError(f"timesteps must have shape [1] or [{count}], got {tuple(timesteps.shape)}")
         if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, got {timesteps.dtype}")
-        sample, condition = _plain(sample), _plain(condition)
-        out = torch.empty(count, joints, self.program.widths[-1])
+        sample, condition = self._place(sample), self._place(condition)
+        out = sample.new_empty(count, joints, self.program.widths[-1])
         if len(timesteps) == 1:
             self._denoise(sample, condition, self.parameters(timesteps), out)
             return out
         for timestep in timesteps.unique():
             rows = torch.nonzero(timesteps == timestep).squeeze(1)
-            part = torch.empty(len(rows), joints, self.program.widths[-1])
+            part = sample.new_empty(len(rows), joints, self.program.widths[-1])
             self._denoise(sample[rows], condition[rows], self.parameters(timestep.view(1)), part)
             out[rows] = part
         return out

@@ -1,4 +1,4 @@
-"""Statistics of a set of hypotheses in one pass: the public op over the reference and the C++ code."""
+"""Statistics of a set of hypotheses in one pass: the public op over the reference, C++ and Triton."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def hypothesis_statistics(
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
         weight: Of ``refine_by_reprojection``, 0 to 1.
         temperature: In box sides; infinity weighs all alike.
-        backend: ``"auto"``, ``"torch"`` or ``"cpp"``, which takes float32 and has no gradient; None takes the
-            environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of ``"cpp"`` for a frame are the
-            same bits for any batch and number of threads.
+        backend: ``"auto"``, ``"torch"``, or ``"cpp"`` or ``"triton"``, which take float32 and have no gradient; None
+            takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of the latter two for a
+            frame are the same bits for any batch and number of threads.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, or some of the keypoints' arguments are missing.
@@ -63,10 +63,12 @@ def hypothesis_statistics(
     """
     _check(hypotheses, keypoints_2d, confidence, intrinsics)
     unfit = _unfit(hypotheses, keypoints_2d)
-    chosen = choose_backend(backend, hypotheses.device, ("torch", "cpp"), unfit={"cpp": unfit} if unfit else None)
-    run = torch.ops.diffupose.hypothesis_statistics.default if chosen == "cpp" else reference.hypothesis_statistics
-    mean, covariance, weights, weighted_mean = run(
-        hypotheses, keypoints_2d, confidence, intrinsics, float(weight), float(temperature)
+    chosen = choose_backend(backend, hypotheses.device, ("torch", *_IMPLEMENTATIONS), unfit=unfit)
+    arguments = hypotheses, keypoints_2d, confidence, intrinsics, float(weight), float(temperature)
+    mean, covariance, weights, weighted_mean = (
+        reference.hypothesis_statistics(*arguments)
+        if chosen == "torch"
+        else torch.ops.diffupose.hypothesis_statistics.default(*arguments, chosen)
     )
     if keypoints_2d is None:
         return HypothesisStatistics(mean, covariance, None, None)
@@ -102,20 +104,22 @@ def _check(
             raise ValueError(f"{name} must be on the device of hypotheses, {hypotheses.device}, got {tensor.device}")
 
 
-def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> str | None:
-    """Return why the C++ code cannot take these inputs, or None."""
-    if hypotheses.dtype != torch.float32:
-        return f"this op's C++ code takes float32, got {hypotheses.dtype}"
+def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
+    """Return which backends cannot take these inputs, and why."""
     seen = keypoints_2d is not None and keypoints_2d.requires_grad
-    if torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
-        return "this op's C++ code has no gradient"
-    return None
+    if hypotheses.dtype != torch.float32:
+        reason = f"takes float32, got {hypotheses.dtype}"
+    elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
+        reason = "has no gradient"
+    else:
+        return {}
+    return {"cpp": f"this op's C++ code {reason}", "triton": f"this op's Triton kernel {reason}"}
 
 
-# --- The raw op: float32 on the CPU. ----------------------------------------------------------------------------------
+# --- The raw op: float32. ---------------------------------------------------------------------------------------------
 
 
-def _run(
+def _run_cpp(
     hypotheses: Tensor,
     keypoints_2d: Tensor | None,
     confidence: Tensor | None,
@@ -123,7 +127,7 @@ def _run(
     weight: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
+    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature, "cpp")
     mean, covariance, weights, weighted_mean = results
     hypotheses = hypotheses.contiguous()
     view: list[Tensor] = []
@@ -151,6 +155,34 @@ def _run(
     return results
 
 
+def _run_triton(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor | None,
+    confidence: Tensor | None,
+    intrinsics: Tensor | None,
+    weight: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from diffupose.kernels.hypothesis_statistics import hypothesis_statistics as kernel
+
+    return kernel(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
+
+
+_IMPLEMENTATIONS = {"cpp": _run_cpp, "triton": _run_triton}
+
+
+def _run(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor | None,
+    confidence: Tensor | None,
+    intrinsics: Tensor | None,
+    weight: float,
+    temperature: float,
+    backend: str = "cpp",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _IMPLEMENTATIONS[backend](hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
+
+
 def _fake(
     hypotheses: Tensor,
     keypoints_2d: Tensor | None,
@@ -158,6 +190,7 @@ def _fake(
     intrinsics: Tensor | None,
     weight: float,
     temperature: float,
+    backend: str = "cpp",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, count, joints, _ = hypotheses.shape
     mean, covariance = hypotheses.new_empty(batch, joints, 3), hypotheses.new_empty(batch, joints, 3, 3)
@@ -169,8 +202,9 @@ def _fake(
 _lib = torch.library.Library("diffupose", "FRAGMENT")
 _lib.define(
     "hypothesis_statistics(Tensor hypotheses, Tensor? keypoints_2d, Tensor? confidence, Tensor? intrinsics, "
-    "float weight, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    'float weight, float temperature, str backend="cpp") -> (Tensor, Tensor, Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _lib.impl("hypothesis_statistics", _run, "CPU")
+_lib.impl("hypothesis_statistics", _run, "CUDA")
 torch.library.register_fake("diffupose::hypothesis_statistics", _fake, lib=_lib)

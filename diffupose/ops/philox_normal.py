@@ -1,4 +1,4 @@
-"""Gaussian noise by counter: the public op over the reference, the C++ and the CUDA code."""
+"""Gaussian noise by counter: the public op over the reference and the code of the backends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def philox_normal(
         step: Index of the row in the step table, in [0, 0xFFFF); ``INITIAL_NOISE_STEP`` (0xFFFF) for the noise the
             process starts from.
         num_elements: Numbers per hypothesis, at most 262144; element ``3 j + axis`` belongs to joint ``j``.
-        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"cuda"``; None takes the environment variable
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None takes the environment variable
             DIFFUPOSE_BACKEND, or else ``"auto"``.
 
     Returns:
@@ -125,7 +125,13 @@ def _run_cuda(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, n
     return out
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda}
+def _run_triton(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+    from diffupose.kernels.philox_normal import philox_normal as kernel
+
+    return kernel(seed, frame_ids, hypothesis_ids, step, num_elements)
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
 
 
 def _run(

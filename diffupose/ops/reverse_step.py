@@ -1,4 +1,4 @@
-"""One step of the reverse process: the public op over the reference and the C++ code."""
+"""One step of the reverse process: the public op over the reference, the C++ code and the Triton kernel."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ def reverse_step(
         frame_ids: ``[B]`` int64; default ``arange(B)``.
         hypothesis_ids: ``[H]`` int64; default ``arange(H)``.
         clip_sample_range: Limit of x0, in the model's data units.
-        backend: ``"auto"``, ``"torch"`` or ``"cpp"``, which takes float32 and has no gradient; None takes the
-            environment variable DIFFUPOSE_BACKEND, or else ``"auto"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, which takes float32, or ``"triton"``, which also takes float16 and
+            bfloat16; only ``"torch"`` has a gradient. None takes the environment variable DIFFUPOSE_BACKEND, or else
+            ``"auto"``.
 
     Returns:
         ``prev_sample`` and ``pred_original_sample``, both ``[B, H, J, 3]`` and in the common dtype of ``sample`` and
-        ``model_output``. Those of ``"cpp"`` are the same bits for any batch and number of threads.
+        ``model_output``. Those of ``"cpp"`` and ``"triton"`` are the same bits for any batch and number of threads.
 
     Raises:
         ValueError: If a shape or the step does not fit, or the row needs an ``x0_last`` that is not given.
@@ -83,7 +84,10 @@ def reverse_step(
         clip_sample_range, backend,
     )  # fmt: skip
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors()):
-        unfit = {"cpp": "this op's C++ code has no gradient"}
+        unfit = {
+            "cpp": "this op's C++ code has no gradient",
+            "triton": "this op's Triton kernel has no gradient",
+        }
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
         return _run_torch(inputs)
     return torch.ops.diffupose.reverse_step.default(*inputs)
@@ -202,17 +206,56 @@ def _with_row_stride(model_output: Tensor) -> tuple[Tensor, int]:
     return flat, flat.stride(0)
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp}
+def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    from diffupose.kernels.reverse_step import reverse_step as kernel
+
+    row = inputs.coefficients[inputs.step].tolist()
+    if not any(row[:2]) or not any(row[2:]):
+        raise ValueError("a row of the step table must have a term that is not 0")
+    device = inputs.sample.device
+    draws = row[5] != 0.0 and inputs.noise is None
+    prev_sample, x0 = kernel(
+        inputs.sample,
+        inputs.model_output,
+        inputs.coefficients.to(device, torch.float32),
+        torch.full((1,), inputs.step, dtype=torch.int64, device=device),
+        inputs.x0_last,
+        inputs.noise,
+        inputs.noise_scale,
+        inputs.seed,
+        inputs.ids() if draws else None,
+        inputs.clip_sample_range,
+    )
+    assert x0 is not None
+    return prev_sample, x0
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "triton": _run_triton}
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _unfit(inputs: _Inputs) -> dict[str, str]:
+    """Return which backends cannot take these inputs, and why."""
+    unfit = {}
+    for tensor in inputs.tensors():
+        if tensor.dtype != torch.float32:
+            unfit["cpp"] = f"this op's C++ code takes float32, got {tensor.dtype}"
+        if tensor.dtype not in _TRITON_DTYPES:
+            unfit["triton"] = f"this op's Triton kernel takes float32, float16 and bfloat16, got {tensor.dtype}"
+    return unfit
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = _Inputs(*arguments)
+    for tensor in (*inputs.tensors(), inputs.frame_ids, inputs.hypothesis_ids):
+        if tensor is not None and tensor.device != inputs.sample.device:
+            raise ValueError(
+                f"all tensors must be on the device of sample, {inputs.sample.device}, got {tensor.device}"
+            )
     c_1 = float(inputs.coefficients[inputs.step, 4])
     if c_1 != 0.0 and inputs.x0_last is None:
         raise ValueError(f"x0_last is needed by row {inputs.step} of this table (c_1 = {c_1:g}), got None")
-    other = next((tensor.dtype for tensor in inputs.tensors() if tensor.dtype != torch.float32), None)
-    unfit = None if other is None else {"cpp": f"this op's C++ code takes float32, got {other}"}
-    chosen = choose_backend(inputs.backend, inputs.sample.device, _IMPLEMENTATIONS, unfit=unfit)
+    chosen = choose_backend(inputs.backend, inputs.sample.device, _IMPLEMENTATIONS, unfit=_unfit(inputs))
     return _IMPLEMENTATIONS[chosen](inputs)
 
 

@@ -1,4 +1,4 @@
-"""The whole reverse process in one call: the public op over the reference."""
+"""The whole reverse process in one call: the public op over the reference, the C++ engine and the Triton step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from diffupose.ops import captured_loop
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser
 from diffupose.ops.philox_normal import philox_normal
+from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 from diffupose.reference.sample import Noise
 from diffupose.reference.sample import sample as _reference
 from diffupose.schedule import StepTable
@@ -32,7 +34,7 @@ def sample(
 
     Args:
         denoiser: Network of ``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, or its
-            packed form, which the C++ engine runs: each thread takes a few poses through all layers and steps.
+            packed form, which the C++ or the CUDA engine runs.
         inputs: Conditions of shape ``[B, J, C]``.
         table: The sampler.
         seed: 64-bit seed.
@@ -42,12 +44,14 @@ def sample(
         clip_sample_range: Limit of x0 in the model's data units, or None.
         antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
             mean is nearer to the mean of many.
-        backend: A packed denoiser has ``"cpp"``, a module ``"torch"``, whose noise comes from the fastest code there is
-            unless it is named.
+        backend: A packed denoiser has its own, ``"cpp"`` or ``"cuda"``. A module has ``"torch"``, whose noise comes
+            from the fastest code there is unless it is named, and ``"triton"``, which has no gradient: on a GPU the
+            steps are replayed as a CUDA graph from the second call of a shape on, so that the module's Python code runs
+            no more.
 
     Returns:
-        ``[B, H, J, 3]`` in the model's data units. Those of ``"cpp"`` are the same bits for any batch, order and number
-        of threads.
+        ``[B, H, J, 3]`` in the model's data units. Those of a packed denoiser are the same bits for any batch and
+        order, and on the CPU for any number of threads.
 
     Raises:
         ValueError: If a shape does not fit, or the table needs what is not there.
@@ -67,15 +71,25 @@ def sample(
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
     if clip_sample_range is not None and not clip_sample_range >= 0:
         raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
-    packed = isinstance(denoiser, PackedDenoiser)
-    chosen = choose_backend(backend, inputs.device, ("cpp",) if packed else ("torch",))
+    own = (denoiser.backend,) if isinstance(denoiser, PackedDenoiser) else ("torch", "triton")
+    unfit = {} if isinstance(denoiser, PackedDenoiser) else _unfit(denoiser, inputs)
+    chosen = choose_backend(backend, inputs.device, own, unfit=unfit)
     scale = table.noise_scale_tensor()
     if scale is not None and scale.shape[1:] != (inputs.shape[1], 3):
         raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")
     if isinstance(denoiser, PackedDenoiser):
         _check_packed(denoiser, inputs, table, seed, frame_ids, hypothesis_ids)
         return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic)
-    noise = partial(philox_normal, backend="torch" if backend == chosen else None)
+    noise = partial(philox_normal, backend=chosen if backend == chosen else None)
+    if antithetic:
+        noise = partial(_antithetic, noise)
+    if chosen == "triton":
+        joints = inputs.shape[1]
+        initial = noise(seed, frame_ids, hypothesis_ids, INITIAL_NOISE_STEP, 3 * joints).unflatten(-1, (joints, 3))
+        _check_rows(table)
+        return captured_loop.sample(
+            denoiser, inputs, initial, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic
+        )
     return _reference(
         denoiser,
         inputs,
@@ -86,8 +100,17 @@ def sample(
         hypothesis_ids,
         clip_sample_range,
         None if scale is None else scale.to(inputs.device),
-        partial(_antithetic, noise) if antithetic else noise,
+        noise,
     )
+
+
+def _unfit(denoiser: nn.Module, inputs: Tensor) -> dict[str, str]:
+    """Return which backends cannot run these inputs, and why."""
+    if inputs.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return {"triton": f"the Triton steps take float32, float16 and bfloat16, got {inputs.dtype}"}
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *denoiser.parameters())):
+        return {"triton": "the Triton steps have no gradient"}
+    return {}
 
 
 def _check_packed(
@@ -98,6 +121,11 @@ def _check_packed(
     if inputs.shape[1:] != (joints, channels):
         raise ValueError(f"inputs must have shape [B, {joints}, {channels}], got {tuple(inputs.shape)}")
     philox_normal(seed, frame_ids[:0], hypothesis_ids[:0], 0, 3 * joints)
+    _check_rows(table)
+
+
+def _check_rows(table: StepTable) -> None:
+    """Raise what the steps of the reference would raise."""
     coefficients = table.tensor()  # p, q, c_x, c_0, c_1, s
     if bool((coefficients[:1, 4] != 0).any()):
         raise ValueError("the first row of the step table needs x0_last, got None")

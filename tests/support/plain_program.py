@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear
+from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
 
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": functional.gelu}
 
@@ -25,17 +25,27 @@ def run_program(
     timesteps: Tensor,
     dtype: torch.dtype = torch.float64,
     rounding: Callable[[Tensor], Tensor] = lambda x: x,
+    storing: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Return the output buffer ``[N, J, width]``; ``rounding`` is applied to both operands of every product."""
-    buffers = {0: torch.cat((sample, condition), dim=-1).to(dtype)}
+    """Return the output buffer ``[N, J, width]``.
+
+    ``rounding`` is applied to both operands of every product, ``storing`` to all buffers but the output; what a layer
+    scales and shifts in place, without normalising, was not stored before.
+    """
+    buffers = {0: storing(torch.cat((sample, condition), dim=-1).to(dtype))}
     parameters = [(scale.to(dtype), shift.to(dtype)) for scale, shift in program.tabulate(timesteps)]
-    for layer in program.layers:
+    for layer, following in zip(program.layers, (*program.layers[1:], None), strict=True):
         result = _apply(layer, buffers[layer.input], parameters, rounding)
         residual = getattr(layer, "residual", -1)
         if residual >= 0:
             result = result + buffers[residual][..., : result.shape[-1]]
-        buffers[layer.output] = result
+        is_output = layer.output == len(program.widths) - 1
+        buffers[layer.output] = result if is_output or _scales_in_place(following, layer) else storing(result)
     return buffers[len(program.widths) - 1]
+
+
+def _scales_in_place(layer: Layer | None, before: Layer) -> bool:
+    return isinstance(layer, ScaleShift) and not layer.normalize and layer.input == layer.output == before.output
 
 
 def _apply(

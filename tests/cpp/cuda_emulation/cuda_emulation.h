@@ -27,6 +27,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
+#define __grid_constant__
 // Blocks run one after the other: one copy is enough.
 #define __shared__ static
 #define __align__(bytes) alignas(bytes)

@@ -1,0 +1,166 @@
+// The CUDA engine's binding: records of layers as bytes, which Python keeps on the host and on the device.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "bind_checks.h"
+#include "engine/engine_cuda.h"
+#include "philox_normal/philox_normal.h"
+
+namespace py = pybind11;
+
+namespace diffupose {
+namespace {
+
+LayerKind kind_of(const std::string& name) {
+    if (name == "graph_conv") return LayerKind::graph_conv;
+    if (name == "linear") return LayerKind::linear;
+    if (name == "scale_shift") return LayerKind::scale_shift;
+    if (name == "attention_weights") return LayerKind::attention_weights;
+    require(name == "attention_apply", "kind is not one of a layer");
+    return LayerKind::attention_apply;
+}
+
+CudaActivation activation_of(const std::string& name) {
+    if (name == "none") return CudaActivation::none;
+    if (name == "relu") return CudaActivation::relu;
+    require(name == "gelu", "activation must be none, relu or gelu");
+    return CudaActivation::gelu;
+}
+
+const float* numbers(uintptr_t address) { return reinterpret_cast<const float*>(address); }
+
+py::bytes layer_record(const std::string& kind, const std::string& activation, int input_steps, int output_steps,
+                       int channels, int num_heads, bool bias_per_joint, bool normalize, bool output_is_float,
+                       bool film, float eps, int64_t input, int64_t output, int64_t residual, int64_t weights,
+                       int64_t parameters, uintptr_t weight, uintptr_t own, uintptr_t neighbors, uintptr_t adjacency,
+                       uintptr_t bias) {
+    LayerRecord record;
+    std::memset(&record, 0, sizeof(record));  // its padding too: equal layers are equal bytes
+    record.kind = kind_of(kind), record.activation = activation_of(activation);
+    record.input_steps = input_steps, record.output_steps = output_steps;
+    record.channels = channels, record.num_heads = num_heads;
+    record.bias_per_joint = bias_per_joint, record.normalize = normalize, record.output_is_float = output_is_float;
+    record.film = film;
+    record.eps = eps;
+    record.input = input, record.output = output, record.residual = residual, record.weights = weights;
+    record.parameters = parameters;
+    record.weight = reinterpret_cast<const void*>(weight);
+    record.own = numbers(own), record.neighbors = numbers(neighbors), record.adjacency = numbers(adjacency);
+    record.bias = numbers(bias);
+    const bool product = record.kind == LayerKind::graph_conv || record.kind == LayerKind::linear;
+    require(input_steps >= 1 && output_steps >= 1, "a layer has a step at least");
+    require(!product || (weight != 0 && bias != 0), "weight and bias must not be null");
+    require(record.kind != LayerKind::graph_conv || (own != 0 && neighbors != 0 && adjacency != 0),
+            "own, neighbors and adjacency must not be null");
+    return {reinterpret_cast<const char*>(&record), sizeof(record)};
+}
+
+CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
+                       int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16) {
+    const auto size = static_cast<std::size_t>(py::len(layers));
+    require(size > 0 && size % sizeof(LayerRecord) == 0, "layers must be records, one after the other");
+    require(num_joints >= 1 && num_joints <= kCudaMaxJoints, "num_joints must lie in [1, 18]");
+    require(num_condition_channels >= 0 && num_output_channels >= 3, "the output must be at least 3 wide");
+    require(tile_bytes > 0, "tile_bytes must be positive");
+    return {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
+            pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
+            static_cast<int>(size / sizeof(LayerRecord)),
+            num_joints,
+            num_condition_channels,
+            num_output_channels,
+            input,
+            output,
+            tile_bytes,
+            bfloat16};
+}
+
+struct CudaEngine {
+    py::bytes layers;  // what the program points into
+    CudaProgram program;
+};
+
+int64_t tiles_of(int64_t poses) { return (poses + kTilePoses - 1) / kTilePoses; }
+
+void denoise(const CudaEngine& engine, uintptr_t sample, uintptr_t condition, uintptr_t parameters, int64_t num_poses,
+             uintptr_t workspace, uintptr_t out, uintptr_t stream) {
+    require(num_poses >= 0, "num_poses must not be negative");
+    require(tiles_of(num_poses) < int64_t{1} << 31, "num_poses must be below 2^34");
+    if (num_poses == 0) return;
+    const CudaDenoiseArgs args = {pointer<const float>(sample, 1, "sample"),
+                                  pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
+                                  numbers(parameters), num_poses, pointer<float>(out, 1, "out")};
+    launch_denoise(engine.program, args, pointer<unsigned char>(workspace, 1, "workspace"),
+                   reinterpret_cast<void*>(stream));
+}
+
+void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficients, uintptr_t noise_scale,
+            uintptr_t parameters, int64_t num_parameters, uintptr_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids,
+            bool antithetic, std::optional<float> clip, int64_t num_frames, int64_t num_hypotheses, int num_steps,
+            uintptr_t x0_last, uintptr_t out, uintptr_t workspace, int num_blocks, uintptr_t stream) {
+    require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
+    require(tiles_of(num_frames * num_hypotheses) < int64_t{1} << 31, "num_frames num_hypotheses must be below 2^34");
+    require(num_steps >= 1 && num_steps < kPhiloxMaxStep, "num_steps must lie in [1, 65534]");
+    if (num_frames * num_hypotheses == 0) return;
+    const CudaSampleArgs args = {pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
+                                 pointer<const float>(coefficients, 1, "coefficients"),
+                                 numbers(noise_scale),
+                                 numbers(parameters),
+                                 pointer<const int64_t>(seed, 1, "seed"),
+                                 pointer<const int64_t>(frame_ids, 1, "frame_ids"),
+                                 pointer<const int64_t>(hypothesis_ids, 1, "hypothesis_ids"),
+                                 num_parameters,
+                                 num_frames,
+                                 num_hypotheses,
+                                 num_steps,
+                                 antithetic,
+                                 clip.value_or(std::numeric_limits<float>::infinity()),
+                                 reinterpret_cast<float*>(x0_last),
+                                 pointer<float>(out, 1, "out")};
+    if (num_blocks > 0) {
+        require(engine.program.bfloat16, "the persistent kernel takes bfloat16 only");
+        launch_sample_persistent(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
+    } else {
+        launch_sample_layers(engine.program, args, pointer<unsigned char>(workspace, 1, "workspace"),
+                             reinterpret_cast<void*>(stream));
+    }
+}
+
+}  // namespace
+
+void bind_engine_cuda(py::module_& m) {
+    m.attr("TILE_POSES") = kTilePoses;
+    m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
+    m.attr("MAX_JOINTS") = kCudaMaxJoints;
+    m.def("joint_pairs", &joint_pairs, py::arg("joints"));
+    m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",
+          py::arg("input_steps"), py::arg("output_steps"), py::arg("channels") = 0, py::arg("num_heads") = 1,
+          py::arg("bias_per_joint") = false, py::arg("normalize") = false, py::arg("output_is_float") = false,
+          py::arg("film") = false, py::arg("eps") = 0.0f, py::arg("input"), py::arg("output"), py::arg("residual") = -1,
+          py::arg("weights") = -1, py::arg("parameters") = 0, py::arg("weight") = 0, py::arg("own") = 0,
+          py::arg("neighbors") = 0, py::arg("adjacency") = 0, py::arg("bias") = 0);
+    py::class_<CudaEngine>(m, "CudaEngine")
+        .def(py::init([](const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
+                         int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16) {
+                 return CudaEngine{layers, program_of(layers, layers_cuda, num_joints, num_condition_channels,
+                                                      num_output_channels, input, output, tile_bytes, bfloat16)};
+             }),
+             py::kw_only(), py::arg("layers"), py::arg("layers_cuda"), py::arg("num_joints"),
+             py::arg("num_condition_channels"), py::arg("num_output_channels"), py::arg("input"), py::arg("output"),
+             py::arg("tile_bytes"), py::arg("bfloat16"))
+        .def("denoise", &denoise, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("sample"),
+             py::arg("condition"), py::arg("parameters"), py::arg("num_poses"), py::arg("workspace"), py::arg("out"),
+             py::arg("stream"))
+        // num_blocks 0: a kernel for each layer; else one kernel of that many blocks, without a workspace.
+        .def("sample", &sample, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("condition"),
+             py::arg("coefficients"), py::arg("noise_scale"), py::arg("parameters"), py::arg("num_parameters"),
+             py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("antithetic"), py::arg("clip"),
+             py::arg("num_frames"), py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("x0_last"), py::arg("out"),
+             py::arg("workspace"), py::arg("num_blocks"), py::arg("stream"));
+}
+
+}  // namespace diffupose

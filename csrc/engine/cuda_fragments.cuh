@@ -1,0 +1,235 @@
+// How activations and weights lie in memory, so that the operands of mma.m16n8k16 are what a thread loads.
+//
+// The rows of a matrix instruction are two joints of eight poses: rows 0 to 7 joint 2p, rows 8 to 15 joint 2p + 1. In
+// what an instruction gives back, a thread holds pose `lane / 4` and channels 2 (lane % 4) and the next, of both
+// joints: all joints of a pose and a channel are in one thread, and the product with the adjacency takes no exchange.
+//
+// Activations [pair][step][lane][8]: of 16 channels (a step), lane 4 g + t holds eight numbers of pose g, in the order
+// (joint 0, joint 1) of channels 2t, 2t + 1, then of channels 2t + 8, 2t + 9. Those are the four registers of operand
+// A.
+//
+// Weights of `products` matrices side by side (2 for a graph convolution, 1 for a linear layer), [block of 8 columns]
+// [step][lane][product][4]: of column lane / 4, rows 2t, 2t + 1, 2t + 8, 2t + 9, the two registers of operand B. In
+// float32, where no instruction exchanges anything, [block][step][quarter q][t][column 2][product][4]: of columns 2t
+// and 2t + 1, rows 2q, 2q + 1, 2q + 8, 2q + 9.
+#pragma once
+
+#include "common/bfloat16.h"
+#include "common/cuda.h"
+#include "engine/engine_cuda.h"
+
+namespace diffupose {
+
+constexpr int kWarpSize = 32;
+constexpr int kRecord = 8;  // numbers of a lane in a step
+
+struct Lane {
+    int index, pose, quarter;
+};
+
+__device__ inline Lane this_lane() {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    return {lane, lane / 4, lane % 4};
+}
+
+// Where a lane's record of a step of a pair begins.
+__device__ inline int record_index(int pair, int step, int steps, int lane) {
+    return ((pair * steps + step) * kWarpSize + lane) * kRecord;
+}
+
+// Where one number lies.
+__device__ inline int element_index(int joint, int pose, int channel, int steps) {
+    const int step = channel / kStepChannels, in_step = channel % kStepChannels;
+    const int lane = 4 * pose + in_step % 8 / 2;
+    return record_index(joint / 2, step, steps, lane) + in_step / 8 * 4 + joint % 2 * 2 + channel % 2;
+}
+
+// --- Storage ---------------------------------------------------------------------------------------------------------
+
+__device__ inline float to_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+#endif
+}
+
+// Two numbers as bfloat16, rounded to nearest even, the first in the low half.
+__device__ inline uint32_t pack_bfloat16(float low, float high) {
+#ifdef __CUDA_ARCH__
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+#else
+    const auto round = [](float value) {
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        if (value != value) return 0x7fffu;
+        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    };
+    return round(low) | round(high) << 16;
+#endif
+}
+
+__device__ inline void load4(const float* from, float* to) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+__device__ inline void load4(const Bfloat16* from, float* to) {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    to[0] = to_float(words.x << 16), to[1] = to_float(words.x & 0xffff0000u);
+    to[2] = to_float(words.y << 16), to[3] = to_float(words.y & 0xffff0000u);
+}
+__device__ inline void store4(float* to, const float* from) {
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+__device__ inline void store4(Bfloat16* to, const float* from) {
+    *reinterpret_cast<uint2*>(to) = {pack_bfloat16(from[0], from[1]), pack_bfloat16(from[2], from[3])};
+}
+__device__ inline void store1(float* to, float value) { *to = value; }
+__device__ inline void store1(Bfloat16* to, float value) {
+    to->bits = static_cast<uint16_t>(pack_bfloat16(value, 0.0f) & 0xffffu);
+}
+
+// A whole record: 16 bytes of bfloat16 at once.
+__device__ inline void load8(const float* from, float* to) { load4(from, to), load4(from + 4, to + 4); }
+__device__ inline void load8(const Bfloat16* from, float* to) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from);
+    const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[2 * i] = to_float(all[i] << 16), to[2 * i + 1] = to_float(all[i] & 0xffff0000u);
+}
+__device__ inline void store8(float* to, const float* from) { store4(to, from), store4(to + 4, from + 4); }
+__device__ inline void store8(Bfloat16* to, const float* from) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bfloat16(from[0], from[1]), pack_bfloat16(from[2], from[3]),
+                                               pack_bfloat16(from[4], from[5]), pack_bfloat16(from[6], from[7]));
+}
+
+// --- Products --------------------------------------------------------------------------------------------------------
+
+// sum += A B of one m16n8k16 product; the operands are spread over the warp as the layouts above say.
+__device__ inline void multiply(float* sum, uint4 a, uint32_t b0, uint32_t b1) {
+#ifdef __CUDA_ARCH__
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#elif !defined(__CUDACC__)
+    const uint32_t mine[6] = {a.x, a.y, a.z, a.w, b0, b1};
+    emulation::WarpWords all;
+    emulation::exchange(0xffffffffu, mine, 6, all);
+    const int lane = emulation::lane(), row = lane / 4, first = lane % 4 * 2;
+    const auto number = [](uint32_t word, int half) { return to_float(half ? word & 0xffff0000u : word << 16); };
+    for (int i = 0; i < 4; ++i) {
+        for (int k = 0; k < 16; ++k) {
+            // Register of A: the lower rows first, then the upper channels; of B: the upper channels.
+            const float from_a = number(all[4 * row + k % 8 / 2][i / 2 + k / 8 * 2], k % 2);
+            const float from_b = number(all[4 * (first + i % 2) + k % 8 / 2][4 + k / 8], k % 2);
+            sum[i] += from_a * from_b;
+        }
+    }
+#endif
+}
+
+// One step of 16 channels for one block of eight columns of every product: sum[product][pair][4].
+//
+// The four sums are what the matrix instruction gives back: channels 2t and 2t + 1 of joint 2 pair, then of the next.
+template <int kPairs, int kProducts, int kBlocks>
+struct Sums {
+    float values[kProducts][kPairs][kBlocks][4];
+
+    __device__ void clear() {
+#pragma unroll
+        for (int i = 0; i < kProducts * kPairs * kBlocks * 4; ++i) (&values[0][0][0][0])[i] = 0.0f;
+    }
+};
+
+// What a lane holds of the weights of a step.
+template <typename T, int kProducts, int kBlocks>
+struct Weights;
+
+template <int kProducts, int kBlocks>
+struct Weights<Bfloat16, kProducts, kBlocks> {
+    uint32_t words[kBlocks][kProducts][2];
+
+    // Blocks of columns lie `steps` steps apart.
+    __device__ void load(const Bfloat16* weight, int block, int step, int steps, Lane lane) {
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) {
+            const Bfloat16* from = weight + (((block + n) * steps + step) * kWarpSize + lane.index) * kProducts * 4;
+            if constexpr (kProducts == 2) {
+                const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
+                words[n][0][0] = four.x, words[n][0][1] = four.y, words[n][1][0] = four.z, words[n][1][1] = four.w;
+            } else {
+                const uint2 two = __ldg(reinterpret_cast<const uint2*>(from));
+                words[n][0][0] = two.x, words[n][0][1] = two.y;
+            }
+        }
+    }
+};
+
+// Adds the products of steps [first, last) to the sums. `x` is the tile's input buffer, of `steps` steps.
+template <int kPairs, int kProducts, int kBlocks>
+__device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, const Bfloat16* x, const Bfloat16* weight,
+                                    int block, int first, int last, int steps, Lane lane) {
+    using Held = Weights<Bfloat16, kProducts, kBlocks>;
+    Held next;
+    if (first < last) next.load(weight, block, first, steps, lane);
+    for (int step = first; step < last; ++step) {
+        const Held now = next;
+        // The next weights are on their way from L2 while these are used.
+        if (step + 1 < last) next.load(weight, block, step + 1, steps, lane);
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+            const uint4 a = *reinterpret_cast<const uint4*>(x + record_index(pair, step, steps, lane.index));
+#pragma unroll
+            for (int n = 0; n < kBlocks; ++n) {
+#pragma unroll
+                for (int product = 0; product < kProducts; ++product) {
+                    multiply(sums.values[product][pair][n], a, now.words[n][product][0], now.words[n][product][1]);
+                }
+            }
+        }
+    }
+}
+
+// The same in float32, by multiply-adds: each lane computes its own sums.
+template <int kPairs, int kProducts, int kBlocks>
+__device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, const float* x, const float* weight,
+                                    int block, int first, int last, int steps, Lane lane) {
+    for (int step = first; step < last; ++step) {
+        for (int q = 0; q < 4; ++q) {
+            float b[kBlocks][2][kProducts][4];
+#pragma unroll
+            for (int n = 0; n < kBlocks; ++n) {
+                const float* from =
+                    weight + ((((block + n) * steps + step) * 4 + q) * 4 + lane.quarter) * 2 * kProducts * 4;
+#pragma unroll
+                for (int i = 0; i < 2 * kProducts; ++i) load4(from + 4 * i, b[n][i / kProducts][i % kProducts]);
+            }
+#pragma unroll
+            for (int pair = 0; pair < kPairs; ++pair) {
+                float a[kRecord];  // joints 0 and 1 of the lower channels, then of the upper ones
+                load8(x + record_index(pair, step, steps, 4 * lane.pose + q), a);
+#pragma unroll
+                for (int n = 0; n < kBlocks; ++n) {
+#pragma unroll
+                    for (int product = 0; product < kProducts; ++product) {
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {  // joint i / 2, column i % 2
+                            float& sum = sums.values[product][pair][n][i];
+                            const float* w = b[n][i % 2][product];
+                            const float* row = a + i / 2 * 2;
+                            sum = fmaf(row[0], w[0], sum), sum = fmaf(row[1], w[1], sum);
+                            sum = fmaf(row[4], w[2], sum), sum = fmaf(row[5], w[3], sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace diffupose

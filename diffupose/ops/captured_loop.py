@@ -1,0 +1,212 @@
+"""The reverse process step by step on the device: a network, and the Triton step, replayed as a CUDA graph.
+
+Whatever changes from step to step lies in buffers: the row of the step table is read by a step tensor that the loop's
+body counts up. So one step is one graph, whatever the sampler, and the host waits for nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from diffupose.ops._backend import TRITON_IS_INTERPRETED
+from diffupose.ops.philox_normal import signed
+from diffupose.schedule import StepTable
+
+# Beyond, kernels take longer than their launches, and a graph would only hold memory. Not measured yet.
+_MOST_ROWS = 4096
+# Graphs that are kept for a network: each holds the memory of its activations.
+_MOST_LOOPS = 8
+
+_LOOPS: weakref.WeakKeyDictionary[nn.Module, OrderedDict[object, _Loop]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+class _Loop:
+    """The buffers of one shape, and its graph once there is one."""
+
+    def __init__(self, inputs: Tensor, hypotheses: int, table: StepTable, clip: float | None, antithetic: bool) -> None:
+        (batch, joints, channels), steps = inputs.shape, table.num_inference_steps
+        long = partial(torch.empty, dtype=torch.int64, device=inputs.device)
+        self.rows = inputs.new_empty(batch * hypotheses, joints, channels)
+        self.x = inputs.new_empty(batch, hypotheses, joints, 3)
+        multistep, self.draws = _traits(table)
+        self.x0 = torch.empty_like(self.x) if multistep else None
+        self.coefficients = torch.empty(steps, 6, device=inputs.device)
+        self.scale = None if table.noise_scale is None else torch.empty(steps, joints, 3, device=inputs.device)
+        self.timesteps, self.step, self.seed = long(steps), long(1), long(1)
+        self.frame_ids, self.hypothesis_ids = long(batch), long(hypotheses)
+        self.clip, self.antithetic = clip, antithetic
+        self.table: bytes | None = None  # what the buffers hold
+        self.used = False
+        self.replay: Callable[[], None] | None = None
+        self.captures = True
+        self.lock = threading.Lock()
+
+    def load(
+        self, inputs: Tensor, noise: Tensor, table: StepTable, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor
+    ) -> None:
+        """Fill the buffers for the first step."""
+        content = _content(table)
+        if content != self.table:  # copies from the host are worth avoiding
+            self.coefficients.copy_(table.tensor())
+            self.timesteps.copy_(torch.from_numpy(table.timesteps))
+            scale = table.noise_scale_tensor()
+            if self.scale is not None and scale is not None:
+                self.scale.copy_(scale)
+            self.table = content
+        self.rows.unflatten(0, self.x.shape[:2]).copy_(inputs.unsqueeze(1))
+        self.x.copy_(noise)
+        self.seed.fill_(seed)
+        self.frame_ids.copy_(frame_ids)
+        self.hypothesis_ids.copy_(hypothesis_ids)
+        self.step.zero_()
+
+    def advance(self, denoiser: nn.Module) -> None:
+        """Take one step: the body of the loop, which a graph replays."""
+        from diffupose.kernels.reverse_step import reverse_step
+
+        timestep = self.timesteps.index_select(0, self.step)  # [1]
+        output = denoiser(self.x.flatten(0, 1), self.rows, timestep).unflatten(0, self.x.shape[:2])
+        reverse_step(
+            self.x,
+            output,
+            self.coefficients,
+            self.step,
+            self.x0,
+            None,
+            self.scale,
+            self.seed,
+            (self.frame_ids, self.hypothesis_ids) if self.draws else None,
+            self.clip,
+            antithetic=self.antithetic,
+            out=(self.x, self.x0),
+        )
+        self.step += 1
+
+    def capture(self, denoiser: nn.Module) -> None:
+        """Make the graph of one step, if the network's code can be captured; the buffers are overwritten."""
+        self.step.zero_()
+        try:
+            self.replay = _capture(lambda: self.advance(denoiser))
+        except RuntimeError as error:
+            self.captures = False
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"diffupose: this network runs without a CUDA graph, slower: {reason}", stacklevel=2)
+
+
+def _capture(advance: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays a function's work on the GPU."""
+    current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+    beside.wait_stream(current)
+    with torch.cuda.stream(beside):  # libraries prepare themselves in their first call, which must not be captured
+        advance()
+    current.wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on to use the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        advance()
+    return graph.replay
+
+
+def sample(
+    denoiser: nn.Module,
+    inputs: Tensor,
+    noise: Tensor,
+    table: StepTable,
+    seed: int,
+    frame_ids: Tensor,
+    hypothesis_ids: Tensor,
+    clip_sample_range: float | None,
+    antithetic: bool,
+) -> Tensor:
+    """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments.
+
+    The first call of a shape runs step by step, which also prepares the kernels; the second one captures a step, and
+    from then on it is replayed. Graphs are kept per network and given up when its parameters move or many shapes come.
+    A network that cannot be captured, and every other device than a GPU, runs the same loop step by step.
+
+    Args:
+        denoiser: As for ``diffupose.ops.sample``, as are the others.
+        inputs: ``[B, J, C]``.
+        noise: What the process starts from, ``[B, H, J, 3]``.
+        table: The sampler; its rows have been checked.
+        seed: Of the noise of the steps.
+        frame_ids: ``[B]``.
+        hypothesis_ids: ``[H]``.
+        clip_sample_range: Limit of x0.
+        antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
+    """
+    with torch.cuda.device(inputs.device) if inputs.is_cuda else nullcontext():
+        # Buffers of inference mode cannot be written outside of it.
+        with torch.inference_mode():
+            loop, kept = _loop_of(denoiser, inputs, table, len(hypothesis_ids), clip_sample_range, antithetic)
+        with loop.lock:
+            with torch.inference_mode():
+                if kept and loop.used and loop.captures and loop.replay is None:
+                    loop.capture(denoiser)
+                loop.load(inputs, noise, table, signed(seed), frame_ids, hypothesis_ids)
+                for _ in range(table.num_inference_steps):
+                    if loop.replay is None:
+                        loop.advance(denoiser)
+                    else:
+                        loop.replay()
+                loop.used = True
+            return loop.x.clone()  # made in the caller's mode
+
+
+def _traits(table: StepTable) -> tuple[bool, bool]:
+    """Return whether a row needs the last x0, and whether one draws noise."""
+    return bool((table.coefficients[:, 4] != 0).any()), bool((table.coefficients[:, 5] != 0).any())
+
+
+def _content(table: StepTable) -> bytes:
+    arrays = (table.coefficients, table.timesteps, table.noise_scale)
+    return b"".join(array.tobytes() for array in arrays if array is not None)
+
+
+def _loop_of(
+    denoiser: nn.Module, inputs: Tensor, table: StepTable, hypotheses: int, clip: float | None, antithetic: bool
+) -> tuple[_Loop, bool]:
+    """Return a loop for these inputs, and whether it is one that is kept."""
+    if not _is_kept(denoiser, inputs, hypotheses):
+        return _Loop(inputs, hypotheses, table, clip, antithetic), False
+    # A graph reads the parameters where they were, and runs in the order of one stream.
+    addresses = tuple(tensor.data_ptr() for tensor in (*denoiser.parameters(), *denoiser.buffers()))
+    stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
+    sizes = (*inputs.shape, hypotheses, table.num_inference_steps)
+    settings = (*_traits(table), table.noise_scale is None, clip, antithetic)
+    key = (sizes, inputs.dtype, inputs.device, settings, addresses, stream)
+    with _LOCK:
+        loops = _LOOPS.setdefault(denoiser, OrderedDict())
+        if key not in loops:
+            loops[key] = _Loop(inputs, hypotheses, table, clip, antithetic)
+        loops.move_to_end(key)
+        while len(loops) > _MOST_LOOPS:
+            loops.popitem(last=False)
+        return loops[key], True
+
+
+def _is_kept(denoiser: nn.Module, inputs: Tensor, hypotheses: int) -> bool:
+    """Return whether a graph can be made, does what the network's code does, and is worth its memory."""
+    return (
+        inputs.is_cuda
+        and not TRITON_IS_INTERPRETED
+        and 0 < inputs.shape[0] * hypotheses <= _MOST_ROWS
+        and not any(module.training or _has_hooks(module) for module in denoiser.modules())
+        # The copies of weights that autocast makes and keeps do not outlive it, a graph would.
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

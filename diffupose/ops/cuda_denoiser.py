@@ -1,0 +1,252 @@
+"""The whole denoiser and the whole reverse process on a GPU: what the CUDA engine runs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffupose.ops._backend import Backend, cuda, on_device, stream_of
+from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
+from diffupose.ops.denoise import PackedDenoiser, Precision
+from diffupose.ops.layer_program import LayerProgram
+from diffupose.schedule import StepTable
+
+Mode = Literal["layers", "persistent"]
+"""``"layers"``: a kernel for each layer, captured in a CUDA graph, many blocks to a layer: for few hypotheses.
+``"persistent"``: one kernel, a block takes eight hypotheses through all layers and steps: for many."""
+
+PERSISTENT_FROM = 256
+"""Hypotheses from which the persistent kernel is taken. Worked out for an H200 and d = 384, not measured: a step of the
+persistent kernel takes as long for one tile as for 132, about 250 us; a step by layers has every block read its whole
+tile from L2, which at 5.5 TB/s is about 1.2 us a hypothesis."""
+
+_MAX_GRAPHS = 8  # kept, of the shapes used last
+
+
+class CudaDenoiser(PackedDenoiser):
+    """A denoiser whose weights lie as the CUDA engine reads them.
+
+    Args:
+        program: The layers.
+        precision: ``"float32"``, or ``"bfloat16"`` for the products, by tensor cores, and the activations; sums, and
+            everything around the layers, are float32.
+        device: The GPU.
+        mode: How samples are drawn; None chooses by their number, see ``PERSISTENT_FROM``.
+
+    Raises:
+        BackendUnavailableError: If there is no CUDA extension or no GPU.
+        ValueError: If the precision or the mode is unknown or does not fit, or the engine cannot run the program.
+    """
+
+    backend: Backend = "cuda"
+
+    def __init__(
+        self,
+        program: LayerProgram,
+        precision: Precision = "float32",
+        device: torch.device | str = "cuda",
+        mode: Mode | None = None,
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        if mode is not None and mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))} or None, got {mode!r}")
+        extension = cuda()
+        reason = unfit(program, extension.MAX_JOINTS)
+        if reason is not None:
+            raise ValueError(f"program does not fit: {reason}")
+        self.program, self.precision, self.device = program, precision, torch.device(device)
+        self._packed = packed = pack_program(program, precision == "bfloat16", self.device, extension)
+        self._offsets = list(packed.slots)
+        self._records = torch.frombuffer(bytearray(packed.records), dtype=torch.uint8).to(self.device)
+        self._engine = extension.CudaEngine(
+            layers=packed.records, layers_cuda=self._records.data_ptr(), num_joints=program.num_joints,
+            num_condition_channels=program.widths[0] - 3, num_output_channels=program.widths[-1], input=packed.input,
+            output=packed.output, tile_bytes=packed.tile_bytes, bfloat16=precision == "bfloat16",
+        )  # fmt: skip
+        with on_device(self._records):
+            self._multiprocessors = extension.multiprocessors()
+            fits = packed.tile_bytes <= extension.shared_bytes()
+        self._why_not_persistent = (
+            "it takes bfloat16 only"
+            if precision != "bfloat16"
+            else None
+            if fits
+            else f"a tile takes {packed.tile_bytes} bytes of shared memory, a block of this GPU has fewer"
+        )
+        if mode == "persistent" and self._why_not_persistent is not None:
+            raise ValueError(f"mode cannot be persistent here: {self._why_not_persistent}")
+        self.mode = mode
+        self._tile_poses = extension.TILE_POSES
+        self._table: tuple[bytes, Tensor] | None = None
+        self._graphs: OrderedDict[object, _Captured] = OrderedDict()
+        self._lock = threading.Lock()
+        self._by_mode: dict[Mode, CudaDenoiser] = {}
+
+    @property
+    def name(self) -> str:
+        """What ran, for people."""
+        return f"cuda {self.mode}" if self.mode else "cuda"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the packed weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._packed.tensors)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Memory of the activations of eight poses: shared memory in the persistent kernel."""
+        return self._packed.tile_bytes
+
+    def for_hypotheses(self, count: int) -> CudaDenoiser:
+        """Return this denoiser with the mode that is best for so many hypotheses, unless one is chosen already."""
+        mode = self._mode_for(count)
+        if self.mode is not None:
+            return self
+        if mode not in self._by_mode:  # kept, with what it tabulates
+            chosen = copy.copy(self)
+            chosen.mode = mode
+            self._by_mode[mode] = chosen
+        return self._by_mode[mode]
+
+    @property
+    def max_hypotheses(self) -> int:
+        """How many hypotheses to take at once: layers have a workspace that grows with them."""
+        return 1 << 17 if self.mode == "persistent" else 1 << 12
+
+    def _mode_for(self, count: int) -> Mode:
+        if self.mode is not None:
+            return self.mode
+        return "persistent" if self._why_not_persistent is None and count >= PERSISTENT_FROM else "layers"
+
+    def _padded(self, channels: int) -> int:
+        return STEP * steps_of(channels)
+
+    def _num_parameters(self) -> int:
+        return self._packed.num_parameters
+
+    def _place(self, value: Tensor) -> Tensor:
+        return value.detach().to(self.device, torch.float32).contiguous()
+
+    def _workspace(self, poses: int) -> Tensor:
+        tiles = -(-poses // self._tile_poses)
+        return torch.empty(tiles * self.tile_bytes, dtype=torch.uint8, device=self.device)
+
+    def _denoise(self, sample: Tensor, condition: Tensor, parameters: Tensor, out: Tensor) -> None:
+        workspace = self._workspace(len(sample))
+        with on_device(out):
+            self._engine.denoise(
+                sample=sample.data_ptr(), condition=condition.data_ptr(), parameters=parameters.data_ptr(),
+                num_poses=len(sample), workspace=workspace.data_ptr(), out=out.data_ptr(), stream=stream_of(out),
+            )  # fmt: skip
+
+    def sample(
+        self,
+        inputs: Tensor,
+        table: StepTable,
+        seed: int,
+        frame_ids: Tensor,
+        hypothesis_ids: Tensor,
+        clip_sample_range: float | None,
+        antithetic: bool,
+    ) -> Tensor:
+        """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments."""
+        count = len(frame_ids) * len(hypothesis_ids)
+        if count == 0:
+            return torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3, device=self.device)
+        seeds = torch.tensor([seed - 2**64 if seed >= 2**63 else seed], device=self.device)
+        given = (self._place(inputs), frame_ids.contiguous(), hypothesis_ids.contiguous(), seeds)
+        mode = self._mode_for(count)
+
+        def build(static: tuple[Tensor, ...]) -> _Run:
+            return _Run(self, static, table, clip_sample_range, antithetic, mode)
+
+        with on_device(given[0]):
+            if mode == "persistent" or not given[0].is_cuda:
+                run = build(given)
+                run()
+                return run.out
+            scale = None if table.noise_scale is None else table.noise_scale.tobytes()
+            key = (
+                inputs.shape, len(hypothesis_ids), table.coefficients.tobytes(), table.timesteps.tobytes(), scale,
+                clip_sample_range, antithetic, stream_of(given[0]),
+            )  # fmt: skip
+            # A graph has its own memory: whoever replays it must have its inputs in there, and the result out again.
+            with self._lock:
+                captured = self._graphs.pop(key, None) or _Captured(build, given)
+                self._graphs[key] = captured
+                if len(self._graphs) > _MAX_GRAPHS:
+                    self._graphs.popitem(last=False)
+                return captured(given)
+
+
+class _Run:
+    """One call of the engine's sampler, with everything that it reads and writes."""
+
+    def __init__(
+        self,
+        denoiser: CudaDenoiser,
+        given: tuple[Tensor, ...],
+        table: StepTable,
+        clip_sample_range: float | None,
+        antithetic: bool,
+        mode: Mode,
+    ) -> None:
+        inputs, frame_ids, hypothesis_ids, seeds = given
+        coefficients = table.tensor()
+        has_history = bool((coefficients[:, 4] != 0).any())
+        scale = table.noise_scale_tensor()
+        shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
+        self.out = torch.empty(shape, device=inputs.device)
+        poses = shape[0] * shape[1]
+        self._engine, self._num_steps = denoiser._engine, len(table.timesteps)
+        self._num_parameters = denoiser._num_parameters()
+        self._num_blocks = denoiser._multiprocessors if mode == "persistent" else 0
+        self._clip, self._antithetic = clip_sample_range, antithetic
+        self._tensors = {
+            "condition": inputs,
+            "coefficients": denoiser._place(coefficients),
+            "noise_scale": None if scale is None else denoiser._place(scale),
+            "parameters": denoiser.parameters(torch.from_numpy(table.timesteps)),
+            "seed": seeds,
+            "frame_ids": frame_ids,
+            "hypothesis_ids": hypothesis_ids,
+            "x0_last": torch.empty_like(self.out) if has_history else None,
+            "out": self.out,
+            "workspace": None if mode == "persistent" else denoiser._workspace(poses),
+        }
+
+    def __call__(self) -> None:
+        addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in self._tensors.items()}
+        self._engine.sample(
+            **addresses, num_parameters=self._num_parameters, antithetic=self._antithetic, clip=self._clip,
+            num_frames=self.out.shape[0], num_hypotheses=self.out.shape[1], num_steps=self._num_steps,
+            num_blocks=self._num_blocks, stream=stream_of(self.out),
+        )  # fmt: skip
+
+
+class _Captured:
+    """A run as a CUDA graph."""
+
+    def __init__(self, build: Callable[[tuple[Tensor, ...]], _Run], given: tuple[Tensor, ...]) -> None:
+        self._static = tuple(tensor.clone() for tensor in given)
+        self._run = build(self._static)
+        # The first run loads the kernels, which a capture cannot do.
+        self._run()
+        torch.cuda.current_stream().synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the GPU meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._run()
+
+    def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
+        for static, tensor in zip(self._static, given, strict=True):
+            static.copy_(tensor)
+        self._graph.replay()
+        return self._run.out.clone()

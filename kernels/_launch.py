@@ -1,0 +1,46 @@
+"""How every kernel here is launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, enable_fp_fusion: bool, **options: Any) -> None:
+    """Launch a kernel on the device of its first argument, on that device's current stream.
+
+    Args:
+        kernel: What ``triton.jit`` made.
+        grid: Programs along each axis; nothing is launched when there are none.
+        arguments: Tensors, numbers and None, in the kernel's order.
+        enable_fp_fusion: Whether a product and a sum may become one operation that rounds once. It has no default,
+            because Triton changes its own.
+        options: Constants of the kernel by name, ``num_warps``.
+    """
+    if 0 in grid:
+        return
+    device = arguments[0].device
+    options["enable_fp_fusion"] = enable_fp_fusion
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **options)
+    else:
+        kernel[grid](*arguments, **options)
+
+
+def is_large(*tensors: Tensor | None) -> bool:
+    """Return whether 32 bits cannot count what lies between the first and the last number of one of the tensors."""
+    # Addresses are computed for whole blocks, past the end as well.
+    most = 2**31 - 2**16
+    return any(
+        1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) > most
+        for tensor in tensors
+        if tensor is not None and tensor.numel()
+    )
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()

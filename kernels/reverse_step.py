@@ -1,0 +1,175 @@
+"""reverse_step in Triton."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from diffupose.kernels import _launch
+from diffupose.kernels.philox import philox_normal_blocks
+from diffupose.kernels.philox_normal import seed_tensor
+
+_BLOCK = 1024  # numbers for one program
+
+
+@triton.jit
+def reverse_step_kernel(
+    sample_ptr,  # [B, H, J, 3]
+    output_ptr,  # [B, H, J, C], OUTPUT_STRIDE between joints
+    table_ptr,  # [S, 6]: p, q, c_x, c_0, c_1, s
+    step_ptr,  # [1], int64
+    x0_last_ptr,  # [B, H, J, 3] or None
+    noise_ptr,  # [B, H, J, 3] or None
+    scale_ptr,  # [S, J, 3] or None
+    seed_ptr,  # [1], int64, or None: no row draws noise; as are the ids
+    frame_ids_ptr,  # [B]
+    hypothesis_ids_ptr,  # [H]
+    prev_ptr,  # [B, H, J, 3], may be sample_ptr
+    x0_ptr,  # [B, H, J, 3], may be x0_last_ptr; or None
+    clip,  # None does not clip
+    total,  # numbers of sample: as an argument Triton sees that 16 divides it, and joins loads
+    num_frames,
+    num_hypotheses,
+    NUM_JOINTS: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
+    LARGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """x0 = clip(p x_t + q out);  x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s scale z   (one row of the table)."""
+    step = tl.load(step_ptr)
+    row = table_ptr + 6 * step
+    p, q, c_x = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    c_0, c_1, s = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    numel: tl.constexpr = 3 * NUM_JOINTS
+    program = tl.program_id(0)
+    if LARGE:
+        program = program.to(tl.int64)
+    if seed_ptr is None:
+        at = program * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+        element = at % numel
+        mask = at < total
+    else:
+        # Four numbers share a counter: the tile is one of counters, [BLOCK / 4, 4].
+        per_pose: tl.constexpr = (numel + 3) // 4
+        index = program * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+        pose, block = index // per_pose, index % per_pose
+        frame, hypothesis = pose // num_hypotheses, pose % num_hypotheses
+        element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
+        at = pose[:, None] * numel + element
+        mask = (frame < num_frames)[:, None] & (element < numel)
+    # What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
+    # read first, so that the reads overlap.
+    x_t = tl.zeros(at.shape, tl.float32)
+    out, last = x_t, x_t
+    if (p != 0.0) | (c_x != 0.0):
+        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if q != 0.0:
+        if OUTPUT_STRIDE == 3:
+            out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        else:
+            joint = at // 3
+            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
+    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
+        if c_1 != 0.0:
+            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    if p != 0.0:
+        x0 = p * x_t
+    x0 += q * out  # 0 times 0 where it was not read
+    if clip is not None:
+        x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
+    if c_x != 0.0:
+        x_prev = c_x * x_t
+    if c_0 != 0.0:
+        x_prev += c_0 * x0
+    if x0_last_ptr is not None:
+        x_prev += c_1 * last
+    if (noise_ptr is not None) or (seed_ptr is not None):  # noqa: SIM102 (as above)
+        # A real branch: drawing costs more than the rest together.
+        if s != 0.0:
+            if noise_ptr is not None:
+                z = tl.load(noise_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            else:
+                frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
+                hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
+                if ANTITHETIC:
+                    # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
+                    hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
+                    sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
+                    hypothesis_ids = hypothesis_ids // 2
+                z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
+                if ANTITHETIC:
+                    z = sign[:, None] * z
+            if scale_ptr is not None:
+                z = tl.load(scale_ptr + step * numel + element, mask=mask, other=0.0).to(tl.float32) * z
+            x_prev += s * z
+    tl.store(prev_ptr + at, x_prev, mask=mask)
+    if x0_ptr is not None:
+        tl.store(x0_ptr + at, x0, mask=mask)
+
+
+def reverse_step(
+    sample: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    step: Tensor,
+    x0_last: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    seed: int | Tensor = 0,
+    ids: tuple[Tensor, Tensor] | None = None,
+    clip_sample_range: float | None = None,
+    *,
+    antithetic: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``x_prev`` and ``x0``; see ``diffupose.ops.reverse_step``, which checks what can be checked on the host.
+
+    Everything that changes from step to step lies on the device, so that a graph of one step can be replayed for all.
+
+    Args:
+        sample: ``[B, H, J, 3]``, as are ``x0_last`` and ``noise``; any floating-point type but float64.
+        model_output: ``[B, H, J, C]`` with C >= 3.
+        table: ``[S, 6]``, float32, on the device.
+        step: ``[1]``, int64, on the device: the row.
+        x0_last: Must be given if c_1 of a row that will be taken is not 0.
+        noise: Given noise.
+        noise_scale: ``[S, J, 3]``.
+        seed: Of drawn noise, as in ``philox_normal``.
+        ids: Frame and hypothesis ids of drawn noise, int64; None where no row that will be taken has noise, or it is
+            given.
+        clip_sample_range: Limit of x0.
+        antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
+        out: Where the results go, contiguous; ``(sample, x0_last)`` works in place, with None x0 is not kept.
+    """
+    frames, hypotheses, joints, _ = sample.shape
+    sample = sample.contiguous()
+    x0_last, noise, noise_scale = (
+        None if tensor is None else tensor.contiguous() for tensor in (x0_last, noise, noise_scale)
+    )
+    flat = model_output[..., :3].flatten(0, 2)  # [B H J, 3]
+    flat = flat if flat.stride(1) == 1 else flat.contiguous()
+    if out is None:
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        out = torch.empty_like(sample, dtype=dtype), torch.empty_like(sample, dtype=dtype)
+    seed_on_device, frame_ids, hypothesis_ids = None, None, None
+    per_program = _BLOCK
+    blocks = frames * hypotheses * 3 * joints
+    if ids is not None and noise is None:
+        seed_on_device = seed_tensor(seed, sample.device)
+        frame_ids, hypothesis_ids = (tensor.contiguous() for tensor in ids)
+        per_program, blocks = _BLOCK // 4, frames * hypotheses * ((3 * joints + 3) // 4)
+    _launch.launch(
+        reverse_step_kernel,
+        (triton.cdiv(blocks, per_program),),
+        sample, flat, table, step, x0_last, noise, noise_scale, seed_on_device, frame_ids, hypothesis_ids, *out,
+        clip_sample_range, sample.numel(), frames, hypotheses,
+        NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0), ANTITHETIC=antithetic,
+        LARGE=_launch.is_large(sample, flat), BLOCK=_BLOCK, num_warps=4,
+        # The operations of the other backends, each rounded by itself.
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return out

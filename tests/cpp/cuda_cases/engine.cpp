@@ -1,0 +1,285 @@
+// The CUDA engine against the C++ one: a small network with every kind of layer, through the whole reverse process.
+#include "engine/engine.h"
+
+#include <deque>
+
+#include "common/bfloat16.h"
+#include "cuda_cases.h"
+#include "engine/engine_cuda.h"
+
+namespace diffupose::cases {
+namespace {
+
+constexpr int kWidth = 32, kHead = 16, kCondition = 2, kSteps = 3;
+constexpr int64_t kFrames = 2, kChains = 5;  // ten poses: a tile and a part of one
+
+int64_t steps_of(int64_t channels) { return (channels + kStepChannels - 1) / kStepChannels; }
+
+Bfloat16 rounded(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+void put(float* to, float value) { *to = value; }
+void put(Bfloat16* to, float value) { *to = rounded(value); }
+
+// Rows behind each other with zeros between and behind them.
+DeviceArray<float> padded(const float* values, int64_t rows, int64_t columns, int64_t all_rows, int64_t stride) {
+    DeviceArray<float> result(all_rows * stride);
+    std::fill_n(result.data(), result.size(), 0.0f);
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(values + i * columns, columns, result.data() + i * stride);
+    return result;
+}
+
+// A weight [k, products n] as cuda_fragments.cuh lays it out, by its words rather than by its loops.
+template <typename T>
+DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
+    const int64_t steps = steps_of(k), columns = steps_of(n) * kStepChannels;
+    DeviceArray<T> result(products * steps * kStepChannels * columns);
+    int64_t at = 0;
+    const auto next = [&](int64_t row, int64_t column, int64_t product) {
+        const bool inside = row < k && column < n;
+        put(result.data() + at++, inside ? weight[row * products * n + product * n + column] : 0.0f);
+    };
+    for (int64_t block = 0; block < columns / 8; ++block) {
+        for (int64_t step = 0; step < steps; ++step) {
+            if (sizeof(T) == 2) {
+                for (int64_t lane = 0; lane < 32; ++lane) {
+                    for (int64_t product = 0; product < products; ++product) {
+                        for (const int64_t row : {0, 1, 8, 9}) {
+                            next(16 * step + 2 * (lane % 4) + row, 8 * block + lane / 4, product);
+                        }
+                    }
+                }
+            } else {
+                for (int64_t quarter = 0; quarter < 4; ++quarter) {
+                    for (int64_t column = 0; column < 8; ++column) {
+                        for (int64_t product = 0; product < products; ++product) {
+                            for (const int64_t row : {0, 1, 8, 9}) {
+                                next(16 * step + 2 * quarter + row, 8 * block + column, product);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    return result;
+}
+
+// The same layers for both engines; the CUDA one's buffers lie behind each other.
+template <typename T>
+struct Network {
+    explicit Network(int joints_)
+        : joints(joints_), cpu(joints, {3 + kCondition, kWidth, kWidth, 3 * kHead, kHead, 3}, false) {
+        const int64_t widths[] = {3 + kCondition, kWidth, kWidth, 2 * kHead, kHead, kHead, 3};
+        for (int i = 0; i < 7; ++i) {
+            offsets[i] = tile_bytes;
+            tile_bytes +=
+                2 * joint_pairs(joints) * kTilePoses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
+        }
+        attention = tile_bytes;
+        tile_bytes += int64_t{4} * 4 * joint_pairs(joints) * joint_pairs(joints) * kTilePoses;
+
+        graph_conv(0, 1, 1, -1, 3 + kCondition, kWidth, true);
+        graph_conv(1, 2, 2, -1, kWidth, kWidth, true);
+        graph_conv(2, 1, 1, 1, kWidth, kWidth, false);
+        cpu.add(ScaleShiftLayer{1, 1, false, 0.0f, kWidth, 0});
+        records.back().film = 1;  // on its way out
+        scale_shift();
+        const auto qkv_weight = normal(kWidth * 3 * kHead, 0.15f), qkv_bias = normal(3 * kHead);
+        cpu.add(LinearLayer{2, 3, -1, kWidth, 3 * kHead, qkv_weight.data(), qkv_bias.data(), false});
+        linear_record(2, 3, columns(qkv_weight, 0, 2 * kHead), qkv_bias.data(), 2 * kHead);
+        attend(LayerKind::attention_weights, 3, 3, 2 * kHead);
+        linear_record(2, 4, columns(qkv_weight, 2 * kHead, kHead), qkv_bias.data() + 2 * kHead, kHead);
+        cpu.add(AttentionLayer{3, 4, 1, kHead});
+        attend(LayerKind::attention_apply, 4, 5, kHead);
+        linear(4, 5, 1, kHead, kWidth);
+        graph_conv(1, 5, 6, -1, kWidth, 3, false);
+        records.back().output_is_float = 1;
+    }
+
+    LayerRecord& record(LayerKind kind, int input, int output, int64_t c_in, int64_t c_out) {
+        LayerRecord next{};
+        next.kind = kind;
+        next.input_steps = static_cast<int32_t>(steps_of(c_in)),
+        next.output_steps = static_cast<int32_t>(steps_of(c_out));
+        next.input = offsets[input], next.output = offsets[output], next.residual = -1, next.weights = attention;
+        next.num_heads = 1;
+        records.push_back(next);
+        return records.back();
+    }
+
+    const float* keep(const float* values, int64_t rows, int64_t columns_, int64_t all_rows, int64_t stride) {
+        kept.push_back(padded(values, rows, columns_, all_rows, stride));
+        return kept.back().data();
+    }
+    const void* keep_weight(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
+        weights.push_back(packed<T>(weight, k, n, products));
+        return weights.back().data();
+    }
+
+    // Buffers of the C++ engine; `gpu_output` that of the CUDA engine, whose inputs here have the same numbers.
+    void graph_conv(int input, int cpu_output, int gpu_output, int residual, int64_t c_in, int64_t c_out, bool relu) {
+        const auto weight = normal(c_in * 2 * c_out, 0.5f / std::sqrt(static_cast<float>(c_in)));
+        const auto own = normal(joints * c_out), neighbors = normal(joints * c_out), bias = normal(c_out, 0.2f);
+        auto adjacency = normal(joints * joints, 0.2f);
+        for (int64_t j = 0; j < joints; ++j) adjacency[j * (joints + 1)] = 0.0f;
+        cpu.add(GraphConvLayer{input, cpu_output, residual, relu ? Activation::relu : Activation::gelu, c_in, c_out,
+                               weight.data(), own.data(), neighbors.data(), adjacency.data(), bias.data()});
+        LayerRecord& next = record(LayerKind::graph_conv, input, gpu_output, c_in, c_out);
+        const int64_t rows = 2 * joint_pairs(joints), stride = 16 * steps_of(c_out);
+        next.activation = relu ? CudaActivation::relu : CudaActivation::gelu;
+        if (residual >= 0) next.residual = offsets[residual];
+        next.weight = keep_weight(weight, c_in, c_out, 2);
+        next.own = keep(own.data(), joints, c_out, rows, stride);
+        next.neighbors = keep(neighbors.data(), joints, c_out, rows, stride);
+        next.adjacency = keep(adjacency.data(), joints, joints, rows, kAdjacencyStride);
+        next.bias = keep(bias.data(), 1, c_out, 1, stride);
+    }
+
+    static DeviceArray<float> columns(const DeviceArray<float>& weight, int64_t first, int64_t count) {
+        const int64_t all = 3 * kHead, rows = weight.size() / all;
+        DeviceArray<float> part(rows * count);
+        for (int64_t i = 0; i < rows; ++i) std::copy_n(weight.data() + i * all + first, count, part.data() + i * count);
+        return part;
+    }
+    LayerRecord& linear_record(int input, int output, const DeviceArray<float>& weight, const float* bias,
+                               int64_t c_out) {
+        const int64_t c_in = weight.size() / c_out;
+        LayerRecord& next = record(LayerKind::linear, input, output, c_in, c_out);
+        next.weight = keep_weight(weight, c_in, c_out, 1);
+        next.bias = keep(bias, 1, c_out, 1, 16 * steps_of(c_out));
+        return next;
+    }
+    void linear(int cpu_input, int gpu_input, int output, int64_t c_in, int64_t c_out) {
+        const auto weight = normal(c_in * c_out, 0.2f), bias = normal(c_out);
+        cpu.add(LinearLayer{cpu_input, output, output, c_in, c_out, weight.data(), bias.data(), false});
+        linear_record(gpu_input, output, weight, bias.data(), c_out).residual = offsets[output];
+    }
+    void attend(LayerKind kind, int input, int output, int64_t c_in) { record(kind, input, output, c_in, kHead); }
+    void scale_shift() {
+        cpu.add(ScaleShiftLayer{1, 2, true, 1e-5f, kWidth, 2 * cpu.padded(kWidth)});
+        LayerRecord& next = record(LayerKind::scale_shift, 1, 2, kWidth, kWidth);
+        next.channels = kWidth, next.normalize = 1, next.eps = 1e-5f, next.parameters = 2 * kWidth;
+    }
+
+    CudaProgram program() const {
+        return {records.data(), records.data(), static_cast<int>(records.size()),
+                joints,         kCondition,     3,
+                offsets[0],     offsets[6],     tile_bytes,
+                sizeof(T) == 2};
+    }
+
+    int joints;
+    Engine cpu;
+    int64_t offsets[7] = {}, tile_bytes = 0, attention = 0;
+    std::vector<LayerRecord> records;
+    std::deque<DeviceArray<float>> kept;  // which stay where they are
+    std::deque<DeviceArray<T>> weights;
+};
+
+// What a chain reads, for either engine.
+struct Chain {
+    explicit Chain(int joints)
+        : condition(normal(kFrames * joints * kCondition)),
+          noise_scale(normal(kSteps * joints * 3)),
+          values(normal(kSteps * 4 * kWidth, 0.3f)),
+          frames(random_ids(kFrames)),
+          chains(random_ids(kChains)) {}
+    DeviceArray<float> condition, noise_scale, values;
+    DeviceArray<int64_t> frames, chains;
+    // Twice with the last x0, once with noise.
+    DeviceArray<float> coefficients{
+        std::vector<float>{0, 1, 0.5f, 0.5f, 0, 0.3f, 0.2f, 0.8f, 0.4f, 0.3f, 0.2f, 0, 0, 1, 0, 0.9f, 0.1f, 0}};
+    const int64_t seed = -77;
+    const float clip = 1.5f;
+};
+
+template <typename T>
+DeviceArray<float> expected(const Network<T>& network, const Chain& chain) {
+    const int64_t half = network.cpu.padded(kWidth);
+    DeviceArray<float> parameters(kSteps * network.cpu.num_parameters()), out(kFrames * kChains * network.joints * 3);
+    std::fill_n(parameters.data(), parameters.size(), 0.0f);
+    for (int64_t i = 0; i < 4 * kSteps; ++i) {
+        std::copy_n(chain.values.data() + i * kWidth, kWidth, parameters.data() + i * half);
+    }
+    const SampleArgs args = {chain.condition.data(),
+                             chain.coefficients.data(),
+                             chain.noise_scale.data(),
+                             parameters.data(),
+                             {static_cast<uint64_t>(chain.seed), chain.frames.data(), chain.chains.data(), true},
+                             chain.clip,
+                             kFrames,
+                             kChains,
+                             kSteps,
+                             1,
+                             out.data()};
+    network.cpu.sample(args, [] { return false; });
+    return out;
+}
+
+template <typename T>
+DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool persistent) {
+    DeviceArray<int64_t> seed(std::vector<int64_t>{chain.seed});
+    DeviceArray<float> out(kFrames * kChains * network.joints * 3), x0_last(out.size());
+    const CudaSampleArgs args = {chain.condition.data(),
+                                 chain.coefficients.data(),
+                                 chain.noise_scale.data(),
+                                 chain.values.data(),
+                                 seed.data(),
+                                 chain.frames.data(),
+                                 chain.chains.data(),
+                                 4 * kWidth,
+                                 kFrames,
+                                 kChains,
+                                 kSteps,
+                                 true,
+                                 chain.clip,
+                                 x0_last.data(),
+                                 out.data()};
+    if (persistent) {
+        launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
+    } else {
+        DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
+        launch_sample_layers(network.program(), args, workspace.data(), nullptr);
+    }
+    return out;
+}
+
+}  // namespace
+
+CUDA_CASE(engine_float32) {
+    const Network<float> network(17);
+    const Chain chain(17);
+    expect_near("samples", sampled(network, chain, false), expected(network, chain), 1e-4);
+}
+
+CUDA_CASE(engine_bfloat16) {
+    const Network<Bfloat16> network(17);
+    const Chain chain(17);
+    const auto out = sampled(network, chain, false), exact = expected(network, chain);
+    expect_near("samples", out, exact, 0.1);
+    // Each warp adds up a part of the channels in the one, all of them in the other: not the same bits.
+    expect_near("persistent samples", sampled(network, chain, true), out, 0.05);
+}
+
+CUDA_CASE(engine_denoise_of_15_joints) {
+    const int64_t poses = 9;
+    const Network<float> network(15);
+    const auto sample = normal(poses * 15 * 3), condition = normal(poses * 15 * kCondition),
+               values = normal(4 * kWidth);
+    DeviceArray<float> parameters(network.cpu.num_parameters()), exact(poses * 15 * 3), out(exact.size());
+    std::fill_n(parameters.data(), parameters.size(), 0.0f);
+    for (int i = 0; i < 4; ++i) {
+        std::copy_n(values.data() + i * kWidth, kWidth, parameters.data() + i * network.cpu.padded(kWidth));
+    }
+    network.cpu.denoise({sample.data(), condition.data(), parameters.data(), poses, 1, exact.data()},
+                        [] { return false; });
+    DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
+    launch_denoise(network.program(), {sample.data(), condition.data(), values.data(), poses, out.data()},
+                   workspace.data(), nullptr);
+    expect_near("output", out, exact, 1e-4);
+}
+
+}  // namespace diffupose::cases

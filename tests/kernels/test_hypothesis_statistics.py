@@ -1,0 +1,151 @@
+"""Mean, covariance, reprojection weights and weighted mean in Triton."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from diffupose import ops, reference
+from diffupose.errors import BackendUnavailableError
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
+
+K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(autouse=True)
+def _quiet_numpy():
+    """NumPy, which interprets, warns of numbers that are masked afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def fused(hypotheses, keypoints_2d=None, confidence=None, intrinsics=None, backend="triton", **options):
+    view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
+    results = ops.hypothesis_statistics(hypotheses, **view, **options, backend=backend)
+    return tuple(hypotheses.new_empty(0) if result is None else result for result in results)
+
+
+# The last three take several rounds over the hypotheses.
+ODD = [(1, 1, 1), (0, 3, 17), (5, 4, 15), (1, 33, 16), (3, 10, 17), (2, 3, 17), (1, 70, 17), (1, 2100, 2), (1, 40, 65)]
+
+
+@pytest.mark.parametrize("shape", ODD, ids=shape_id)
+def test_parity(shape, device):
+    """Few hypotheses have no covariance in any dtype: NaN, which is compared apart."""
+
+    def moments_only(function):
+        return lambda hypotheses: function(hypotheses)[: 1 if shape[1] < 4 else 2]
+
+    inputs = make_inputs("hypothesis_statistics", shape, device=device)
+    assert_parity(moments_only(fused), moments_only(reference.hypothesis_statistics), inputs[:1])
+    if shape[2] == 1:
+        return  # a single joint cannot be placed: see test_nothing_to_place
+
+    def weighted(function):
+        return lambda h, k, c, i: function(h, k, c, i)[2:]
+
+    assert_parity(weighted(fused), weighted(reference.hypothesis_statistics), inputs)
+    assert bool(fused(*inputs)[1].isnan().all()) == (shape[1] < 4)
+
+
+def test_far_from_zero(device):
+    """Hundreds of metres away, with a spread of centimetres: as exact as the reference, which is centred too."""
+    (hypotheses,) = make_inputs("hypothesis_statistics", (2, 50, 17, False), device=device)
+    hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0], device=device)
+    assert_parity(
+        lambda h: fused(h)[:2], lambda hypotheses: reference.hypothesis_statistics(hypotheses)[:2], [hypotheses]
+    )
+
+
+def test_equal_hypotheses(device):
+    pose = torch.randn(2, 1, 17, 3, device=device)
+    mean, covariance, _, _ = fused(pose.repeat(1, 7, 1, 1))
+    assert torch.equal(mean, pose.squeeze(1))
+    assert float(covariance.abs().max()) == 0.0
+
+
+def test_nothing_to_place(device):
+    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)
+    confidence[0] = 0.0
+    confidence[1] = torch.nn.functional.one_hot(torch.tensor(3), 17)
+    keypoints[1, 3] = 100.0
+    confidence[2], keypoints[2] = 1.0, 250.0
+    hypotheses[3] = torch.nan
+    mean, covariance, weights, weighted = fused(hypotheses, keypoints, confidence, intrinsics)
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.2))
+    torch.testing.assert_close(weighted[:3], mean[:3])
+    assert bool(weighted[3].isnan().all()) and bool(mean[3].isnan().all()) and bool(covariance[3].isnan().all())
+
+
+def test_nan_stays_in_its_frame_and_joint(device):
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 5, 17), device=device)
+    keypoints = torch.where(confidence.unsqueeze(-1) > 0, keypoints, torch.nan)  # missing ones are never read
+    clean = fused(hypotheses, keypoints, confidence, intrinsics)
+    assert all(bool(result.isfinite().all()) for result in clean)
+    hypotheses[1, 2, 4] = torch.nan
+    mean, covariance, _, _ = broken = fused(hypotheses, keypoints, confidence, intrinsics)
+    assert all(torch.equal(a[[0, 2]], b[[0, 2]]) for a, b in zip(broken, clean, strict=True))
+    others = [joint for joint in range(17) if joint != 4]
+    assert torch.equal(mean[1, others], clean[0][1, others]) and torch.equal(covariance[1, others], clean[1][1, others])
+    assert bool(mean[1, 4].isnan().all()) and bool(covariance[1, 4].isnan().all())
+
+
+def test_behind_the_camera(device):
+    """A hypothesis with a joint behind the camera weighs nothing."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 4, 17), device=device)
+    confidence[:] = 1.0
+    keypoints = keypoints.nan_to_num(500.0)
+    hypotheses[:, 1, 5, 2] = -50.0
+    _, _, weights, weighted = fused(hypotheses, keypoints, confidence, intrinsics)
+    expected = reference.hypothesis_statistics(hypotheses.double(), keypoints, confidence, intrinsics)
+    assert weights[:, 1].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(weights.double(), expected[2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(weighted.double(), expected[3], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 0.02), (1.0, 1e-4), (0.5, float("inf")), (0.3, 0.5)])
+def test_settings(weight, temperature, device):
+    inputs = make_inputs("hypothesis_statistics", (3, 9, 17), device=device)
+    actual = fused(*inputs, weight=weight, temperature=temperature)
+    expected = fused(*(x.double() for x in inputs), weight=weight, temperature=temperature, backend="torch")
+    for value, truth in zip(actual[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=0, atol=1e-3 if temperature == 1e-4 else 2e-5)
+
+
+def test_shared_camera_strides_and_batch(device):
+    """The same bits for one camera or one a frame, slices, keypoints in float64, and a frame alone."""
+    hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (4, 6, 17), device=device)
+    camera = K.to(device)
+    whole = fused(hypotheses, keypoints, confidence, camera)
+    doubled = [torch.stack((tensor, tensor), dim=1)[:, 1] for tensor in (hypotheses, keypoints, confidence)]
+    others = [
+        fused(hypotheses, keypoints, confidence, camera.expand(4, 3, 3)),
+        fused(*doubled, camera),
+        fused(hypotheses, keypoints.double(), confidence.double(), camera.double()),
+    ]
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
+    alone = fused(hypotheses[2:3], keypoints[2:3], confidence[2:3], camera)
+    assert all(torch.equal(a[0], b[2]) for a, b in zip(alone, whole, strict=True))
+
+
+@requires_cpp
+def test_same_as_cpp(device):
+    inputs = make_inputs("hypothesis_statistics", (3, 10, 17), device=device)
+    for a, b in zip(fused(*inputs), fused(*(x.cpu() for x in inputs), backend="cpp"), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-5)
+
+
+def test_opcheck_and_errors(device):
+    hypotheses, *view = make_inputs("hypothesis_statistics", (2, 5, 4), device=device)
+    op = torch.ops.diffupose.hypothesis_statistics.default
+    for given in (view, [None, None, None]):
+        assert set(torch.library.opcheck(op, (hypotheses, *given, 0.5, 0.02, "triton")).values()) == {"SUCCESS"}
+    with pytest.raises(BackendUnavailableError, match=r"Triton kernel takes float32, got torch\.float64"):
+        fused(hypotheses.double())
+    with pytest.raises(BackendUnavailableError, match="Triton kernel has no gradient"):
+        fused(hypotheses.clone().requires_grad_())

@@ -1,0 +1,40 @@
+"""The tests of the Triton kernels, in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffupose.ops._backend import TRITON_IS_INTERPRETED
+
+
+def reason_to_skip() -> str:
+    """Return why the interpreter cannot be started here, or nothing."""
+    if TRITON_IS_INTERPRETED:
+        return "this is the interpreter"
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    old = [int(part) for part in triton.split(".")[:2]] < [3, 8]
+    if old and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        return f"the interpreter of Triton {triton} does not work with NumPy {np.__version__}: 3.8, or NumPy below 2.4"
+    return ""
+
+
+@pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
+def test_kernels_in_the_interpreter(pytestconfig):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)]
+    result = subprocess.run(
+        command, cwd=pytestconfig.rootpath, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    print(result.stdout[-200:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout

@@ -1,0 +1,67 @@
+"""Calls that launch every variant of the Triton kernels that is used, for ``compile_triton.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffupose.kernels.hypothesis_statistics import hypothesis_statistics
+from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_bwd, modulated_graph_conv_fwd
+from diffupose.kernels.philox_normal import philox_normal
+from diffupose.kernels.reverse_step import reverse_step
+from diffupose.testing import make_inputs
+
+SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
+INDEX = torch.zeros(1, dtype=torch.int64)
+
+
+def _step(dtype: torch.dtype, channels: int, *, noise: str, batch: int = 64, **options: Any) -> Callable[[], Any]:
+    """A step with all terms; ``meta`` tensors may be as large as no memory is."""
+    device = "meta" if batch > 1000 else "cpu"
+    sample = torch.empty(batch, 10, 17, 3, dtype=dtype, device=device)
+    output = torch.empty(batch, 10, 17, channels, dtype=dtype, device=device)
+    ids = torch.empty(batch, dtype=torch.int64, device=device), torch.empty(10, dtype=torch.int64, device=device)
+    scale = torch.empty(5, 17, 3, device=device)
+    return partial(
+        reverse_step, sample, output, torch.empty(5, 6, device=device), INDEX.to(device), sample,
+        sample if noise == "given" else None, None if noise == "none" else scale, INDEX.to(device),
+        ids if noise == "drawn" else None, **options,
+    )  # fmt: skip
+
+
+def _statistics(num_hypotheses: int, view: bool) -> Callable[[], Any]:
+    inputs = make_inputs("hypothesis_statistics", (4, num_hypotheses, 17, view))
+    return partial(hypothesis_statistics, *inputs, *([] if view else [None] * 3), 1.0, 0.01)
+
+
+def _graph_conv(hidden: torch.dtype, out: torch.dtype, joints: int, **options: Any) -> dict[str, Callable[[], Any]]:
+    product, result = torch.empty(40, joints, 768, dtype=hidden), torch.empty(40, joints, 384, dtype=out)
+    modulation, adjacency = torch.empty(joints, 384), torch.empty(joints, joints)
+    inference = {"residual": result, "film": torch.empty(5, 768), "step": INDEX}
+    calls = {
+        "forward": partial(modulated_graph_conv_fwd, product, modulation, adjacency, modulation[0], result),
+        "backward": partial(modulated_graph_conv_bwd, result, product, modulation, adjacency),
+    }
+    if hidden == out:
+        calls["inference"] = partial(calls["forward"], activation="gelu", **inference)
+    return calls
+
+
+CALLS: list[tuple[str, Callable[[], Any]]] = [
+    ("philox_normal", partial(philox_normal, 0, INDEX, INDEX, 3, 51)),
+    ("reverse_step large", _step(SINGLE, 5, noise="drawn", batch=1 << 24)),
+    ("reverse_step antithetic", _step(SINGLE, 5, noise="drawn", antithetic=True)),
+]
+for _dtype in (SINGLE, HALF, BRAIN):
+    for _noise, _channels, _clip in (("drawn", 3, 1.0), ("given", 5, None), ("none", 3, None)):
+        _name = f"reverse_step {_noise} {_dtype}"
+        CALLS.append((_name, _step(_dtype, _channels, noise=_noise, clip_sample_range=_clip)))
+for _count, _view in ((10, "moments"), (200, "moments"), (10, "view"), (200, "view")):
+    CALLS.append((f"hypothesis_statistics {_count} {_view}", _statistics(_count, _view == "view")))
+for _hidden, _out in ((SINGLE, SINGLE), (HALF, HALF), (BRAIN, BRAIN), (HALF, SINGLE), (BRAIN, SINGLE)):
+    for _name, _call in _graph_conv(_hidden, _out, 17).items():
+        CALLS.append((f"modulated_graph_conv {_name} {_hidden} {_out}", _call))
+CALLS += [(f"modulated_graph_conv {name} 64", call) for name, call in _graph_conv(SINGLE, SINGLE, 64).items()]
