@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffupose.errors import BackendUnavailableError
 from diffupose.testing import requires_cpp
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +129,21 @@ def test_benchmarks_are_written(tmp_path):
         assert "of_copy_rate" in row or "of_product_rate" in row
 
 
+def test_table_of_times(gpu):
+    rows = [
+        {"case": "one", "variant": "eager-bf16", "milliseconds": 3.0, "of_product_rate": 0.1},
+        {"case": "one", "variant": "ours", "milliseconds": 2.0, "of_product_rate": 0.4, "kernel_of_copy_rate": 0.8},
+        {"case": "two", "variant": "ours", "milliseconds": 1.0, "of_copy_rate": 0.5},
+        {"case": "two", "variant": "wrong", "error": 1.0, "ok": False},
+    ]
+    table = gpu.summary.table({"rows": rows, "machine": {"device": "cpu", "torch": "2"}})
+    assert table.splitlines()[4:] == [
+        "| one | eager-bf16 | 3 | 1.00 | 10 % (product) |",
+        "| one | ours | 2 | 1.50 | 80 % (copy) |",
+        "| two | ours | 1 |  | 50 % (copy) |",
+    ]
+
+
 @requires_cpp
 def test_capture_runs_every_op(tmp_path):
     done = check(tmp_path, "--only", "capture")
@@ -210,3 +226,22 @@ def test_networks_that_are_timed_show_errors(gpu):
     with torch.no_grad():
         out = net(torch.randn(8, 17, 3), condition, torch.tensor([50]))[..., :3]
     assert 0.05 < float(out.std(dim=0).mean()) < 1.0
+
+
+def test_every_op_runs_on_cuda(gpu, emulated_cuda):
+    """What the sanitizer watches, emulated: every op of the backend, and the engine in all its forms."""
+    calls = gpu.every_op.calls(torch.device("cpu"), "cuda")
+    ran = []
+    for name, make in calls.items():
+        if "mocap" in name:  # as ``paper``, and slow where every thread of the GPU is run after the other
+            continue
+        try:
+            result = gpu.every_op.flatten(make()())
+        except BackendUnavailableError:
+            continue
+        assert all(bool(torch.isfinite(value).all()) for value in result), name
+        ran.append(name)
+    assert ran
+    assert {name for name in ran if name.startswith("sample")} == {
+        "sample paper-64 float32 layers", "sample paper-64 bfloat16 layers", "sample paper-64 bfloat16 persistent",
+    }  # fmt: skip

@@ -54,8 +54,8 @@ def body(record: Record, arguments: Any) -> None:
 
 
 def capturable(name: str) -> bool:
-    """Return whether a call may stand in a graph: what makes graphs itself may not."""
-    return not name.endswith(" graph")
+    """Return whether a call may stand in a graph: the samplers make graphs of their own, and bring the seed along."""
+    return not name.startswith("sample ")
 
 
 def copied(result: Any) -> list[Tensor]:

@@ -21,6 +21,11 @@ from diffupose.ops._backend import _DEVICE_OF
 from diffupose.testing import make_inputs
 
 POSES, STEPS = 16, 2
+# The engines of a backend: precision and mode.
+FORMS: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "cpp": (("float32", None), ("bfloat16", None)),
+    "cuda": (("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", "persistent")),
+}
 Call = Callable[[], Any]
 
 
@@ -39,14 +44,11 @@ def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
         "reverse_step": partial(_reverse_step, device, backend),
         "hypothesis_statistics": partial(_hypothesis_statistics, device, backend),
     }
-    if backend not in ("cpp", "cuda"):  # the others have no engine
-        return found
     sizes = {"frames": 2, "hypotheses": POSES // 2, "steps": STEPS}
     for model in ("paper-64", "mocap"):
-        for precision in ("float32", "bfloat16"):
-            for mode in ("graph", "persistent") if device.type == "cuda" else (None,):
-                name = f"sample {model} {precision}{f' {mode}' if mode else ''}"
-                found[name] = partial(sampler, model, precision, mode, device, **sizes)
+        for precision, mode in FORMS.get(backend, ()):
+            name = f"sample {model} {precision}{f' {mode}' if mode else ''}"
+            found[name] = partial(sampler, model, backend, precision, mode, device, **sizes)
     return found
 
 

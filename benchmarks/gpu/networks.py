@@ -14,6 +14,7 @@ from diffupose import Lifter, ops
 from diffupose.config import PAPER
 from diffupose.denoiser import build_denoiser
 from diffupose.ops import PackedDenoiser, _backend
+from diffupose.ops.cuda_denoiser import CudaDenoiser
 from diffupose.programs import denoiser_flops, layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 
@@ -63,33 +64,42 @@ def conditions(model: str, frames: int, device: torch.device) -> Tensor:
 
 
 def sampler(
-    model: str, precision: str, mode: str | None, device: torch.device, *, frames: int, hypotheses: int, steps: int
-) -> Callable[[], Tensor]:
-    """Return a call of the fused engine of a device; ``mode`` is one of the GPU's, or None for the automatic choice."""
-    packed = packed_network(model, precision, device)
+    model: str, backend: str, precision: str, mode: str | None, device: torch.device, *, frames: int, hypotheses: int,
+    steps: int,
+) -> Callable[[], Tensor]:  # fmt: skip
+    """Return a call of an engine; ``mode`` is one of the CUDA engine's, or None for what it chooses."""
+    packed = packed_network(model, backend, precision, mode, device)
     inputs, table = conditions(model, frames, device), steps_of(model, steps)
     ids = torch.arange(frames, device=device), torch.arange(hypotheses, device=device)
-    extra = {} if mode is None else {"mode": mode}
-    return partial(packed.sample, inputs, table, 0, *ids, clip_of(model), False, **extra)
+    return partial(packed.sample, inputs, table, 0, *ids, clip_of(model), False)
 
 
 @cache
-def packed_network(model: str, precision: str, device: torch.device) -> PackedDenoiser:
+def packed_network(model: str, backend: str, precision: str, mode: str | None, device: torch.device) -> PackedDenoiser:
     """Return a network as an engine reads it."""
-    extra = {} if device.type == "cpu" else {"device": str(device)}
-    return PackedDenoiser(layer_program(network(model)), precision, **extra)
+    program = layer_program(network(model))
+    return CudaDenoiser(program, precision, device, mode) if backend == "cuda" else PackedDenoiser(program, precision)
 
 
 def loop(
-    net: nn.Module, model: str, device: torch.device, *, frames: int, hypotheses: int, steps: int, autocast: bool
+    net: nn.Module,
+    model: str,
+    device: torch.device,
+    *,
+    frames: int,
+    hypotheses: int,
+    steps: int,
+    autocast: bool,
+    backend: str = "torch",
 ) -> Callable[[], Tensor]:
-    """Return a call of the sampling loop in plain PyTorch with a network as it is, or compiled."""
+    """Return a call of the sampling loop with a network as it is, or compiled: in plain PyTorch, or by ``"triton"``."""
     inputs, table = conditions(model, frames, device), steps_of(model, steps)
 
     def run() -> Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast), plain_pytorch():
+        plain = plain_pytorch() if backend == "torch" else contextlib.nullcontext()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast), plain:
             return ops.sample(
-                net, inputs, table, num_hypotheses=hypotheses, clip_sample_range=clip_of(model), backend="torch"
+                net, inputs, table, num_hypotheses=hypotheses, clip_sample_range=clip_of(model), backend=backend
             ).float()
 
     return run

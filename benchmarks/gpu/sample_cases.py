@@ -16,14 +16,14 @@ from torch import Tensor, nn
 # Model, frames, hypotheses of each, steps.
 SIZES = (("paper-384", 1, 10, 100), ("paper-384", 1024, 16, 100), ("mocap", 1, 10, 5), ("mocap", 1024, 16, 5))
 SMALL = (("paper-64", 1, 3, 2), ("mocap", 2, 3, 2))
-ENGINES = {
+# By the kind of device: backend, precision and mode.
+ENGINES: dict[str, dict[str, tuple[str, str, str | None]]] = {
     "cuda": {
-        "graph-bf16": ("bfloat16", "graph"),
-        "persistent-bf16": ("bfloat16", "persistent"),
-        "auto-bf16": ("bfloat16", None),
-        "graph-fp32": ("float32", "graph"),
+        "layers-bf16": ("cuda", "bfloat16", "layers"),
+        "persistent-bf16": ("cuda", "bfloat16", "persistent"),
+        "layers-fp32": ("cuda", "float32", "layers"),
     },
-    "cpu": {"cpp-bf16": ("bfloat16", None), "cpp-fp32": ("float32", None)},
+    "cpu": {"cpp-bf16": ("cpp", "bfloat16", None), "cpp-fp32": ("cpp", "float32", None)},
 }
 
 
@@ -38,11 +38,12 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
     sizes: dict[str, Any] = {"frames": frames, "hypotheses": hypotheses, "steps": steps}
     chains = frames * hypotheses
 
-    def engine(precision: str, mode: str | None) -> Sequence[Call]:
-        return [networks.sampler(model, precision, mode, device, **sizes)]
+    def engine(backend: str, precision: str, mode: str | None) -> Sequence[Call]:
+        return [networks.sampler(model, backend, precision, mode, device, **sizes)]
 
-    def eager(autocast: bool) -> Sequence[Call]:
-        return [networks.loop(on_device(model, device), model, device, **sizes, autocast=autocast)]
+    def modules(autocast: bool, backend: str = "torch") -> Sequence[Call]:
+        net = on_device(model, device)
+        return [networks.loop(net, model, device, **sizes, autocast=autocast, backend=backend)]
 
     def compiled(mode: str | None) -> Sequence[Call]:
         torch._dynamo.reset()
@@ -60,12 +61,14 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
     variants: dict[str, Callable[[], Sequence[Call]]] = {
         name: partial(engine, *how) for name, how in ENGINES.get(device.type, {}).items()
     }
-    variants["eager-bf16"] = partial(eager, True)
+    if device.type == "cuda":
+        variants["triton-bf16"] = partial(modules, True, "triton")
+    variants["eager-bf16"] = partial(modules, True)
     variants["compile-bf16"] = partial(compiled, None)
     if device.type == "cuda":
         variants["compile-graphs-bf16"] = partial(compiled, "reduce-overhead")
     if chains <= 1000:
-        variants["eager-fp32"] = partial(eager, False)
+        variants["eager-fp32"] = partial(modules, False)
     return Case(
         f"sample {model}, B={frames}, N={hypotheses}, {steps} steps",
         variants,

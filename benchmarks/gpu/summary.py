@@ -1,4 +1,7 @@
-"""Print what the stages of ``gpu_check.sh`` found, a line for each time; the exit status is 1 if any failed."""
+"""Print what the stages of ``gpu_check.sh`` found, a line for each time; the exit status is 1 if any failed.
+
+``python benchmarks/gpu/summary.py --out FOLDER --markdown`` prints the times as a table for the documentation.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,12 @@ def main() -> int:
     """Print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("stage", nargs="+")
+    parser.add_argument("--markdown", action="store_true", help="the table of times alone")
+    parser.add_argument("stage", nargs="*")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(table(json.loads((arguments.out / "benchmarks.json").read_text(encoding="utf-8"))))
+        return 0
     failed = False
     lines = []
     for stage in arguments.stage:
@@ -29,6 +36,26 @@ def main() -> int:
             lines += [f"    FAILED {row.get('name')}" for row in bad[:20]]
     print("\n".join(lines))
     return 1 if failed else 0
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the times of a call as a Markdown table, with what each variant is of the eager one and of its floor."""
+    rows = [row for row in content["rows"] if "milliseconds" in row]
+    eager = {row["case"]: row["milliseconds"] for row in rows if row["variant"].startswith("eager")}
+    machine = content["machine"]
+    lines = [
+        f"{machine.get('gpu', machine['device'])}, PyTorch {machine['torch']}:",
+        "",
+        "| case | variant | ms | times eager | of the floor |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        times = f"{eager[row['case']] / row['milliseconds']:.2f}" if row["case"] in eager else ""
+        share = row.get("kernel_of_copy_rate") or row.get("of_copy_rate") or row.get("of_product_rate")
+        unit = "product" if "of_product_rate" in row and "kernel_of_copy_rate" not in row else "copy"
+        floor = f"{100 * share:.0f} % ({unit})" if share else ""
+        lines.append(f"| {row['case']} | {row['variant']} | {row['milliseconds']:.4g} | {times} | {floor} |")
+    return "\n".join(lines)
 
 
 def line_of(row: dict[str, Any]) -> str:
