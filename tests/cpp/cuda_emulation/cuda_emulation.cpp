@@ -278,6 +278,8 @@ void run_block(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibre>
         fibre->context.uc_stack = fibre->stack.get();
         fibre->context.uc_link = nullptr;
         makecontext(&fibre->context, fibre_main, 0);
+        // Told the size, AddressSanitizer would clear what it knows of the whole stack at every switch.
+        fibre->context.uc_stack.ss_size = 0;
         turns.push_back(fibre.get());
     }
     for (bool first_time = true; !turns.empty(); first_time = false) {

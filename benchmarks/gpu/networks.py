@@ -1,0 +1,115 @@
+"""The networks that are timed, and the forms in which they are run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffupose import Lifter, ops
+from diffupose.config import PAPER
+from diffupose.denoiser import build_denoiser
+from diffupose.ops import PackedDenoiser, _backend
+from diffupose.ops.cuda_denoiser import CudaDenoiser
+from diffupose.programs import denoiser_flops, layer_program
+from diffupose.schedule import NoiseSchedule, StepTable, step_table
+
+JOINTS = 17
+
+
+@cache
+def network(model: str) -> Any:
+    """Return a network in evaluation mode, on the CPU: ``mocap``, the bundled one, or ``paper-WIDTH``."""
+    if model == "mocap":
+        return Lifter.from_pretrained("mocap", device="cpu").denoiser
+    torch.manual_seed(0)  # the time does not depend on the weights
+    net = build_denoiser(type(PAPER.denoiser)(hidden_dim=int(model.removeprefix("paper-")))).eval()
+    # An untrained network gives little more than its last bias. Here what comes of the input is about as large as poses
+    # differ: a wrong result shows, and clipping does not hide it.
+    sample, condition = torch.randn(64, JOINTS, 3), torch.randn(64, JOINTS, net.config.num_condition_channels)
+    with torch.no_grad():
+        net.gconv_output.bias.zero_()
+        net.gconv_output.weight.mul_(0.08 / net(sample, condition, torch.tensor([50])).std(dim=0).mean())
+    return net
+
+
+def clip_of(model: str) -> float | None:
+    """Return where x0 is cut: `paper` is in metres, the bundled model in units in which nothing is cut."""
+    return None if model == "mocap" else 1.0
+
+
+def flops(model: str) -> int:
+    """Return the operations of one call for one pose."""
+    return denoiser_flops(network(model), JOINTS)
+
+
+def steps_of(model: str, steps: int) -> StepTable:
+    """Return the sampler that a network is timed with: DDIM, which draws noise once.
+
+    The network's output is taken for the clean sample whatever it was trained for: the time is the same, and the errors
+    of a chain do not grow.
+    """
+    total = 1000 if model == "mocap" else 100
+    return step_table(NoiseSchedule(total), steps, sampler="ddim", prediction_type="sample")
+
+
+def conditions(model: str, frames: int, device: torch.device) -> Tensor:
+    """Return random conditions of some frames."""
+    channels = network(model).config.num_condition_channels
+    return torch.randn(frames, JOINTS, channels, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def sampler(
+    model: str, backend: str, precision: str, mode: str | None, device: torch.device, *, frames: int, hypotheses: int,
+    steps: int,
+) -> Callable[[], Tensor]:  # fmt: skip
+    """Return a call of an engine; ``mode`` is one of the CUDA engine's, or None for what it chooses."""
+    packed = packed_network(model, backend, precision, mode, device)
+    inputs, table = conditions(model, frames, device), steps_of(model, steps)
+    ids = torch.arange(frames, device=device), torch.arange(hypotheses, device=device)
+    return partial(packed.sample, inputs, table, 0, *ids, clip_of(model), False)
+
+
+@cache
+def packed_network(model: str, backend: str, precision: str, mode: str | None, device: torch.device) -> PackedDenoiser:
+    """Return a network as an engine reads it."""
+    program = layer_program(network(model))
+    return CudaDenoiser(program, precision, device, mode) if backend == "cuda" else PackedDenoiser(program, precision)
+
+
+def loop(
+    net: nn.Module,
+    model: str,
+    device: torch.device,
+    *,
+    frames: int,
+    hypotheses: int,
+    steps: int,
+    autocast: bool,
+    backend: str = "torch",
+) -> Callable[[], Tensor]:
+    """Return a call of the sampling loop with a network as it is, or compiled: in plain PyTorch, or by ``"triton"``."""
+    inputs, table = conditions(model, frames, device), steps_of(model, steps)
+
+    def run() -> Tensor:
+        plain = plain_pytorch() if backend == "torch" else contextlib.nullcontext()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast), plain:
+            return ops.sample(
+                net, inputs, table, num_hypotheses=hypotheses, clip_sample_range=clip_of(model), backend=backend
+            ).float()
+
+    return run
+
+
+@contextlib.contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """Let modules take the reference: left to themselves they would run our own graph convolution."""
+    kept, _backend._FROM_ENVIRONMENT = _backend._FROM_ENVIRONMENT, "torch"
+    try:
+        yield
+    finally:
+        _backend._FROM_ENVIRONMENT = kept

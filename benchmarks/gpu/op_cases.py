@@ -1,0 +1,189 @@
+"""The single ops, each in plain PyTorch, compiled, and in every backend of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from case import Case
+from every_op import backends
+from measure import Call, copies_needed
+from torch import Tensor
+
+from diffupose import ops, reference
+from diffupose.testing import make_inputs, shape_id
+
+JOINTS = 17
+
+
+def cases(device: torch.device, small: bool) -> Iterator[Case]:
+    """Return the cases of a device, at sizes that fill it or, to try the code, at small ones."""
+    for dtype in (torch.float32, torch.bfloat16):
+        yield graph_conv((8 if small else 8192, JOINTS, *((16, 24) if small else (384, 384))), dtype, device)
+    for autocast in (False, True):
+        yield training((8 if small else 1024, JOINTS, *((16, 24) if small else (384, 384))), autocast, device)
+    for drawn in (False, True):
+        yield reverse_step((4, 3, JOINTS, 5) if small else (32768, 16, JOINTS, 5), drawn, device)
+    yield hypothesis_statistics((4, 5, JOINTS) if small else (8192, 100, JOINTS), device)
+    yield philox_normal((4, 5, 51) if small else (16384, 50, 51), device)
+
+
+def size_of(values: Any) -> int:
+    """Return the bytes of the tensors among some values."""
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+Inputs = Callable[[], list[Sequence[Any]]]
+
+
+def inputs_of(make: Callable[[], Sequence[Any]], device: torch.device) -> Inputs:
+    """Return what makes, once for all variants, as many sets of inputs as the caches cannot hold."""
+
+    @cache
+    def sets() -> list[Sequence[Any]]:
+        torch.manual_seed(0)
+        first = make()
+        return [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
+
+    return sets
+
+
+def called(function: Callable[..., Any], inputs: Inputs) -> Sequence[Call]:
+    """Return calls of a function, one on each set."""
+    return [partial(function, *values) for values in inputs()]
+
+
+def variants(function: Callable[..., Any], device: torch.device) -> dict[str, Callable[..., Any]]:
+    """Return a public op under each backend, and its reference compiled."""
+    plain = partial(function, backend="torch")
+    named = {"eager": plain, "compile": torch.compile(plain, dynamic=False)}
+    return named | {name: partial(function, backend=name) for name in backends(device)}
+
+
+def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
+    """Return the forward pass; its epilogue is what follows the product, by the profiler."""
+    poses, joints, c_in, c_out = shape
+    inputs = inputs_of(partial(make_inputs, "modulated_graph_conv", shape, dtype=dtype, device=device), device)
+    suffix = "-bf16" if dtype == torch.bfloat16 else ""
+
+    def truth() -> list[Tensor]:
+        x, *others = inputs()[0]
+        return [reference.modulated_graph_conv(*(value.double() for value in (x[:64], *others)))]
+
+    named = variants(inference(ops.modulated_graph_conv), device)
+    return Case(
+        f"modulated_graph_conv {shape_id(shape)} {shape_id(dtype)}",
+        {name + suffix: partial(called, call, inputs) for name, call in named.items()},
+        truth,
+        flops=4 * poses * joints * c_in * c_out,
+        kernel=("graph_conv", 3 * poses * joints * c_out * dtype.itemsize),
+    )
+
+
+def training(shape: tuple[int, ...], autocast: bool, device: torch.device) -> Case:
+    """Return forward and backward pass with every gradient."""
+    poses, joints, c_in, c_out = shape
+    inputs = inputs_of(partial(make_inputs, "modulated_graph_conv", shape, device=device, requires_grad=True), device)
+    suffix = "-bf16" if autocast else ""
+
+    def step(call: Callable[..., Tensor], *values: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            out = call(*values)
+        return torch.autograd.grad(out, values, torch.ones_like(out))
+
+    def truth() -> list[Tensor]:
+        doubles = [value.detach().double().requires_grad_() for value in inputs()[0]]
+        out = reference.modulated_graph_conv(*doubles)
+        return list(torch.autograd.grad(out, doubles, torch.ones_like(out)))
+
+    named = variants(ops.modulated_graph_conv, device)
+    return Case(
+        f"modulated_graph_conv {shape_id(shape)} {'autocast' if autocast else 'fp32'} forward and backward",
+        {name + suffix: partial(called, partial(step, call), inputs) for name, call in named.items()},
+        truth,
+        flops=3 * 4 * poses * joints * c_in * c_out,
+    )
+
+
+def reverse_step(shape: tuple[int, ...], drawn: bool, device: torch.device) -> Case:
+    """Return one step, deterministic or with noise drawn inside."""
+
+    def make() -> Sequence[Any]:
+        sample, output, coefficients, step, x0_last, _, _ = make_inputs("reverse_step", shape, device=device)
+        coefficients = coefficients.cpu()
+        if not drawn:
+            coefficients[:, 5] = 0.0
+        ids = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
+        return sample, output, coefficients, step, x0_last, *ids
+
+    def call(sample: Tensor, output: Tensor, coefficients: Tensor, step: int, x0_last: Tensor, frames: Tensor,
+             hypotheses: Tensor, backend: str) -> Any:  # fmt: skip
+        return ops.reverse_step(
+            sample, output, coefficients, step, x0_last=x0_last, frame_ids=frames, hypothesis_ids=hypotheses,
+            backend=backend,
+        )  # fmt: skip
+
+    def truth() -> list[Tensor]:
+        sample, output, coefficients, step, x0_last, frames, hypotheses = inputs()[0]
+        few = [value[:16] for value in (sample, output, x0_last, frames)]
+        return list(call(few[0], few[1], coefficients, step, few[2], few[3], hypotheses, "torch"))
+
+    inputs = inputs_of(make, device)
+    poses = shape[0] * shape[1] * shape[2]
+    return Case(
+        f"reverse_step {shape_id(shape)} {'drawn' if drawn else 'deterministic'}",
+        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
+        truth,
+        bytes=4 * poses * (3 + shape[3] + 3 + 3 + 3),  # x_t, output, x0_last; x_prev and x0
+    )
+
+
+def hypothesis_statistics(shape: tuple[int, ...], device: torch.device) -> Case:
+    """Return mean, covariance and the mean weighted by reprojection."""
+    inputs = inputs_of(partial(make_inputs, "hypothesis_statistics", shape, device=device), device)
+
+    def call(hypotheses: Tensor, keypoints: Tensor, confidence: Tensor, intrinsics: Tensor, backend: str) -> Any:
+        return ops.hypothesis_statistics(
+            hypotheses, keypoints_2d=keypoints, confidence=confidence, intrinsics=intrinsics, backend=backend
+        )
+
+    def truth() -> list[Tensor]:
+        return list(call(*(value[:16].double() for value in inputs()[0]), backend="torch"))
+
+    frames, hypotheses, joints = shape
+    return Case(
+        f"hypothesis_statistics {shape_id(shape)}",
+        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
+        truth,
+        # Hypotheses, keypoints, confidence and intrinsics; both means, covariance and weights.
+        bytes=4 * frames * (hypotheses * joints * 3 + joints * 3 + 9 + joints * 15 + hypotheses),
+    )
+
+
+def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
+    """Return noise alone."""
+
+    inputs = inputs_of(partial(make_inputs, "philox_normal", shape, device=device), device)
+
+    def truth() -> list[Tensor]:
+        seed, frames, hypotheses, step, count = inputs()[0]
+        return [reference.philox_normal(seed, frames[:16], hypotheses, step, count)]
+
+    return Case(
+        f"philox_normal {shape_id(shape)}",
+        {name: partial(called, f, inputs) for name, f in variants(inference(ops.philox_normal), device).items()},
+        truth,
+        bytes=4 * shape[0] * shape[1] * shape[2],
+    )
+
+
+def inference(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that builds no graph for gradients."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        with torch.no_grad():
+            return function(*arguments, **keywords)
+
+    return call

@@ -1,0 +1,85 @@
+"""The whole reverse process: the loop in PyTorch, eager and compiled, and our engines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import networks
+import torch
+from case import Case
+from measure import Call
+from torch import Tensor, nn
+
+# Model, frames, hypotheses of each, steps.
+SIZES = (("paper-384", 1, 10, 100), ("paper-384", 1024, 16, 100), ("mocap", 1, 10, 5), ("mocap", 1024, 16, 5))
+SMALL = (("paper-64", 1, 3, 2), ("mocap", 2, 3, 2))
+# By the kind of device: backend, precision and mode.
+ENGINES: dict[str, dict[str, tuple[str, str, str | None]]] = {
+    "cuda": {
+        "layers-bf16": ("cuda", "bfloat16", "layers"),
+        "persistent-bf16": ("cuda", "bfloat16", "persistent"),
+        "layers-fp32": ("cuda", "float32", "layers"),
+    },
+    "cpu": {"cpp-bf16": ("cpp", "bfloat16", None), "cpp-fp32": ("cpp", "float32", None)},
+}
+
+
+def cases(device: torch.device, small: bool) -> Iterator[Case]:
+    """Return the cases of a device."""
+    for model, frames, hypotheses, steps in SMALL if small else SIZES:
+        yield case(model, frames, hypotheses, steps, device)
+
+
+def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.device) -> Case:
+    """Return one size; ours first, so that what is cut off are the others."""
+    sizes: dict[str, Any] = {"frames": frames, "hypotheses": hypotheses, "steps": steps}
+    chains = frames * hypotheses
+
+    def engine(backend: str, precision: str, mode: str | None) -> Sequence[Call]:
+        return [networks.sampler(model, backend, precision, mode, device, **sizes)]
+
+    def modules(autocast: bool, backend: str = "torch") -> Sequence[Call]:
+        net = on_device(model, device)
+        return [networks.loop(net, model, device, **sizes, autocast=autocast, backend=backend)]
+
+    def compiled(mode: str | None) -> Sequence[Call]:
+        torch._dynamo.reset()
+        net = torch.compile(on_device(model, device), dynamic=False, mode=mode)
+        return [networks.loop(net, model, device, **sizes, autocast=True)]
+
+    def truth() -> list[Tensor]:
+        few = sizes | {"frames": min(frames, 8)}  # a frame's numbers do not depend on the others
+        result = networks.loop(on_device(model, device), model, device, **few, autocast=False)()
+        clip = networks.clip_of(model)
+        clipped = 0.0 if clip is None else float((result.abs() >= clip).float().mean())
+        assert clipped < 0.2, "clipped numbers are right whatever the network does"
+        return [result]
+
+    variants: dict[str, Callable[[], Sequence[Call]]] = {
+        name: partial(engine, *how) for name, how in ENGINES.get(device.type, {}).items()
+    }
+    if device.type == "cuda":
+        variants["triton-bf16"] = partial(modules, True, "triton")
+    variants["eager-bf16"] = partial(modules, True)
+    variants["compile-bf16"] = partial(compiled, None)
+    if device.type == "cuda":
+        variants["compile-graphs-bf16"] = partial(compiled, "reduce-overhead")
+    if chains <= 1000:
+        variants["eager-fp32"] = partial(modules, False)
+    return Case(
+        f"sample {model}, B={frames}, N={hypotheses}, {steps} steps",
+        variants,
+        truth,
+        flops=networks.flops(model) * chains * steps,
+        seconds=3.0,
+        least=2 if chains > 1000 else 5,
+    )
+
+
+@cache
+def on_device(model: str, device: torch.device) -> nn.Module:
+    """Return a network on a device."""
+    return copy.deepcopy(networks.network(model)).to(device)

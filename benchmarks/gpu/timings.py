@@ -1,0 +1,79 @@
+"""Stage ``benchmarks``: our ops and the whole reverse process beside PyTorch, eager and compiled.
+
+A time is taken of a right result only; each row says how far it is from a floor: bytes over the copy rate, or
+operations over the product rate of the precision, both measured by stage ``rates`` in the same call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import op_cases
+import rates
+import sample_cases
+import torch
+from case import Case
+from measure import Call, kernel_microseconds, milliseconds
+from record import Record, arguments_of, run_stage
+
+from diffupose.errors import BackendUnavailableError
+
+
+def body(record: Record, arguments: Any) -> None:
+    """Time everything."""
+    device = torch.device(arguments.device)
+    torch.set_float32_matmul_precision("highest")
+    measured = rates.measured(arguments.out)
+    if not measured:
+        rates.body(record, arguments)
+        measured = rates.by_name(record.content["rows"])
+    small = device.type != "cuda"  # nothing is learnt there but whether the code runs
+    samples = list(sample_cases.cases(device, small))
+    first = [case for case in samples if "paper" in case.name]
+    last = [case for case in samples if "paper" not in case.name]
+    for case in itertools.chain(first, op_cases.cases(device, small), last):  # what matters most first
+        for variant in case.variants:
+            wanted = arguments.cases in f"{case.name} {variant}"
+            if wanted and not (arguments.no_compile and variant.startswith("compile")):
+                record.add(case=case.name, variant=variant, **row_of(case, variant, device, measured))
+        case.forget()
+
+
+def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, float]) -> dict[str, Any]:
+    """Check a variant and time it; one that cannot run says why."""
+    on_gpu = device.type == "cuda"
+    try:
+        calls = case.variants[variant]()
+        row: dict[str, Any] = {"error": case.error(calls[0]()), "limit": case.limit(variant)}
+        if not row["error"] <= row["limit"]:  # NaN is not
+            return row | {"ok": False}
+        row |= milliseconds(calls, device, seconds=case.seconds if on_gpu else 0.05, least=case.least if on_gpu else 2)
+        if case.kernel and on_gpu:
+            row |= kernels(calls[0], case.kernel, measured["copy"])
+    except BackendUnavailableError as reason:
+        return {"not_run": str(reason)[:300]}
+    except Exception as reason:  # the others go on
+        return {"ok": False, "failed": f"{type(reason).__name__}: {reason}"[:500]}
+    seconds, precision = 1e-3 * row["milliseconds"], case.precision_of(variant)
+    if case.bytes:
+        row |= {"bytes": case.bytes, "of_copy_rate": case.bytes / measured["copy"] / seconds}
+    if case.flops:
+        row |= {"flops": case.flops, "of": precision, "of_product_rate": case.flops / measured[precision] / seconds}
+    return row
+
+
+def kernels(call: Call, kernel: tuple[str, int], copy_rate: float) -> dict[str, Any]:
+    """Return the time of the kernels of a name, and what they reach of the copy rate."""
+    name, num_bytes = kernel
+    times = kernel_microseconds(call)
+    ours = sum(time for key, time in times.items() if name in key)
+    found: dict[str, Any] = {"kernels": {key[:80]: time for key, time in times.items()}}
+    if ours > 0:
+        found |= {"kernel_microseconds": ours, "kernel_of_copy_rate": num_bytes / copy_rate / (1e-6 * ours)}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("benchmarks", arguments_of(__doc__), body))

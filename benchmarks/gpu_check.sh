@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Everything that takes a GPU, in stages, in one call of less than ten minutes:
+#
+#   benchmarks/gpu_check.sh [--only STAGE,...] [--out FOLDER] [--device cuda|cpu] [--commit TEXT] [--validation NPZ]
+#                           [--budget SECONDS] [-- MORE]
+#
+#   build       the package in place, without a network, for this GPU        rates       copies and products at best
+#   parity      the tests of ops and lifter on the device                    capture     graphs, streams: the same bits
+#   benchmarks  ours beside PyTorch's, with floors                           triton      the same of the Triton kernels
+#   sanitizer   compute-sanitizer's memcheck and racecheck over every op     accuracy    the bundled model in bfloat16
+#
+# Each stage writes STAGE.json into FOLDER ($OUT, or runs/gpu_check) as it goes; one that fails does not stop the
+# others. The exit status is 1 if any failed. What comes after `--` goes to every stage; `record.py` lists it.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+all=build,rates,parity,capture,benchmarks,triton,sanitizer,accuracy
+only=$all out=${OUT:-runs/gpu_check} device=cuda budget=570 python=${PYTHON:-python3} common=()
+
+usage() {
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+    exit "$1"
+}
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage 0 ;;
+        --) shift && break ;;
+        --only | --out | --device | --budget | --commit | --validation)
+            [ $# -ge 2 ] || usage 2 >&2
+            case $1 in
+                --only) only=$2 ;;
+                --out) out=$2 ;;
+                --device) device=$2 ;;
+                --budget) budget=$2 ;;
+                *) common+=("$1" "$2") ;;
+            esac
+            shift 2
+            ;;
+        *) echo "gpu_check: unknown argument $1" >&2 && usage 2 >&2 ;;
+    esac
+done
+IFS=, read -ra stages <<<"$only"
+for stage in "${stages[@]}"; do
+    [[ ,$all, = *,$stage,* ]] || { echo "gpu_check: unknown stage $stage, there are $all" >&2 && exit 2; }
+done
+
+# The most that a stage may take, in seconds; less where the budget ends before.
+limit_of() {
+    case $1 in
+        build | benchmarks) echo 240 ;;
+        parity | sanitizer) echo 180 ;;
+        *) echo 90 ;;
+    esac
+}
+
+mkdir -p "$out"
+script() { # stage
+    case $1 in
+        benchmarks) echo benchmarks/gpu/timings.py ;;
+        triton) echo benchmarks/gpu_triton.py ;;
+        *) echo "benchmarks/gpu/$1.py" ;;
+    esac
+}
+for stage in "${stages[@]}"; do
+    rm -f "$out/$stage.json"
+    echo "== $stage"
+    file=$(script "$stage")
+    if [ ! -f "$file" ]; then
+        echo "$stage: skipped: there is no $file"
+        printf '{"stage": "%s", "status": "skipped", "reason": "there is no %s", "rows": []}\n' "$stage" "$file" \
+            >"$out/$stage.json"
+        continue
+    fi
+    left=$((budget - SECONDS)) limit=$(limit_of "$stage")
+    [ "$left" -lt "$limit" ] && limit=$left
+    if [ "$limit" -lt 5 ]; then
+        echo "$stage: no time left"
+        continue
+    fi
+    timeout --kill-after=10 "$limit" "$python" "$file" --out "$out" --device "$device" "${common[@]}" "$@" 2>&1
+done
+echo "== summary after $SECONDS s"
+"$python" benchmarks/gpu/summary.py --out "$out" "${stages[@]}"

@@ -1,0 +1,247 @@
+"""``benchmarks/gpu_check.sh`` without a GPU: what it writes, what stops it, and that a wrong result has no time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from diffupose.errors import BackendUnavailableError
+from diffupose.testing import requires_cpp
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks" / "gpu"
+STAGES = ("build", "rates", "parity", "capture", "benchmarks", "triton", "sanitizer", "accuracy")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The modules of the stages, which import each other by their bare names, for one test."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names if name != "build"})
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def check(out: Path, *arguments: str, device: str = "cpu") -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "benchmarks" / "gpu_check.sh"), "--out", str(out), "--device", device, *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+def content(out: Path, stage: str) -> dict[str, Any]:
+    return json.loads((out / f"{stage}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "rates,nothing"], "unknown stage nothing, there are " + ",".join(STAGES)),
+        (["--ony", "rates"], "unknown argument --ony"),
+        (["--only"], "benchmarks/gpu_check.sh [--only STAGE,...]"),
+    ],
+)
+def test_wrong_arguments(tmp_path, arguments, message):
+    done = check(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_help_names_every_stage(tmp_path):
+    done = check(tmp_path, "--help")
+    assert done.returncode == 0
+    assert all(stage in done.stdout for stage in STAGES)
+
+
+def test_no_gpu_is_a_failure(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = check(tmp_path, "--only", "rates", device="cuda")
+    assert done.returncode == 1
+    assert content(tmp_path, "rates")["reason"] == "RuntimeError: PyTorch sees no GPU"
+
+
+def test_a_failing_stage_does_not_stop_the_others(tmp_path):
+    """Nor does one that has nothing to do; each file says what happened."""
+    (tmp_path / "test_two.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    out = tmp_path / "out"
+    (tmp_path / "out").mkdir()
+    (out / "accuracy.json").write_text("what an earlier call left")
+    done = check(
+        out, "--only", "parity,sanitizer,accuracy,rates", "--", "--tests", str(tmp_path / "test_two.py"),
+        "--select", "test",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    parity = content(out, "parity")
+    assert parity["counts"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert [row["ok"] for row in parity["rows"]] == [False, False]
+    assert parity["rows"][0]["name"].endswith("test_two::test_bad")
+    assert "assert 1 == 2" in parity["rows"][0]["message"]
+    assert (content(out, "sanitizer")["status"], content(out, "accuracy")["status"]) == ("skipped", "skipped")
+    rates = content(out, "rates")
+    assert rates["status"] == "passed"
+    assert {row["name"] for row in rates["rows"]} == {"copy", "bfloat16", "tf32", "float32"}
+    summary = done.stdout.partition("== summary")[2]
+    assert [line.split()[:2] for line in summary.splitlines()[1:] if not line.startswith(" ")] == [
+        ["parity", "failed"], ["sanitizer", "skipped"], ["accuracy", "skipped"], ["rates", "passed"],
+    ]  # fmt: skip
+
+
+def test_no_time_left(tmp_path):
+    done = check(tmp_path, "--only", "rates", "--budget", "0")
+    assert done.returncode == 1
+    assert "not begun" in done.stdout
+    assert not (tmp_path / "rates.json").exists()
+
+
+@requires_cpp
+def test_benchmarks_are_written(tmp_path):
+    """Every op and both networks at tiny sizes, with the floors of the same call."""
+    done = check(tmp_path, "--only", "rates,benchmarks", "--", "--no-compile")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rates = {row["name"]: row for row in content(tmp_path, "rates")["rows"]}
+    rows = content(tmp_path, "benchmarks")["rows"]
+    ops = {row["case"].split()[0] for row in rows}
+    assert ops == {"modulated_graph_conv", "reverse_step", "hypothesis_statistics", "philox_normal", "sample"}
+    assert {row["variant"] for row in rows} >= {"eager", "cpp", "cpp-bf16", "cpp-fp32", "eager-fp32", "eager-bf16"}
+    for row in rows:
+        assert row["milliseconds"] > 0
+        assert row["error"] <= row["limit"] < 0.1
+        if "of_copy_rate" in row:
+            rate = rates["copy"]["bytes_a_second"]
+            assert row["of_copy_rate"] == pytest.approx(row["bytes"] / rate / (1e-3 * row["milliseconds"]))
+        if "of_product_rate" in row:
+            rate = rates[row["of"]]["flops_a_second"]
+            assert row["of_product_rate"] == pytest.approx(row["flops"] / rate / (1e-3 * row["milliseconds"]))
+        assert "of_copy_rate" in row or "of_product_rate" in row
+
+
+def test_table_of_times(gpu):
+    rows = [
+        {"case": "one", "variant": "eager-bf16", "milliseconds": 3.0, "of_product_rate": 0.1},
+        {"case": "one", "variant": "ours", "milliseconds": 2.0, "of_product_rate": 0.4, "kernel_of_copy_rate": 0.8},
+        {"case": "two", "variant": "ours", "milliseconds": 1.0, "of_copy_rate": 0.5},
+        {"case": "two", "variant": "wrong", "error": 1.0, "ok": False},
+    ]
+    table = gpu.summary.table({"rows": rows, "machine": {"device": "cpu", "torch": "2"}})
+    assert table.splitlines()[4:] == [
+        "| one | eager-bf16 | 3 | 1.00 | 10 % (product) |",
+        "| one | ours | 2 | 1.50 | 80 % (copy) |",
+        "| two | ours | 1 |  | 50 % (copy) |",
+    ]
+
+
+@requires_cpp
+def test_capture_runs_every_op(tmp_path):
+    done = check(tmp_path, "--only", "capture")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {row["name"] for row in content(tmp_path, "capture")["rows"]}
+    assert names >= {"cpp reverse_step", "cpp modulated_graph_conv backward", "cpp sample mocap bfloat16"}
+
+
+def test_record_is_on_the_disk_at_once(gpu, tmp_path):
+    record = gpu.record.Record(tmp_path, "stage")
+    assert content(tmp_path, "stage")["status"] == "cut off"
+    record.add(name="first", ok=True)
+    assert content(tmp_path, "stage")["rows"] == [{"name": "first", "ok": True}]
+
+
+def test_stage_that_raises(gpu, tmp_path):
+    def body(record, arguments):
+        record.add(name="first", ok=True)
+        raise ValueError("no")
+
+    arguments = argparse.Namespace(out=tmp_path, device="cpu")
+    assert gpu.record.run_stage("stage", arguments, body) == 1
+    written = content(tmp_path, "stage")
+    assert (written["status"], written["reason"]) == ("failed", "ValueError: no")
+    assert written["rows"] == [{"name": "first", "ok": True}]
+    assert "raise ValueError" in written["traceback"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001, float("nan")])
+def test_only_a_right_result_has_a_time(gpu, factor):
+    truth = torch.randn(5, 3)
+    variants = {"ours": lambda: [lambda: truth * factor]}
+    case = gpu.case.Case("case", variants, lambda: [truth[:2]], bytes=120)
+    row = gpu.timings.row_of(case, "ours", torch.device("cpu"), {"copy": 1e9})
+    assert ("milliseconds" in row) == (factor == 1.0)
+    assert row.get("ok", True) == (factor == 1.0)
+
+
+def test_times_use_all_buffers(gpu):
+    used = set()
+    calls = [lambda i=i: used.add(i) for i in range(7)]
+    found = gpu.measure.milliseconds(calls, torch.device("cpu"), seconds=0.01)
+    assert used == set(range(7))
+    assert found["quartile_1"] <= found["milliseconds"] <= found["quartile_3"]
+
+
+def test_same_bits(gpu):
+    value = torch.tensor([1.0, float("nan"), -0.0])
+    assert gpu.capture.same([[value.clone()]], [value])
+    for other in (torch.tensor([1.0, float("nan"), 0.0]), value[:2]):
+        assert not gpu.capture.same([[value.clone()], [other]], [value])
+    assert not gpu.capture.same([[value, value]], [value])
+
+
+MEMCHECK = "========= COMPUTE-SANITIZER\n9 calls ran\n========= ERROR SUMMARY: 0 errors\n"
+RACECHECK = "9 calls ran\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "ok"),
+    [
+        (MEMCHECK, 0, True),
+        (RACECHECK, 0, True),
+        (MEMCHECK, 9, False),
+        (MEMCHECK.replace("0 errors", "3 errors"), 0, False),
+        (RACECHECK.replace("0 hazards", "1 hazard"), 0, False),
+        (MEMCHECK.replace("9 calls ran", "0 calls ran"), 0, False),
+        (MEMCHECK.replace("9 calls ran\n", ""), 0, False),
+        ("9 calls ran\n", 0, False),
+    ],
+)
+def test_verdict_of_the_sanitizer(gpu, text, status, ok):
+    assert gpu.sanitizer.verdict(text, status) is ok
+
+
+def test_networks_that_are_timed_show_errors(gpu):
+    """What they give depends on their inputs: else a wrong result would pass."""
+    net = gpu.networks.network("paper-64")
+    condition = gpu.networks.conditions("paper-64", 8, torch.device("cpu"))
+    with torch.no_grad():
+        out = net(torch.randn(8, 17, 3), condition, torch.tensor([50]))[..., :3]
+    assert 0.05 < float(out.std(dim=0).mean()) < 1.0
+
+
+def test_every_op_runs_on_cuda(gpu, emulated_cuda):
+    """What the sanitizer watches, emulated: every op of the backend, and the engine in all its forms."""
+    calls = gpu.every_op.calls(torch.device("cpu"), "cuda")
+    ran = []
+    for name, make in calls.items():
+        if "mocap" in name:  # as ``paper``, and slow where every thread of the GPU is run after the other
+            continue
+        try:
+            result = gpu.every_op.flatten(make()())
+        except BackendUnavailableError:
+            continue
+        assert all(bool(torch.isfinite(value).all()) for value in result), name
+        ran.append(name)
+    assert ran
+    assert {name for name in ran if name.startswith("sample")} == {
+        "sample paper-64 float32 layers", "sample paper-64 bfloat16 layers", "sample paper-64 bfloat16 persistent",
+    }  # fmt: skip
