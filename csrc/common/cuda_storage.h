@@ -13,6 +13,31 @@ struct Float16 {
     uint16_t bits;
 };
 
+template <typename T>
+struct TypeOf {
+    using Type = T;
+};
+
+// Calls function(TypeOf<T>{}) with the type of a storage, on the host.
+template <typename Function>
+void with_storage(Storage storage, const Function& function) {
+    switch (storage) {
+        case Storage::float32:
+            return function(TypeOf<float>{});
+        case Storage::float16:
+            return function(TypeOf<Float16>{});
+        case Storage::bfloat16:
+            return function(TypeOf<Bfloat16>{});
+    }
+}
+
+// Whether `count` numbers of T can be accessed at once from here on, on the host.
+template <typename T>
+bool is_aligned(const T* address, int count) {
+    const int bytes = count * static_cast<int>(sizeof(T));
+    return reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes < 16 ? bytes : 16) == 0;
+}
+
 // --- One number.
 // ------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@
 #define __grid_constant__
 // Blocks run one after the other: one copy is enough.
 #define __shared__ static
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __restrict__ __restrict
 
 struct dim3 {
