@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bind_checks.h"
+#include "modulated_graph_conv/modulated_graph_conv_cuda.h"
 #include "philox_normal/philox_normal.h"
 #include "reverse_step/reverse_step_cuda.h"
 
@@ -25,6 +26,60 @@ Storage storage(const std::string& dtype) {
 }
 
 void* handle(uintptr_t stream) { return reinterpret_cast<void*>(stream); }
+
+GraphConvSizes graph_conv_sizes(int64_t num_poses, int64_t num_joints, int64_t channels) {
+    require(num_poses >= 0 && channels >= 1, "num_poses must not be negative, channels must be at least 1");
+    require(num_joints >= 1 && num_joints <= kGraphConvMaxJoints, "num_joints must lie in [1, 64]");
+    return {num_poses, num_joints, channels};
+}
+
+EpilogueActivation epilogue_activation(const std::string& name) {
+    if (name == "none") return EpilogueActivation::none;
+    if (name == "relu") return EpilogueActivation::relu;
+    if (name == "gelu") return EpilogueActivation::gelu;
+    throw std::invalid_argument("activation must be none, relu or gelu, got " + name);
+}
+
+void modulated_graph_conv_fwd(uintptr_t hidden, const std::string& dtype, uintptr_t modulation, uintptr_t adjacency,
+                              uintptr_t bias, uintptr_t scale, uintptr_t shift, const std::string& activation,
+                              uintptr_t residual, uintptr_t film_scale, uintptr_t film_shift, uintptr_t out,
+                              const std::string& out_dtype, int64_t num_poses, int64_t num_joints, int64_t channels,
+                              uintptr_t stream) {
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    const int64_t numel = num_poses * num_joints * channels;
+    GraphConvEpilogue epilogue = {};
+    epilogue.scale = reinterpret_cast<const float*>(scale);
+    epilogue.shift = pointer<const float>(shift, scale == 0 ? 0 : 1, "shift");
+    epilogue.activation = epilogue_activation(activation);
+    epilogue.residual = reinterpret_cast<const void*>(residual);
+    epilogue.film_scale = reinterpret_cast<const float*>(film_scale);
+    epilogue.film_shift = pointer<const float>(film_shift, film_scale == 0 ? 0 : 1, "film_shift");
+    launch_modulated_graph_conv_fwd_cuda({pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
+                                         pointer<const float>(modulation, 1, "modulation"),
+                                         pointer<const float>(adjacency, 1, "adjacency"),
+                                         reinterpret_cast<const float*>(bias), epilogue,
+                                         {pointer<void>(out, numel, "out"), storage(out_dtype)}, sizes, handle(stream));
+}
+
+int64_t modulated_graph_conv_bwd_workspace(int64_t num_poses, int64_t num_joints, int64_t channels) {
+    return graph_conv_bwd_workspace(graph_conv_sizes(num_poses, num_joints, channels));
+}
+
+void modulated_graph_conv_bwd(uintptr_t grad_out, const std::string& out_dtype, uintptr_t hidden,
+                              const std::string& dtype, uintptr_t modulation, uintptr_t adjacency,
+                              uintptr_t grad_hidden, uintptr_t grad_modulation, uintptr_t grad_adjacency,
+                              uintptr_t grad_bias, uintptr_t workspace, int64_t num_poses, int64_t num_joints,
+                              int64_t channels, uintptr_t stream) {
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    const int64_t numel = num_poses * num_joints * channels;
+    launch_modulated_graph_conv_bwd_cuda(
+        {pointer<const void>(grad_out, numel, "grad_out"), storage(out_dtype)},
+        {pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
+        pointer<const float>(modulation, 1, "modulation"), pointer<const float>(adjacency, 1, "adjacency"),
+        pointer<void>(grad_hidden, numel, "grad_hidden"), pointer<float>(grad_modulation, 1, "grad_modulation"),
+        pointer<float>(grad_adjacency, 1, "grad_adjacency"), pointer<float>(grad_bias, 1, "grad_bias"),
+        pointer<float>(workspace, 1, "workspace"), sizes, handle(stream));
+}
 
 // The row and its number by value, or both on the device: `table` and `index`.
 void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, uintptr_t table, uintptr_t index,
@@ -69,6 +124,18 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
 }  // namespace
 
 void bind_ops_cuda(py::module_& m) {
+    m.def("modulated_graph_conv_fwd", &modulated_graph_conv_fwd, py::call_guard<py::gil_scoped_release>(),
+          py::kw_only(), py::arg("hidden"), py::arg("dtype"), py::arg("modulation"), py::arg("adjacency"),
+          py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("activation"), py::arg("residual"),
+          py::arg("film_scale"), py::arg("film_shift"), py::arg("out"), py::arg("out_dtype"), py::arg("num_poses"),
+          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
+    m.def("modulated_graph_conv_bwd_workspace", &modulated_graph_conv_bwd_workspace, py::kw_only(),
+          py::arg("num_poses"), py::arg("num_joints"), py::arg("channels"));
+    m.def("modulated_graph_conv_bwd", &modulated_graph_conv_bwd, py::call_guard<py::gil_scoped_release>(),
+          py::kw_only(), py::arg("grad_out"), py::arg("out_dtype"), py::arg("hidden"), py::arg("dtype"),
+          py::arg("modulation"), py::arg("adjacency"), py::arg("grad_hidden"), py::arg("grad_modulation"),
+          py::arg("grad_adjacency"), py::arg("grad_bias"), py::arg("workspace"), py::arg("num_poses"),
+          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
     m.def("reverse_step", &reverse_step, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("row"),
           py::arg("step"), py::arg("table"), py::arg("index"), py::arg("clip"), py::arg("dtype"),
           py::arg("output_dtype"), py::arg("sample"), py::arg("model_output"), py::arg("output_stride"),
