@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bind_checks.h"
+#include "bind_ops_cuda.h"
 #include "common/build_info.h"
 #include "common/cuda_info.h"
 #include "philox_normal/philox_normal_cuda.h"
@@ -42,4 +43,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("philox_normal", &philox_normal, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("seed"),
           py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("step"), py::arg("out"), py::arg("num_frames"),
           py::arg("num_hypotheses"), py::arg("num_elements"), py::arg("stream"));
+    diffupose::bind_ops_cuda(m);
 }

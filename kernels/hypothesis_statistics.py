@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffupose.kernels import _launch
 
-# Numbers of one axis that a program holds at once: the hypotheses of a frame, as long as they are few.
-_TILE = 2048
+# Numbers of one axis that a program holds at once, the hypotheses of a frame as long as they are few, and that a thread
+# does: more do not fit its registers, the fewer the more is made of them.
+_MOMENTS, _VIEW = (1024, 8), (1024, 4)
 
 
 @triton.jit
@@ -262,14 +263,14 @@ def hypothesis_statistics(
     if keypoints_2d is not None:
         weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
+    tile, in_thread = _MOMENTS if keypoints_2d is None else _VIEW
     block_j = _launch.next_power_of_2(joints)
-    block_h = min(_launch.next_power_of_2(count), max(1, _TILE // block_j))
+    block_h = min(_launch.next_power_of_2(count), max(1, tile // block_j))
     _launch.launch(
         hypothesis_statistics_kernel,
         (frames,),
         hypotheses, *view, mean, covariance, weights, weighted_mean, weight, temperature, count, joints,
         SHARED_CAMERA=shared, ENOUGH=count >= 4, SINGLE=count <= block_h, BLOCK_H=block_h, BLOCK_J=block_j,
-        # 8 numbers of an axis in a thread, or 16 where less is made of them: more do not fit its registers.
-        num_warps=max(1, block_h * block_j // (512 if keypoints_2d is None else 256)), enable_fp_fusion=True,
+        num_warps=min(8, max(1, block_h * block_j // (32 * in_thread))), enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

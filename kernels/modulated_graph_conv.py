@@ -237,7 +237,8 @@ def modulated_graph_conv_bwd(
     poses, joints, channels = grad_out.shape
     parts = min(max(poses // _POSES_PER_PART, 1), _MOST_PARTS)
     block_j = max(16, _launch.next_power_of_2(joints))  # what a product of tiles takes at least
-    block_c = 32
+    # More joints leave room for fewer channels, and for fewer of both in a thread.
+    block_c, warps = (32, 4) if block_j <= 32 else (16, 8)
     tiles = triton.cdiv(channels, block_c)
     grad_hidden = torch.empty_like(hidden)
     own, neighbor = modulation.new_empty(2, parts, joints, channels)
@@ -246,7 +247,7 @@ def modulated_graph_conv_bwd(
         modulated_graph_conv_bwd_kernel,
         (parts, tiles),
         grad_out, hidden, modulation, adjacency, grad_hidden, own, neighbor, bias, outer, poses, joints, channels,
-        BLOCK_J=block_j, BLOCK_C=block_c, num_warps=4, enable_fp_fusion=True,
+        BLOCK_J=block_j, BLOCK_C=block_c, num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     grad_modulation, grad_adjacency = torch.empty_like(modulation), torch.empty_like(adjacency)
     grad_bias = modulation.new_empty(channels)

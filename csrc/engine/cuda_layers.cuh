@@ -11,10 +11,20 @@ __device__ inline T* at(unsigned char* memory, int64_t offset) {
     return reinterpret_cast<T*>(memory + offset);
 }
 
-__device__ inline float activate(CudaActivation activation, float x) {
-    if (activation == CudaActivation::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN
-    if (activation == CudaActivation::gelu) return 0.5f * x * (1.0f + erff(x * 0.707106781186547524f));
+template <CudaActivation kActivation>
+__device__ inline float activate(float x) {
+    if constexpr (kActivation == CudaActivation::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN
+    if constexpr (kActivation == CudaActivation::gelu) return 0.5f * x * (1.0f + erff(x * 0.707106781186547524f));
     return x;
+}
+
+// x / (1 + exp(-x)); the quotient within two units in the last place.
+__device__ inline float silu(float x) {
+#ifdef __CUDA_ARCH__
+    return __fdividef(x, 1.0f + expf(-x));
+#else
+    return x / (1.0f + expf(-x));
+#endif
 }
 
 // --- Graph convolutions and linear layers ----------------------------------------------------------------------------
@@ -56,12 +66,10 @@ __device__ inline void mix_joints(const LayerRecord& layer, Sums<kPairs, 2, kBlo
     }
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
-
 // Bias, activation, residual and FiLM of the sums, and where they go.
-template <typename T, int kPairs, int kProducts, int kBlocks>
-__device__ inline void finish(const LayerRecord& layer, unsigned char* memory, const float* parameters,
-                              const Sums<kPairs, kProducts, kBlocks>& sums, int block, Lane lane) {
+template <CudaActivation kActivation, typename T, int kPairs, int kProducts, int kBlocks>
+__device__ inline void finish_as(const LayerRecord& layer, unsigned char* memory, const float* parameters,
+                                 const Sums<kPairs, kProducts, kBlocks>& sums, int block, Lane lane) {
     const int channels = layer.output_steps * kStepChannels;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
@@ -82,8 +90,8 @@ __device__ inline void finish(const LayerRecord& layer, unsigned char* memory, c
                 const int row = layer.bias_per_joint ? (2 * pair + which) * channels : 0;
                 const float2 bias = *reinterpret_cast<const float2*>(layer.bias + row + channel);
                 const float* sum = sums.values[0][pair][n] + 2 * which;
-                result[2 * which] = activate(layer.activation, sum[0] + bias.x) + before[2 * which];
-                result[2 * which + 1] = activate(layer.activation, sum[1] + bias.y) + before[2 * which + 1];
+                result[2 * which] = activate<kActivation>(sum[0] + bias.x) + before[2 * which];
+                result[2 * which + 1] = activate<kActivation>(sum[1] + bias.y) + before[2 * which + 1];
             }
             if (layer.film) {
 #pragma unroll
@@ -97,6 +105,20 @@ __device__ inline void finish(const LayerRecord& layer, unsigned char* memory, c
                 store4(at<T>(memory, layer.output) + index, result);
             }
         }
+    }
+}
+
+// One piece of code for each activation: unrolled over all joints, all of them together would not fit the instruction
+// cache.
+template <typename T, int kPairs, int kProducts, int kBlocks>
+__device__ inline void finish(const LayerRecord& layer, unsigned char* memory, const float* parameters,
+                              const Sums<kPairs, kProducts, kBlocks>& sums, int block, Lane lane) {
+    if (layer.activation == CudaActivation::relu) {
+        finish_as<CudaActivation::relu, T>(layer, memory, parameters, sums, block, lane);
+    } else if (layer.activation == CudaActivation::gelu) {
+        finish_as<CudaActivation::gelu, T>(layer, memory, parameters, sums, block, lane);
+    } else {
+        finish_as<CudaActivation::none, T>(layer, memory, parameters, sums, block, lane);
     }
 }
 

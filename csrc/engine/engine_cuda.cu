@@ -130,7 +130,7 @@ __device__ __noinline__ void reverse_step(const Shape& shape, const CudaSampleAr
 // --- One kernel for each layer ---------------------------------------------------------------------------------------
 
 template <typename T, int kPairs, int kProducts>
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSplitThreads, 2)
     product_kernel(LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, const float* parameters) {
     // As many sums as a lane has, of every warp but the first.
     __shared__ float shared[(kSplit - 1) * kPairs * kProducts * 4 * kWarpSize];

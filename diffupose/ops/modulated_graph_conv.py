@@ -1,18 +1,19 @@
-"""The modulated graph convolution: the public op over the reference, the C++ code and the Triton kernels."""
+"""The modulated graph convolution: the public op over the reference, the C++, CUDA and Triton code."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diffupose import reference
-from diffupose.ops._backend import Backend, choose_backend, cpp
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
 
 MAX_JOINTS = 64
-"""What the C++ and Triton code takes."""
+"""What the C++, CUDA and Triton code takes."""
 
 
 def modulated_graph_conv(
@@ -27,9 +28,9 @@ def modulated_graph_conv(
     """Return ``diag(A) (M * x W0) + offdiag(A) (M * x W1) + bias``.
 
     Column c of a weight scaled by ``modulation[j, c]`` is joint j's own, unshared weight. C++ takes float32 and
-    bfloat16, Triton float16 as well; both sum in float32. Under ``torch.autocast`` the product alone is in the smaller
-    type. Each pose's result depends on the others through the rounding of the matrix product at most, and no sum
-    depends on the number of threads.
+    bfloat16, CUDA and Triton float16 as well; all sum in float32. Under ``torch.autocast`` the product alone is in the
+    smaller type. Each pose's result depends on the others through the rounding of the matrix product at most, and no
+    sum depends on the number of threads.
 
     Args:
         x: Features of shape ``[N, J, C_in]``.
@@ -37,7 +38,7 @@ def modulated_graph_conv(
         modulation: ``[J, C_out]``.
         adjacency: ``[J, J]``, already modulated and symmetrised.
         bias: ``[C_out]`` or None.
-        backend: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"triton"``; None takes the environment variable
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None takes the environment variable
             DIFFUPOSE_BACKEND, or else ``"auto"``. Only ``"torch"`` can be differentiated twice.
 
     Returns:
@@ -59,13 +60,13 @@ def modulated_graph_conv(
     product = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
     parameters = (modulation, adjacency) if bias is None else (modulation, adjacency, bias)
     unfit = {}
-    for name, dtypes in _DTYPES.items():
+    for name, (code, dtypes) in _CODE.items():
         if reason := _unfit(x, weight, product, parameters, dtypes):
-            unfit[name] = f"this op's {'C++ code' if name == 'cpp' else 'Triton kernels'} {reason}"
+            unfit[name] = f"this op's {code} {reason}"
     # C++ is the faster one wherever it was measured (forward and backward against the reference in one run, two busy
     # cores with AVX-512, torch 2.13): 2.2 times at N = 1024, C = 384 and 1.3 times or more at N = 128, C = 128 in eager
     # mode; 2.0 and 1.15 times under torch.compile; 1.8 and 1.2 times under autocast, compiled 1.1 times.
-    chosen = choose_backend(backend, x.device, ("torch", *_DTYPES), unfit=unfit)
+    chosen = choose_backend(backend, x.device, ("torch", *_CODE), unfit=unfit)
     if chosen == "torch":
         return reference.modulated_graph_conv(x, weight, modulation, adjacency, bias)
     x, weight = x.to(product), weight.to(product)
@@ -101,7 +102,11 @@ def _autocasts(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
-_DTYPES = {"cpp": (torch.float32, torch.bfloat16), "triton": (torch.float32, torch.float16, torch.bfloat16)}
+_CODE = {
+    "cpp": ("C++ code", (torch.float32, torch.bfloat16)),
+    "cuda": ("CUDA code", (torch.float32, torch.float16, torch.bfloat16)),
+    "triton": ("Triton kernels", (torch.float32, torch.float16, torch.bfloat16)),
+}
 
 
 def _unfit(
@@ -128,7 +133,13 @@ class _ModulatedGraphConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, backend: str
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        modulation: Tensor,
+        adjacency: Tensor,
+        bias: Tensor | None,
+        backend: str,
     ) -> Tensor:
         out, hidden = torch.ops.diffupose.modulated_graph_conv_fwd.default(
             x, weight, modulation, adjacency, bias, backend
@@ -157,7 +168,7 @@ class _ModulatedGraphConv(torch.autograd.Function):
         )
 
 
-# --- The raw ops: float32, bfloat16 or, in Triton, float16 in. --------------------------------------------------------
+# --- The raw ops. -----------------------------------------------------------------------------------------------------
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -185,11 +196,11 @@ def _run_fwd(
     hidden = _multiply(x.contiguous().flatten(0, 1), _side_by_side(weight))  # [N J, 2 C_out]
     modulation, adjacency = modulation.float().contiguous(), adjacency.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    if backend == "triton":
-        from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_fwd
+    _FORWARD[backend](hidden, modulation, adjacency, bias, out)
+    return out, hidden.unflatten(0, (poses, joints))
 
-        modulated_graph_conv_fwd(hidden, modulation, adjacency, bias, out)
-        return out, hidden.unflatten(0, (poses, joints))
+
+def _fwd_cpp(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor) -> None:
     cpp().modulated_graph_conv_fwd(
         hidden=hidden.data_ptr(),
         hidden_bfloat16=hidden.dtype == torch.bfloat16,
@@ -198,12 +209,81 @@ def _run_fwd(
         bias=0 if bias is None else bias.data_ptr(),
         out=out.data_ptr(),
         out_bfloat16=out.dtype == torch.bfloat16,
-        num_poses=poses,
-        num_joints=joints,
-        channels=channels,
+        num_poses=out.shape[0],
+        num_joints=out.shape[1],
+        channels=out.shape[2],
         num_threads=torch.get_num_threads(),
     )
-    return out, hidden.unflatten(0, (poses, joints))
+
+
+def _fwd_cuda(
+    hidden: Tensor,
+    modulation: Tensor,
+    adjacency: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    activation: Literal["none", "relu", "gelu"] = "none",
+    residual: Tensor | None = None,
+    film: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Write what follows the product to ``out``, and in inference what follows the convolution, all in one pass.
+
+        y = activation(scale y + shift) + residual;  y = silu(film[0] y + film[1])
+
+    Args:
+        hidden: The product, ``[N J, 2 C_out]``.
+        modulation: ``[J, C_out]``, float32 and contiguous, as are the next two.
+        adjacency: ``[J, J]``.
+        bias: ``[C_out]`` or None.
+        out: ``[N, J, C_out]``, in the dtype of ``hidden`` or float32.
+        scale_shift: A folded BatchNorm, ``[C_out]`` each, float32.
+        activation: What comes next.
+        residual: ``[N, J, C_out]``, like ``out``, which it may be.
+        film: A time block, ``[C_out]`` each, float32.
+    """
+    scale, shift = scale_shift or (None, None)
+    film_scale, film_shift = film or (None, None)
+    with on_device(hidden):
+        cuda().modulated_graph_conv_fwd(
+            hidden=hidden.data_ptr(),
+            dtype=_name(hidden.dtype),
+            modulation=modulation.data_ptr(),
+            adjacency=adjacency.data_ptr(),
+            bias=_address(bias),
+            scale=_address(scale),
+            shift=_address(shift),
+            activation=activation,
+            residual=_address(residual),
+            film_scale=_address(film_scale),
+            film_shift=_address(film_shift),
+            out=out.data_ptr(),
+            out_dtype=_name(out.dtype),
+            num_poses=out.shape[0],
+            num_joints=out.shape[1],
+            channels=out.shape[2],
+            stream=stream_of(hidden),
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _fwd_triton(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_fwd
+
+    modulated_graph_conv_fwd(hidden, modulation, adjacency, bias, out)
+
+
+# What follows the product; the last argument takes the result.
+_FORWARD: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]]
+_FORWARD = {"cpp": _fwd_cpp, "cuda": _fwd_cuda, "triton": _fwd_triton}
 
 
 def _run_bwd(
@@ -217,41 +297,78 @@ def _run_bwd(
     backend: str = "cpp",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads = _bwd_fake(grad_out, x, weight, modulation, adjacency, hidden, needs_x, backend)
-    poses, joints, channels = grad_out.shape
+    poses, joints, _ = grad_out.shape
     if poses == 0:
         for grad in grads:
             grad.zero_()
         return grads
     grad_out, hidden = grad_out.contiguous(), hidden.contiguous()
-    small = [tensor.float().contiguous() for tensor in (modulation, adjacency)]
-    if backend == "triton":
-        from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_bwd
-
-        grad_hidden, *sums = modulated_graph_conv_bwd(grad_out, hidden, *small)
-    else:
-        grad_hidden = torch.empty_like(hidden)
-        sums = [torch.empty_like(tensor) for tensor in small] + [small[0].new_empty(channels)]
-        cpp().modulated_graph_conv_bwd(
-            grad_out=grad_out.data_ptr(),
-            out_bfloat16=grad_out.dtype == torch.bfloat16,
-            hidden=hidden.data_ptr(),
-            hidden_bfloat16=hidden.dtype == torch.bfloat16,
-            modulation=small[0].data_ptr(),
-            adjacency=small[1].data_ptr(),
-            grad_hidden=grad_hidden.data_ptr(),
-            grad_modulation=sums[0].data_ptr(),
-            grad_adjacency=sums[1].data_ptr(),
-            grad_bias=sums[2].data_ptr(),
-            num_poses=poses,
-            num_joints=joints,
-            channels=channels,
-            num_threads=torch.get_num_threads(),
-        )
+    factors, matrix = modulation.float().contiguous(), adjacency.float().contiguous()
+    grad_hidden, *sums = _BACKWARD[backend](grad_out, hidden, factors, matrix)
     rows = grad_hidden.flatten(0, 1)  # [N J, 2 C_out]
     grad_x = _multiply(rows, _side_by_side(weight).t()).unflatten(0, (poses, joints)) if needs_x else grads[0]
     grad_weight = torch.stack(_multiply(x.contiguous().flatten(0, 1).t(), rows).chunk(2, dim=-1))
     grad_modulation, grad_adjacency, grad_bias = (tensor.to(modulation.dtype) for tensor in sums)
     return grad_x, grad_weight, grad_modulation, grad_adjacency, grad_bias
+
+
+def _empty_grads(hidden: Tensor, modulation: Tensor, adjacency: Tensor) -> dict[str, Tensor]:
+    return {
+        "grad_hidden": torch.empty_like(hidden),
+        "grad_modulation": torch.empty_like(modulation),
+        "grad_adjacency": torch.empty_like(adjacency),
+        "grad_bias": modulation.new_empty(modulation.shape[1]),
+    }
+
+
+def _bwd_cpp(grad_out: Tensor, hidden: Tensor, modulation: Tensor, adjacency: Tensor) -> tuple[Tensor, ...]:
+    grads = _empty_grads(hidden, modulation, adjacency)
+    cpp().modulated_graph_conv_bwd(
+        grad_out=grad_out.data_ptr(),
+        out_bfloat16=grad_out.dtype == torch.bfloat16,
+        hidden=hidden.data_ptr(),
+        hidden_bfloat16=hidden.dtype == torch.bfloat16,
+        modulation=modulation.data_ptr(),
+        adjacency=adjacency.data_ptr(),
+        **{name: grad.data_ptr() for name, grad in grads.items()},
+        num_poses=grad_out.shape[0],
+        num_joints=grad_out.shape[1],
+        channels=grad_out.shape[2],
+        num_threads=torch.get_num_threads(),
+    )
+    return tuple(grads.values())
+
+
+def _bwd_cuda(grad_out: Tensor, hidden: Tensor, modulation: Tensor, adjacency: Tensor) -> tuple[Tensor, ...]:
+    grads = _empty_grads(hidden, modulation, adjacency)
+    poses, joints, channels = grad_out.shape
+    sizes = {"num_poses": poses, "num_joints": joints, "channels": channels}
+    workspace = modulation.new_empty(cuda().modulated_graph_conv_bwd_workspace(**sizes))
+    with on_device(hidden):
+        cuda().modulated_graph_conv_bwd(
+            grad_out=grad_out.data_ptr(),
+            out_dtype=_name(grad_out.dtype),
+            hidden=hidden.data_ptr(),
+            dtype=_name(hidden.dtype),
+            modulation=modulation.data_ptr(),
+            adjacency=adjacency.data_ptr(),
+            **{name: grad.data_ptr() for name, grad in grads.items()},
+            workspace=workspace.data_ptr(),
+            **sizes,
+            stream=stream_of(hidden),
+        )
+    return tuple(grads.values())
+
+
+def _bwd_triton(grad_out: Tensor, hidden: Tensor, modulation: Tensor, adjacency: Tensor) -> tuple[Tensor, ...]:
+    from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_bwd
+
+    return modulated_graph_conv_bwd(grad_out, hidden, modulation, adjacency)
+
+
+# The gradients of the product, modulation, adjacency and bias.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]]
+_BACKWARD = {"cpp": _bwd_cpp, "cuda": _bwd_cuda, "triton": _bwd_triton}
 
 
 def _fwd_fake(

@@ -1,4 +1,4 @@
-"""One step of the reverse process: the public op over the reference, the C++ code and the Triton kernel."""
+"""One step of the reverse process: the public op over the reference, the C++ and CUDA code and the Triton kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import Backend, choose_backend, cpp
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
 from diffupose.ops.philox_normal import check_ids, signed
 from diffupose.reference.reverse_step import reverse_step as _reference
 
@@ -47,13 +47,14 @@ def reverse_step(
         frame_ids: ``[B]`` int64; default ``arange(B)``.
         hypothesis_ids: ``[H]`` int64; default ``arange(H)``.
         clip_sample_range: Limit of x0, in the model's data units.
-        backend: ``"auto"``, ``"torch"``, ``"cpp"``, which takes float32, or ``"triton"``, which also takes float16 and
-            bfloat16; only ``"torch"`` has a gradient. None takes the environment variable DIFFUPOSE_BACKEND, or else
-            ``"auto"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, which takes float32, ``"cuda"`` or ``"triton"``, which also take
+            float16 and bfloat16; only ``"torch"`` has a gradient. None takes the environment variable
+            DIFFUPOSE_BACKEND, or else ``"auto"``.
 
     Returns:
         ``prev_sample`` and ``pred_original_sample``, both ``[B, H, J, 3]`` and in the common dtype of ``sample`` and
-        ``model_output``. Those of ``"cpp"`` and ``"triton"`` are the same bits for any batch and number of threads.
+        ``model_output``. Those of ``"cpp"``, ``"cuda"`` and ``"triton"`` are the same bits for any batch and number of
+        threads.
 
     Raises:
         ValueError: If a shape or the step does not fit, or the row needs an ``x0_last`` that is not given.
@@ -83,11 +84,11 @@ def reverse_step(
         sample, model_output, coefficients, step, x0_last, noise, noise_scale, signed(seed), frame_ids, hypothesis_ids,
         clip_sample_range, backend,
     )  # fmt: skip
+    for tensor in (*inputs.tensors(), inputs.frame_ids, inputs.hypothesis_ids):
+        if tensor is not None and tensor.device != sample.device:
+            raise ValueError(f"all tensors must be on the device of sample, {sample.device}, got {tensor.device}")
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors()):
-        unfit = {
-            "cpp": "this op's C++ code has no gradient",
-            "triton": "this op's Triton kernel has no gradient",
-        }
+        unfit = {name: f"this op's {code} has no gradient" for name, code in _CODE.items()}
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
         return _run_torch(inputs)
     return torch.ops.diffupose.reverse_step.default(*inputs)
@@ -230,28 +231,80 @@ def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     return prev_sample, x0
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "triton": _run_triton}
-_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    row = inputs.coefficients[inputs.step].tolist()
+    c_1, s = row[4:]
+    if not any(row[:2]) or not any(row[2:]):
+        raise ValueError("a row of the step table must have a term that is not 0")
+    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
+    sample = inputs.sample.to(dtype).contiguous()
+    model_output, stride = _with_row_stride(inputs.model_output)
+    x0_last = noise = scale = None
+    ids: list[Tensor | None] = [None, None]
+    if c_1 != 0.0 and inputs.x0_last is not None:
+        x0_last = inputs.x0_last.to(dtype).contiguous()
+    if s != 0.0:
+        if inputs.noise_scale is not None:
+            scale = inputs.noise_scale.float().contiguous()
+        if inputs.noise is not None:
+            noise = inputs.noise.float().contiguous()
+        else:
+            ids = [tensor.contiguous() for tensor in inputs.ids()]
+    prev_sample, x0 = torch.empty_like(sample), torch.empty_like(sample)
+    with on_device(sample):
+        cuda().reverse_step(
+            row=row,
+            step=inputs.step,
+            table=0,
+            index=0,
+            clip=inputs.clip_sample_range,
+            dtype=_name(dtype),
+            output_dtype=_name(model_output.dtype),
+            sample=sample.data_ptr(),
+            model_output=model_output.data_ptr(),
+            output_stride=stride,
+            x0_last=_address(x0_last),
+            noise=_address(noise),
+            noise_scale=_address(scale),
+            seed=inputs.seed,
+            frame_ids=_address(ids[0]),
+            hypothesis_ids=_address(ids[1]),
+            prev_sample=prev_sample.data_ptr(),
+            x0=x0.data_ptr(),
+            num_frames=sample.shape[0],
+            num_hypotheses=sample.shape[1],
+            num_joints=sample.shape[2],
+            stream=stream_of(sample),
+        )
+    return prev_sample, x0
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
+_CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _unfit(inputs: _Inputs) -> dict[str, str]:
     """Return which backends cannot take these inputs, and why."""
     unfit = {}
+    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
+    if inputs.x0_last is not None and torch.promote_types(inputs.x0_last.dtype, dtype) != dtype:
+        unfit["cuda"] = f"this op's CUDA code takes x0_last in {dtype}, as its results, got {inputs.x0_last.dtype}"
     for tensor in inputs.tensors():
         if tensor.dtype != torch.float32:
             unfit["cpp"] = f"this op's C++ code takes float32, got {tensor.dtype}"
-        if tensor.dtype not in _TRITON_DTYPES:
-            unfit["triton"] = f"this op's Triton kernel takes float32, float16 and bfloat16, got {tensor.dtype}"
+        if tensor.dtype not in _GPU_DTYPES:
+            for name in ("cuda", "triton"):
+                unfit[name] = f"this op's {_CODE[name]} takes float32, float16 and bfloat16, got {tensor.dtype}"
     return unfit
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = _Inputs(*arguments)
-    for tensor in (*inputs.tensors(), inputs.frame_ids, inputs.hypothesis_ids):
-        if tensor is not None and tensor.device != inputs.sample.device:
-            raise ValueError(
-                f"all tensors must be on the device of sample, {inputs.sample.device}, got {tensor.device}"
-            )
     c_1 = float(inputs.coefficients[inputs.step, 4])
     if c_1 != 0.0 and inputs.x0_last is None:
         raise ValueError(f"x0_last is needed by row {inputs.step} of this table (c_1 = {c_1:g}), got None")

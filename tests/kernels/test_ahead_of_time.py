@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from diffupose.ops._backend import TRITON_IS_INTERPRETED
+
 SUPPORT = Path(__file__).parents[1] / "support"
 ARCHITECTURES = ("80", "90", "100")
 KERNELS = {
@@ -24,6 +26,7 @@ KERNELS = {
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(TRITON_IS_INTERPRETED, reason="this process interprets")
 def test_kernels_compile(pytestconfig):
     # A process that does not interpret; what was compiled before is not compiled again.
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

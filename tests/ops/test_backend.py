@@ -84,10 +84,11 @@ def test_argument_wins_over_environment(monkeypatch):
 def test_environment_is_read_at_import(monkeypatch):
     """End to end, in a fresh process: an unavailable backend from the environment raises, it does not fall back."""
     monkeypatch.setenv("DIFFUPOSE_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = "import torch, diffupose.ops as o; o.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert 'BackendUnavailableError: backend "triton" is not available' in result.stderr
+    assert 'BackendUnavailableError: backend "triton" ' in result.stderr
 
 
 LANGUAGES = {"_C": "C++", "_cuda": "CUDA"}
@@ -183,3 +184,61 @@ def test_cpp_without_extension_says_why(monkeypatch):
     assert ops.available_backends()["cpp"] == (False, "it is raining")
     with pytest.raises(BackendUnavailableError, match='backend "cpp" is not available: it is raining'):
         _backend.cpp()
+
+
+def triton_state(monkeypatch, *, installed=True, interpreted=False, gpu=True, compiler=True, headers=True):
+    """What the Triton backend says on a machine like this."""
+    monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(_backend.importlib.metadata, "version", lambda name: "3.9.0")
+    monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", interpreted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(_backend.shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    monkeypatch.setattr(_backend.Path, "is_file", lambda path: headers)
+    return _backend._triton_state.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ({}, (True, "Triton 3.9.0")),
+        ({"installed": False}, (False, "Triton is not installed")),
+        ({"gpu": False}, (False, "Triton 3.9.0 needs an NVIDIA GPU that PyTorch sees")),
+        ({"gpu": False, "interpreted": True}, (True, "Triton 3.9.0, interpreted: slow, for tests")),
+        (
+            {"compiler": False},
+            (False, "Triton 3.9.0 needs a C compiler: gcc or clang, or what the environment variable CC names"),
+        ),
+        ({"headers": False}, (False, "Triton 3.9.0 needs Python's headers (python3-dev)")),
+    ],
+)
+def test_triton_says_what_it_lacks(machine, expected, monkeypatch):
+    assert triton_state(monkeypatch, **machine) == expected
+
+
+def test_triton_without_a_gpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", False)
+    with pytest.raises(BackendUnavailableError, match='"triton" runs on cuda tensors, these are on cpu'):
+        choose_backend("triton", CPU, ("torch", "triton"))
+    monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", True)
+    assert choose_backend("triton", CPU, ("torch", "triton")) == "triton"
+    assert choose_backend("auto", CPU, ("torch", "triton")) == "torch"
+
+
+def test_triton_leaves_old_gpus_to_others(monkeypatch):
+    monkeypatch.setattr(_backend, "available_backends", lambda: states(cuda=False))
+    monkeypatch.setattr(_backend, "_is_old", lambda device: device.type == "cuda")
+    assert choose_backend("auto", CUDA, ("torch", "triton")) == "torch"
+    with pytest.raises(BackendUnavailableError, match=r"GPUs of compute capability 8\.0 or more, not cuda"):
+        choose_backend("triton", CUDA, ("torch", "triton"))
+
+
+def test_backends_and_ops_do_not_import_triton():
+    """Not even to say whether it is there, nor to run on the CPU."""
+    code = (
+        "import sys, torch, diffupose, diffupose.env as env, diffupose.ops as ops; env.environment();"
+        "ops.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4); sys.exit('triton' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

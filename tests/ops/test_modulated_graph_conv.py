@@ -14,6 +14,8 @@ from diffupose.reference.modulated_graph_conv import modulated_graph_conv_backwa
 from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
 
 ISAS = _backend.cpp().usable_isas() if ops.available_backends()["cpp"][0] else ["none"]
+# The package has a function of that name.
+MODULE = sys.modules["diffupose.ops.modulated_graph_conv"]
 ODD = [(1, 1, 1, 1), (0, 17, 3, 5), (33, 17, 3, 129), (1, 16, 129, 3), (33, 15, 1, 384), (70, 17, 384, 16)]
 
 
@@ -21,10 +23,12 @@ def named(backend):
     return lambda *inputs: ops.modulated_graph_conv(*inputs, backend=backend)
 
 
-@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp)])
+@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp), "cuda"])
 def fused(request, device):
     if request.param == "cpp" and device.type != "cpu":
         pytest.skip("C++ runs on the CPU")
+    if request.param == "cuda":
+        request.getfixturevalue("with_cuda")
     return named(request.param)
 
 
@@ -68,6 +72,23 @@ def test_parity(shape, dtype, isa, monkeypatch):
     assert_parity(named("cpp"), reference.modulated_graph_conv, inputs[:4])
 
 
+# C++ is tested above in every instruction set. What the compiler knows (17, 16 and 15 joints, channels in fours) and
+# what it does not; more poses than a part of the sums has.
+CUDA = [*ODD, (33, 16, 5, 24), (9, 15, 4, 260), (3, 64, 2, 40), (2, 17, 3, 384)]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, dtype) for dtype in FLOATS for shape in (CUDA if dtype == torch.float32 else CUDA[1:])],
+    ids=shape_id,
+)
+def test_parity_cuda(with_cuda, shape, dtype, device):
+    inputs = make_inputs("modulated_graph_conv", shape, dtype=dtype, device=device, requires_grad=True)
+    assert_parity(named("cuda"), reference.modulated_graph_conv, inputs)
+    assert_parity(named("cuda"), reference.modulated_graph_conv, inputs[:4])
+
+
 @requires_cpp
 def test_parity_where_products_are_torch_mm(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -75,20 +96,22 @@ def test_parity_where_products_are_torch_mm(monkeypatch):
     assert_parity(named("cpp"), reference.modulated_graph_conv, inputs)
 
 
-@requires_cpp
+@pytest.mark.parametrize("product", [torch.bfloat16, torch.float16], ids=shape_id)
 @pytest.mark.parametrize("shape", [(33, 17, 64, 48), (2, 16, 3, 129)], ids=shape_id)
-def test_autocast(shape):
-    """As exact as the reference under autocast, in its dtypes: the product is in bfloat16, what follows is not."""
-    inputs = make_inputs("modulated_graph_conv", shape, requires_grad=True)
-    grad_out = torch.randn(*shape[:2], shape[3])
+def test_autocast(kernel_backend, shape, product, device):
+    """As exact as the reference under autocast, in its dtypes: the product is in 16 bits, what follows is not."""
+    if kernel_backend == "cpp" and product == torch.float16:
+        pytest.skip("C++ has no float16")
+    inputs = make_inputs("modulated_graph_conv", shape, device=device, requires_grad=True)
+    grad_out = torch.randn(*shape[:2], shape[3]).to(device)
 
     def run(backend, dtype=torch.float32):
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        with torch.autocast(device.type, product, enabled=dtype == torch.float32):
             out = ops.modulated_graph_conv(*leaves, backend=backend)
         return out, *torch.autograd.grad(out, leaves, grad_out.to(dtype))
 
-    exact, baseline, actual = run("torch", torch.float64), run("torch"), run("cpp")
+    exact, baseline, actual = run("torch", torch.float64), run("torch"), run(kernel_backend)
     for value, other, truth in zip(actual, baseline, exact, strict=True):
         assert value.dtype == other.dtype == torch.float32
         bound = 2 * (other - truth).abs().max() + 1e-3 * truth.abs().max()
@@ -102,27 +125,28 @@ def test_gradcheck(device):
     assert torch.autograd.gradgradcheck(ops.modulated_graph_conv, inputs)
 
 
-@requires_cpp
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=shape_id)
+@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
 @pytest.mark.parametrize("bias", [True, False])
-def test_opcheck(bias, dtype):
-    x, weight, modulation, adjacency, *rest = make_inputs("modulated_graph_conv", (5, 3, 4, 6, bias), dtype=dtype)
+def test_opcheck(kernel_backend, bias, dtype, device):
+    if kernel_backend == "cpp" and dtype == torch.float16:
+        pytest.skip("C++ has no float16")
+    inputs = make_inputs("modulated_graph_conv", (5, 3, 4, 6, bias), dtype=dtype, device=device)
+    x, weight, modulation, adjacency, *rest = inputs
     modulation = modulation.float()  # as under autocast
     arguments = x, weight, modulation, adjacency.float()
     forward, backward = (
         torch.ops.diffupose.modulated_graph_conv_fwd.default,
         torch.ops.diffupose.modulated_graph_conv_bwd.default,
     )
-    results = torch.library.opcheck(forward, (*arguments, rest[0].float() if rest else None))
-    out, hidden = forward(*arguments, None)
-    more = torch.library.opcheck(backward, (torch.randn_like(out), *arguments, hidden, bias))
+    results = torch.library.opcheck(forward, (*arguments, rest[0].float() if rest else None, kernel_backend))
+    out, hidden = forward(*arguments, None, kernel_backend)
+    more = torch.library.opcheck(backward, (torch.randn_like(out), *arguments, hidden, bias, kernel_backend))
     assert set(results.values()) | set(more.values()) == {"SUCCESS"}
 
 
-@requires_cpp
-def test_compile():
-    inputs = make_inputs("modulated_graph_conv", (33, 17, 8, 24), requires_grad=True)
-    assert_parity(torch.compile(named("cpp"), fullgraph=True), reference.modulated_graph_conv, inputs)
+def test_compile(kernel_backend, device):
+    inputs = make_inputs("modulated_graph_conv", (33, 17, 8, 24), device=device, requires_grad=True)
+    assert_parity(torch.compile(named(kernel_backend), fullgraph=True), reference.modulated_graph_conv, inputs)
 
 
 @requires_cpp
@@ -130,7 +154,7 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
     """Bit for bit, given the product: of one part, of several, and of a pose alone."""
     x, weight, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (100, 17, 8, 72))
     backward = torch.ops.diffupose.modulated_graph_conv_bwd.default
-    module, threads = sys.modules["diffupose.ops.modulated_graph_conv"], torch.get_num_threads()
+    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         out, hidden = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
@@ -138,16 +162,127 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
         single = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
         torch.set_num_threads(3)
         # The fused pass alone: the rounding of a product may depend on threads and shape.
-        monkeypatch.setattr(module, "_multiply", lambda a, b: hidden.flatten(0, 1))
+        monkeypatch.setattr(MODULE, "_multiply", lambda a, b: hidden.flatten(0, 1))
         again, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
         monkeypatch.undo()
         several = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
-        monkeypatch.setattr(module, "_multiply", lambda a, b: hidden[7])
+        monkeypatch.setattr(MODULE, "_multiply", lambda a, b: hidden[7])
         alone, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x[7:8], weight, modulation, adjacency, bias)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(again, out) and torch.equal(alone[0], out[7])
     assert all(torch.equal(a, b) for a, b in zip(single[2:], several[2:], strict=True))
+
+
+def cuda_pass(hidden, modulation, adjacency, bias, dtype, **epilogue):
+    """What follows the product ``[N, J, 2 C]``, alone."""
+    out = hidden.new_full((*hidden.shape[:2], hidden.shape[2] // 2), torch.nan, dtype=dtype)
+    MODULE._fwd_cuda(hidden, modulation, adjacency, bias, out, **epilogue)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(5, 17, 24), (3, 16, 12), (2, 15, 33), (9, 20, 4)], ids=shape_id)
+def test_cuda_gives_equal_bits(with_cuda, shape, device):
+    """Twice, of a pose alone, and of arrays that begin anywhere, where a thread takes a single channel."""
+    poses, joints, channels = shape
+    _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, joints, 1, channels), device=device)
+    hidden, grad_out = torch.randn(poses, joints, 2 * channels), torch.randn(poses, joints, channels)
+    hidden, grad_out = hidden.to(device), grad_out.to(device)
+    out = cuda_pass(hidden, modulation, adjacency, bias, torch.float32)
+    assert torch.equal(cuda_pass(hidden, modulation, adjacency, bias, torch.float32), out)
+    assert torch.equal(cuda_pass(hidden[1:2], modulation, adjacency, bias, torch.float32)[0], out[1])
+    shifted = torch.cat((hidden.new_zeros(1), hidden.flatten()))[1:].view_as(hidden)
+    assert shifted.data_ptr() % 16 != 0
+    torch.testing.assert_close(cuda_pass(shifted, modulation, adjacency, bias, torch.float32), out)
+
+    first = MODULE._bwd_cuda(grad_out, hidden, modulation, adjacency)
+    again = MODULE._bwd_cuda(grad_out, hidden, modulation, adjacency)
+    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    other = MODULE._bwd_cuda(grad_out, shifted, modulation, adjacency)
+    for value, expected in zip(other, first, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+
+
+def plain_epilogue(hidden, modulation, adjacency, bias, scale_shift, activation, residual, film):
+    """The formula, in the dtype of the inputs."""
+    own, neighbors = hidden.chunk(2, dim=-1)
+    diagonal = torch.diagonal(adjacency)
+    y = diagonal.unsqueeze(-1) * modulation * own + (adjacency - torch.diag(diagonal)) @ (modulation * neighbors) + bias
+    y = y if scale_shift is None else scale_shift[0] * y + scale_shift[1]
+    y = {"none": lambda y: y, "relu": torch.relu, "gelu": torch.nn.functional.gelu}[activation](y)
+    y = y if residual is None else y + residual
+    return y if film is None else torch.nn.functional.silu(film[0] * y + film[1])
+
+
+@pytest.mark.parametrize("dtypes", [
+    (torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+])  # fmt: skip
+@pytest.mark.parametrize("shape", [(5, 17, 24), (3, 16, 12), (4, 15, 8), (2, 3, 7)], ids=shape_id)
+def test_epilogue(with_cuda, shape, dtypes, device):
+    """Every part alone, and all together with the result in the residual's place."""
+    poses, joints, channels = shape
+    _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, joints, 1, channels), device=device)
+    hidden = torch.randn(poses, joints, 2 * channels).to(device, dtypes[0])
+    residual = torch.randn(poses, joints, channels).to(device, dtypes[1])
+    pairs = torch.randn(2, 2, channels).to(device)
+    nothing = {"scale_shift": None, "activation": "none", "residual": None, "film": None}
+    everything = {"scale_shift": tuple(pairs[0]), "activation": "gelu", "residual": residual, "film": tuple(pairs[1])}
+    cases = [nothing, *(nothing | {name: value} for name, value in everything.items())]
+    for case in [*cases, nothing | {"activation": "relu"}, everything | {"activation": "relu"}, everything]:
+        out = cuda_pass(hidden, modulation, adjacency, bias, dtypes[1], **case)
+        doubles = [t.double() for t in (hidden, modulation, adjacency, bias)]
+        options = {
+            name: value.double() if isinstance(value, torch.Tensor)
+            else tuple(t.double() for t in value) if isinstance(value, tuple)
+            else value
+            for name, value in case.items()
+        }  # fmt: skip
+        truth = plain_epilogue(*doubles, **options)
+        # Computed in float32 from the numbers that are stored, and rounded once.
+        bound = 2e-6 * truth.abs().max() + 0.51 * torch.finfo(dtypes[1]).eps * truth.abs()
+        assert bool(((out.double() - truth).abs() <= bound).all()), case
+    MODULE._fwd_cuda(hidden, modulation, adjacency, bias, residual, **everything)
+    assert torch.equal(residual, out)
+
+
+def test_null_pointers_are_rejected(with_cuda, device):
+    """And what no kernel was made for."""
+    _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, 3, 1, 5), device=device)
+    hidden, out = torch.randn(2, 3, 10).to(device), torch.empty(2, 3, 5).to(device)
+    extension = _backend.cuda()
+    forward = {
+        "hidden": hidden, "dtype": "float32", "modulation": modulation, "adjacency": adjacency, "bias": bias,
+        "scale": bias, "shift": bias, "activation": "none", "residual": 0, "film_scale": bias, "film_shift": bias,
+        "out": out, "out_dtype": "float32",
+    }  # fmt: skip
+    backward = {
+        "grad_out": out, "out_dtype": "float32", "hidden": hidden, "dtype": "float32", "modulation": modulation,
+        "adjacency": adjacency, "grad_hidden": hidden.clone(), "grad_modulation": modulation.clone(),
+        "grad_adjacency": adjacency.clone(), "grad_bias": bias.clone(),
+        "workspace": torch.empty(extension.modulated_graph_conv_bwd_workspace(num_poses=2, num_joints=3, channels=5)),
+    }  # fmt: skip
+    backward["workspace"] = backward["workspace"].to(device)
+    for run, arguments in (
+        (extension.modulated_graph_conv_fwd, forward),
+        (extension.modulated_graph_conv_bwd, backward),
+    ):
+        sizes = {"num_poses": 2, "num_joints": 3, "channels": 5, "stream": _backend.stream_of(hidden)}
+        pointers = {k: v.data_ptr() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()} | sizes
+        run(**pointers)
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor) and name not in ("bias", "scale", "film_scale"):
+                with pytest.raises(ValueError, match=f"{name} is a null pointer"):
+                    run(**(pointers | {name: 0}))
+        with pytest.raises(ValueError, match="out must have the storage of hidden, or float32"):
+            run(**(pointers | {"out_dtype": "float16"}))
+        with pytest.raises(ValueError, match=r"num_joints must lie in \[1, 64\]"):
+            run(**(pointers | {"num_joints": 65}))
+    with pytest.raises(ValueError, match="activation must be none, relu or gelu, got tanh"):
+        extension.modulated_graph_conv_fwd(**(
+            {k: v.data_ptr() if isinstance(v, torch.Tensor) else v for k, v in forward.items()}
+            | {"activation": "tanh", "num_poses": 2, "num_joints": 3, "channels": 5, "stream": 0}
+        ))  # fmt: skip
 
 
 @pytest.mark.parametrize(("num_joints", "channels"), [(1, 1), (15, 3), (16, 129), (17, 384), (64, 5), (65, 5)])
@@ -171,11 +306,10 @@ def test_edges(num_poses, num_joints, channels, device):
         torch.testing.assert_close(value, truth, rtol=0, atol=1e-6 + 1e-5 * scale)
 
 
-@requires_cpp
-def test_unused_gradients():
-    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6))
+def test_unused_gradients(kernel_backend, device):
+    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device)
     inputs[2].requires_grad_()
-    (grad,) = torch.autograd.grad(named("cpp")(*inputs).sum(), inputs[2:3])
+    (grad,) = torch.autograd.grad(named(kernel_backend)(*inputs).sum(), inputs[2:3])
     (expected,) = torch.autograd.grad(reference.modulated_graph_conv(*inputs).sum(), inputs[2:3])
     torch.testing.assert_close(grad, expected)
 
@@ -213,22 +347,26 @@ def test_errors(change, message):
         ops.modulated_graph_conv(**arguments)
 
 
-@requires_cpp
-def test_what_cpp_does_not_take():
-    doubles = [tensor.double() for tensor in (X, WEIGHT, MODULATION, ADJACENCY)]
-    with pytest.raises(BackendUnavailableError, match=r"takes float32 and bfloat16, got torch\.float64"):
-        named("cpp")(*doubles)
+def test_what_fused_code_does_not_take(kernel_backend, device):
+    fused, floats = named(kernel_backend), [tensor.to(device) for tensor in (X, WEIGHT, MODULATION, ADJACENCY)]
+    x, weight, modulation, adjacency = floats
+    code = {"cpp": r"C\+\+ code takes float32 and bfloat16", "cuda": "CUDA code takes float32, float16 and bfloat16"}
+    with pytest.raises(BackendUnavailableError, match=code[kernel_backend] + r", got torch\.float64"):
+        fused(*(tensor.double() for tensor in floats))
     with pytest.raises(BackendUnavailableError, match="takes 64 joints at most, got 65"):
-        named("cpp")(*make_inputs("modulated_graph_conv", (1, 65, 2, 2)))
+        fused(*make_inputs("modulated_graph_conv", (1, 65, 2, 2), device=device))
     with pytest.raises(BackendUnavailableError, match="modulation, adjacency and bias all in float32"):
-        named("cpp")(X, WEIGHT, MODULATION.double(), ADJACENCY)
+        fused(x, weight, modulation.double(), adjacency)
     with pytest.raises(BackendUnavailableError, match="at least one joint and one channel"):
-        named("cpp")(X[..., :0], WEIGHT[:, :0], MODULATION, ADJACENCY)
-    assert ops.modulated_graph_conv(X[..., :0], WEIGHT[:, :0], MODULATION, ADJACENCY).shape == (2, 3, 5)
-    inputs = make_inputs("modulated_graph_conv", (2, 3, 4, 5), requires_grad=True)
-    (grad,) = torch.autograd.grad(named("cpp")(*inputs).square().sum(), inputs[:1], create_graph=True)
+        fused(x[..., :0], weight[:, :0], modulation, adjacency)
+    inputs = make_inputs("modulated_graph_conv", (2, 3, 4, 5), device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(fused(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_no_channels():
+    assert ops.modulated_graph_conv(X[..., :0], WEIGHT[:, :0], MODULATION, ADJACENCY).shape == (2, 3, 5)
 
 
 def test_meta_device():

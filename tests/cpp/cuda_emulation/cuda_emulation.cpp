@@ -346,6 +346,12 @@ void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all) {
     w.after[party.first].wait(party.count);
 }
 
+void require_aligned(const void* address, int bytes) {
+    if (reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes) != 0) {
+        fail("an address is not a multiple of " + std::to_string(bytes));
+    }
+}
+
 void launch(const char* name, const char* file, dim3 grid, dim3 dims, int shared_bytes,
             const std::function<void()>& kernel) {
     static std::mutex one_at_a_time;

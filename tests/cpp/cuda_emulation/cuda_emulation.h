@@ -3,8 +3,9 @@
 // A CUDA thread is a fibre (default), taken in forward, reverse or random order between two barriers, or with
 // DIFFUPOSE_EMULATE_THREADS a thread of the operating system, for ThreadSanitizer. Checked are indices, tails, staging
 // in shared memory, where barriers stand, and that a barrier is reached by all: here a thread that has returned counts
-// as missing, which GPUs forgive. UndefinedBehaviorSanitizer checks how wide accesses are aligned. Not checked: what
-// nvcc makes of the source, the memory model beyond barriers, what blocks do to each other at the same time, speed.
+// as missing, which GPUs forgive. So is how accesses by common/cuda_storage.h are aligned, and
+// UndefinedBehaviorSanitizer checks the others. Not checked: what nvcc makes of the source, the memory model beyond
+// barriers, what blocks do to each other at the same time, speed.
 //
 // Dynamic shared memory is NaN when a block begins; __shared__ arrays hold what the block before left. Blocks come in
 // the order of the threads, forward, reverse or random.
@@ -30,7 +31,7 @@
 #define __grid_constant__
 // Blocks run one after the other: one copy is enough.
 #define __shared__ static
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __restrict__ __restrict
 
 struct dim3 {
@@ -76,6 +77,9 @@ void sync_warp(uint32_t mask);
 constexpr int kMaxWords = 8;
 using WarpWords = uint32_t[kWarp][kMaxWords];
 void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all);
+
+// Ends the process if an address that is to be accessed at once is not a multiple of `bytes`, as on the GPU.
+void require_aligned(const void* address, int bytes);
 
 void launch(const char* name, const char* file, dim3 grid, dim3 block, int shared_bytes,
             const std::function<void()>& kernel);

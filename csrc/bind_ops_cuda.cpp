@@ -1,0 +1,147 @@
+#include "bind_ops_cuda.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "bind_checks.h"
+#include "modulated_graph_conv/modulated_graph_conv_cuda.h"
+#include "philox_normal/philox_normal.h"
+#include "reverse_step/reverse_step_cuda.h"
+
+namespace py = pybind11;
+
+namespace diffupose {
+namespace {
+
+// PyTorch's names.
+Storage storage(const std::string& dtype) {
+    if (dtype == "float32") return Storage::float32;
+    if (dtype == "float16") return Storage::float16;
+    if (dtype == "bfloat16") return Storage::bfloat16;
+    throw std::invalid_argument("a dtype must be float32, float16 or bfloat16, got " + dtype);
+}
+
+void* handle(uintptr_t stream) { return reinterpret_cast<void*>(stream); }
+
+GraphConvSizes graph_conv_sizes(int64_t num_poses, int64_t num_joints, int64_t channels) {
+    require(num_poses >= 0 && channels >= 1, "num_poses must not be negative, channels must be at least 1");
+    require(num_joints >= 1 && num_joints <= kGraphConvMaxJoints, "num_joints must lie in [1, 64]");
+    return {num_poses, num_joints, channels};
+}
+
+EpilogueActivation epilogue_activation(const std::string& name) {
+    if (name == "none") return EpilogueActivation::none;
+    if (name == "relu") return EpilogueActivation::relu;
+    if (name == "gelu") return EpilogueActivation::gelu;
+    throw std::invalid_argument("activation must be none, relu or gelu, got " + name);
+}
+
+void modulated_graph_conv_fwd(uintptr_t hidden, const std::string& dtype, uintptr_t modulation, uintptr_t adjacency,
+                              uintptr_t bias, uintptr_t scale, uintptr_t shift, const std::string& activation,
+                              uintptr_t residual, uintptr_t film_scale, uintptr_t film_shift, uintptr_t out,
+                              const std::string& out_dtype, int64_t num_poses, int64_t num_joints, int64_t channels,
+                              uintptr_t stream) {
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    const int64_t numel = num_poses * num_joints * channels;
+    GraphConvEpilogue epilogue = {};
+    epilogue.scale = reinterpret_cast<const float*>(scale);
+    epilogue.shift = pointer<const float>(shift, scale == 0 ? 0 : 1, "shift");
+    epilogue.activation = epilogue_activation(activation);
+    epilogue.residual = reinterpret_cast<const void*>(residual);
+    epilogue.film_scale = reinterpret_cast<const float*>(film_scale);
+    epilogue.film_shift = pointer<const float>(film_shift, film_scale == 0 ? 0 : 1, "film_shift");
+    launch_modulated_graph_conv_fwd_cuda({pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
+                                         pointer<const float>(modulation, 1, "modulation"),
+                                         pointer<const float>(adjacency, 1, "adjacency"),
+                                         reinterpret_cast<const float*>(bias), epilogue,
+                                         {pointer<void>(out, numel, "out"), storage(out_dtype)}, sizes, handle(stream));
+}
+
+int64_t modulated_graph_conv_bwd_workspace(int64_t num_poses, int64_t num_joints, int64_t channels) {
+    return graph_conv_bwd_workspace(graph_conv_sizes(num_poses, num_joints, channels));
+}
+
+void modulated_graph_conv_bwd(uintptr_t grad_out, const std::string& out_dtype, uintptr_t hidden,
+                              const std::string& dtype, uintptr_t modulation, uintptr_t adjacency,
+                              uintptr_t grad_hidden, uintptr_t grad_modulation, uintptr_t grad_adjacency,
+                              uintptr_t grad_bias, uintptr_t workspace, int64_t num_poses, int64_t num_joints,
+                              int64_t channels, uintptr_t stream) {
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    const int64_t numel = num_poses * num_joints * channels;
+    launch_modulated_graph_conv_bwd_cuda(
+        {pointer<const void>(grad_out, numel, "grad_out"), storage(out_dtype)},
+        {pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
+        pointer<const float>(modulation, 1, "modulation"), pointer<const float>(adjacency, 1, "adjacency"),
+        pointer<void>(grad_hidden, numel, "grad_hidden"), pointer<float>(grad_modulation, 1, "grad_modulation"),
+        pointer<float>(grad_adjacency, 1, "grad_adjacency"), pointer<float>(grad_bias, 1, "grad_bias"),
+        pointer<float>(workspace, 1, "workspace"), sizes, handle(stream));
+}
+
+// The row and its number by value, or both on the device: `table` and `index`.
+void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, uintptr_t table, uintptr_t index,
+                  std::optional<float> clip, const std::string& dtype, const std::string& output_dtype,
+                  uintptr_t sample, uintptr_t model_output, int64_t output_stride, uintptr_t x0_last, uintptr_t noise,
+                  uintptr_t noise_scale, int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids,
+                  uintptr_t prev_sample, uintptr_t x0, int64_t num_frames, int64_t num_hypotheses, int64_t num_joints,
+                  uintptr_t stream) {
+    require(num_frames >= 0 && num_hypotheses >= 0 && num_joints >= 0, "sizes must not be negative");
+    require(3 * num_joints <= kPhiloxMaxElements, "num_joints must lie in [0, 87381]");
+    require(num_hypotheses < (int64_t{1} << 31), "num_hypotheses must lie below 2^31");
+    require(output_stride >= 0, "output_stride must not be negative");
+    require(step >= 0 && step < kPhiloxMaxStep, "step must lie in [0, 65534]");
+    const int64_t numel = num_frames * num_hypotheses * num_joints * 3;
+    if (numel == 0) return;
+    StepChoice choice = {};
+    if (row) {
+        const auto& [p, q, c_x, c_0, c_1, s] = *row;
+        choice = {nullptr, nullptr, {p, q, c_x, c_0, c_1, s}, step};
+    } else {
+        choice.table = pointer<const float>(table, 6, "table");
+        choice.index = pointer<const int64_t>(index, 1, "index");
+    }
+    // A row on the device may need everything.
+    const bool reads_last = !row || (*row)[4] != 0.0f, draws = noise == 0 && (!row || (*row)[5] != 0.0f);
+    ReverseStepTensors tensors = {};
+    tensors.state = storage(dtype), tensors.output = storage(output_dtype);
+    tensors.sample = pointer<const void>(sample, numel, "sample");
+    tensors.model_output = pointer<const void>(model_output, numel, "model_output");
+    tensors.x0_last = pointer<const void>(x0_last, reads_last ? numel : 0, "x0_last");
+    tensors.given_noise = reinterpret_cast<const float*>(noise);
+    tensors.noise_scale = reinterpret_cast<const float*>(noise_scale);
+    tensors.prev_sample = pointer<void>(prev_sample, numel, "prev_sample");
+    tensors.x0 = reinterpret_cast<void*>(x0);
+    tensors.seed = static_cast<uint64_t>(seed);
+    tensors.frame_ids = pointer<const int64_t>(frame_ids, draws ? num_frames : 0, "frame_ids");
+    tensors.hypothesis_ids = pointer<const int64_t>(hypothesis_ids, draws ? num_hypotheses : 0, "hypothesis_ids");
+    launch_reverse_step_cuda(choice, clip.value_or(std::numeric_limits<float>::infinity()), tensors,
+                             {num_frames, num_hypotheses, num_joints, output_stride}, handle(stream));
+}
+
+}  // namespace
+
+void bind_ops_cuda(py::module_& m) {
+    m.def("modulated_graph_conv_fwd", &modulated_graph_conv_fwd, py::call_guard<py::gil_scoped_release>(),
+          py::kw_only(), py::arg("hidden"), py::arg("dtype"), py::arg("modulation"), py::arg("adjacency"),
+          py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("activation"), py::arg("residual"),
+          py::arg("film_scale"), py::arg("film_shift"), py::arg("out"), py::arg("out_dtype"), py::arg("num_poses"),
+          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
+    m.def("modulated_graph_conv_bwd_workspace", &modulated_graph_conv_bwd_workspace, py::kw_only(),
+          py::arg("num_poses"), py::arg("num_joints"), py::arg("channels"));
+    m.def("modulated_graph_conv_bwd", &modulated_graph_conv_bwd, py::call_guard<py::gil_scoped_release>(),
+          py::kw_only(), py::arg("grad_out"), py::arg("out_dtype"), py::arg("hidden"), py::arg("dtype"),
+          py::arg("modulation"), py::arg("adjacency"), py::arg("grad_hidden"), py::arg("grad_modulation"),
+          py::arg("grad_adjacency"), py::arg("grad_bias"), py::arg("workspace"), py::arg("num_poses"),
+          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
+    m.def("reverse_step", &reverse_step, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("row"),
+          py::arg("step"), py::arg("table"), py::arg("index"), py::arg("clip"), py::arg("dtype"),
+          py::arg("output_dtype"), py::arg("sample"), py::arg("model_output"), py::arg("output_stride"),
+          py::arg("x0_last"), py::arg("noise"), py::arg("noise_scale"), py::arg("seed"), py::arg("frame_ids"),
+          py::arg("hypothesis_ids"), py::arg("prev_sample"), py::arg("x0"), py::arg("num_frames"),
+          py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
+}
+
+}  // namespace diffupose

@@ -1,0 +1,158 @@
+#include <stdexcept>
+#include <type_traits>
+
+#include "common/cuda.h"
+#include "common/cuda_grid.h"
+#include "common/cuda_storage.h"
+#include "common/philox.h"
+#include "reverse_step/reverse_step_cuda.h"
+
+namespace diffupose {
+namespace {
+
+// Elements of a block. Memory is the limit, and 51 numbers of a pose are no multiple of four: so a block takes a piece
+// of the flat array, which begins at a multiple of 16 bytes and at a joint in every storage (24 divides it). Noise
+// comes in fours that begin at poses, which is another grid: it is drawn into shared memory first, so that nothing is
+// drawn twice but at the ends. With 17 joints (13 counters a pose) a piece takes at most 510 counters: two a thread.
+constexpr int kPiece = 1992;
+
+struct Piece {
+    int64_t first;
+    int count;
+};
+
+// z of all elements of a piece, as philox_normal draws it.
+__device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const ReverseStepSizes& sizes, int64_t step,
+                                     Piece piece, float* drawn) {
+    const PhiloxKey key = {static_cast<uint32_t>(tensors.seed), static_cast<uint32_t>(tensors.seed >> 32)};
+    const uint32_t numel = static_cast<uint32_t>(3 * sizes.num_joints), per_pose = (numel + 3) / 4;
+    const uint32_t hypotheses = static_cast<uint32_t>(sizes.num_hypotheses);
+    const int64_t first_pose = piece.first / numel, first_frame = first_pose / hypotheses;
+    const uint32_t into = static_cast<uint32_t>(piece.first % numel);  // where in its pose the piece begins
+    const uint32_t first_hypothesis = static_cast<uint32_t>(first_pose % hypotheses);
+    const uint32_t last = into + static_cast<uint32_t>(piece.count) - 1;
+    const uint32_t begin = into / 4, end = last / numel * per_pose + last % numel / 4 + 1;  // counters
+    for (uint32_t i = begin + threadIdx.x; i < end; i += kThreads) {
+        const uint32_t pose = i / per_pose, block = i % per_pose, hypothesis = first_hypothesis + pose;
+        float z[4];
+        philox_normal_block(key, static_cast<uint64_t>(tensors.frame_ids[first_frame + hypothesis / hypotheses]),
+                            static_cast<uint32_t>(tensors.hypothesis_ids[hypothesis % hypotheses]),
+                            static_cast<uint32_t>(step), block, z);
+        const int to = static_cast<int>(pose * numel + 4 * block) - static_cast<int>(into);
+        for (int k = 0; k < 4; ++k) {
+            if (4 * block + k < numel && to + k >= 0 && to + k < piece.count) drawn[to + k] = z[k];
+        }
+    }
+}
+
+template <int kCount, typename T, typename Output>
+__device__ __forceinline__ void step_elements(const StepRow& row, float clip, const ReverseStepTensors& tensors,
+                                              const ReverseStepSizes& sizes, int64_t step, int64_t first, int i,
+                                              const float* drawn) {
+    const int64_t at = first + i;
+    float x_t[kCount] = {}, output[kCount] = {}, last[kCount] = {}, z[kCount] = {}, x0[kCount], previous[kCount];
+    if (row.p != 0.0f || row.c_x != 0.0f) load<kCount>(static_cast<const T*>(tensors.sample) + at, x_t);
+    if (row.q != 0.0f) {
+        const Output* from = static_cast<const Output*>(tensors.model_output);
+        if (sizes.output_stride == 3) {
+            load<kCount>(from + at, output);
+        } else {
+            // A piece begins at a joint.
+            from += first / 3 * sizes.output_stride;
+#pragma unroll
+            for (int k = 0; k < kCount; ++k) {
+                output[k] = to_float(from[(i + k) / 3 * sizes.output_stride + (i + k) % 3]);
+            }
+        }
+    }
+    if (row.c_1 != 0.0f) load<kCount>(static_cast<const T*>(tensors.x0_last) + at, last);
+    if (row.s != 0.0f) {
+        load<kCount>(tensors.given_noise == nullptr ? drawn + i : tensors.given_noise + at, z);
+        if (tensors.noise_scale != nullptr) {
+            const int64_t numel = 3 * sizes.num_joints;
+            const float* scale = tensors.noise_scale + step * numel;
+            int element = static_cast<int>(at % numel);
+#pragma unroll
+            for (int k = 0; k < kCount; ++k) {
+                z[k] *= scale[element];
+                element = element + 1 == numel ? 0 : element + 1;
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+        x0[k] = predicted_x0(row, clip, x_t[k], output[k]);
+        previous[k] = previous_sample(row, x_t[k], x0[k], last[k], z[k]);
+    }
+    store<kCount>(static_cast<T*>(tensors.prev_sample) + at, previous);
+    if (tensors.x0 != nullptr) store<kCount>(static_cast<T*>(tensors.x0) + at, x0);
+}
+
+template <int kCount, typename T, typename Output>
+__global__ void __launch_bounds__(kThreads)
+    reverse_step_kernel(StepChoice choice, float clip, ReverseStepTensors tensors, ReverseStepSizes sizes) {
+    __shared__ __align__(16) float drawn[kPiece];
+    const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece;
+    const int count = static_cast<int>(numel - first < kPiece ? numel - first : kPiece);
+    StepRow row = choice.row;
+    int64_t step = choice.step;
+    if (choice.table != nullptr) {
+        step = *choice.index;
+        const float* from = choice.table + 6 * step;
+        row = {from[0], from[1], from[2], from[3], from[4], from[5]};
+    }
+    if (row.s != 0.0f && tensors.given_noise == nullptr) {
+        draw(tensors, sizes, step, {first, count}, drawn);
+        __syncthreads();
+    }
+    const int whole = count / kCount * kCount, thread = static_cast<int>(threadIdx.x);
+    for (int i = kCount * thread; i < whole; i += kCount * kThreads) {
+        step_elements<kCount, T, Output>(row, clip, tensors, sizes, step, first, i, drawn);
+    }
+    for (int i = whole + thread; i < count; i += kThreads) {  // at the end of the array
+        step_elements<1, T, Output>(row, clip, tensors, sizes, step, first, i, drawn);
+    }
+}
+
+template <int kCount, typename T, typename Output>
+void launch(const StepChoice& choice, float clip, const ReverseStepTensors& tensors, ReverseStepSizes sizes,
+            void* stream) {
+    const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
+    const auto kernel = reverse_step_kernel<kCount, T, Output>;
+    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece - 1) / kPiece), kThreads, 0, stream, choice, clip,
+                     tensors, sizes);
+    check_launch("reverse_step");
+}
+
+}  // namespace
+
+void launch_reverse_step_cuda(const StepChoice& choice, float clip, const ReverseStepTensors& tensors,
+                              ReverseStepSizes sizes, void* stream) {
+    if (sizes.num_frames * sizes.num_hypotheses * sizes.num_joints == 0) return;
+    with_storage(tensors.state, [&](auto state) {
+        using T = typename decltype(state)::Type;
+        with_storage(tensors.output, [&](auto output) {
+            using Output = typename decltype(output)::Type;
+            if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Output>) {
+                constexpr int kCount = 16 / static_cast<int>(sizeof(T));
+                // A view of a larger tensor can begin anywhere.
+                const bool aligned = is_aligned(static_cast<const T*>(tensors.sample), kCount) &&
+                                     is_aligned(static_cast<const Output*>(tensors.model_output), kCount) &&
+                                     is_aligned(static_cast<const T*>(tensors.x0_last), kCount) &&
+                                     is_aligned(tensors.given_noise, kCount) &&
+                                     is_aligned(static_cast<const T*>(tensors.prev_sample), kCount) &&
+                                     is_aligned(static_cast<const T*>(tensors.x0), kCount);
+                if (aligned) {
+                    launch<kCount, T, Output>(choice, clip, tensors, sizes, stream);
+                } else {
+                    launch<1, T, Output>(choice, clip, tensors, sizes, stream);
+                }
+            } else {
+                throw std::invalid_argument("model_output must have the storage of sample, or sample that of float32");
+            }
+        });
+    });
+}
+
+}  // namespace diffupose
