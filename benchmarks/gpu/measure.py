@@ -45,7 +45,7 @@ def milliseconds(
         taken = [calls[(turn + i) % len(calls)] for i in range(batch)]
         turn += batch
         times.append(_time(taken, device) / batch)
-    low, median, high = statistics.quantiles(times, n=4)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return {"milliseconds": median, "quartile_1": low, "quartile_3": high, "times": rounds, "calls_a_time": batch}
 
 
