@@ -159,6 +159,7 @@ def _is_old(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
 
 
+@torch.compiler.assume_constant_result  # it asks the extensions, which torch.compile cannot look into
 def available_backends() -> dict[str, tuple[bool, str]]:
     """Return for each backend whether it can run here, and a few words on what it is or why it cannot.
 
