@@ -104,10 +104,12 @@ def sample(
     )
 
 
-def _unfit(denoiser: nn.Module, inputs: Tensor) -> dict[str, str]:
+def _unfit(denoiser: object, inputs: Tensor) -> dict[str, str]:
     """Return which backends cannot run these inputs, and why."""
     if inputs.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return {"triton": f"the Triton steps take float32, float16 and bfloat16, got {inputs.dtype}"}
+    if not isinstance(denoiser, nn.Module):  # the reference runs any function; whether one has a gradient is unknown
+        return {"triton": f"the Triton steps take a torch.nn.Module, got {type(denoiser).__name__}"}
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *denoiser.parameters())):
         return {"triton": "the Triton steps have no gradient"}
     return {}

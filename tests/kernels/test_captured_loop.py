@@ -188,6 +188,9 @@ def test_errors(network, device):
         sample(network, inputs, table(), num_hypotheses=2, backend="triton")
     with pytest.raises(BackendUnavailableError, match=r"take float32, float16 and bfloat16, got torch\.float64"):
         draw(network.double(), inputs.double())
+    with pytest.raises(BackendUnavailableError, match=r"take a torch\.nn\.Module, got function"):
+        draw(lambda x, condition, timesteps: x, inputs)
+    assert draw(lambda x, condition, timesteps: x, inputs, backend=None).shape == (1, 3, 5, 3)
     steps = table(4, "dpm++")
     steps.coefficients[0, 4] = 0.5
     with pytest.raises(ValueError, match="the first row of the step table needs x0_last"):
