@@ -159,7 +159,6 @@ def _is_old(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
 
 
-@torch.compiler.assume_constant_result  # it asks the extensions, which torch.compile cannot look into
 def available_backends() -> dict[str, tuple[bool, str]]:
     """Return for each backend whether it can run here, and a few words on what it is or why it cannot.
 
@@ -173,6 +172,11 @@ def available_backends() -> dict[str, tuple[bool, str]]:
         "cuda": _cuda_state(),
         "triton": _triton_state(),
     }
+
+
+# It asks the extensions, which torch.compile cannot look into. This is what torch.compiler.assume_constant_result does;
+# calling that imports the whole compiler, and Triton with it.
+available_backends._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose_backend(
