@@ -24,7 +24,7 @@ def reason_to_skip() -> str:
         return "Triton is not installed"
     old = [int(part) for part in triton.split(".")[:2]] < [3, 7]
     if old and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        return f"the interpreter of Triton {triton} does not work with NumPy {np.__version__}: NumPy below 2.4 is needed"
+        return f"the interpreter of Triton {triton} needs NumPy below 2.4, this is {np.__version__}"
     return ""
 
 

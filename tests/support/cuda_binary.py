@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,6 +103,39 @@ def parse_usages(file: str, log: str) -> list[KernelUsage]:
     ]
     assert len(found) == log.count("Compiling entry function"), f"{file}: ptxas writes this in another way now:\n{log}"
     return found
+
+
+def product_loops(file: str, kernel: str) -> dict[int, list[str]]:
+    """Return the loops of matrix products in the machine code of kernels for sm_90a.
+
+    Args:
+        file: A .cu file, by its path below csrc.
+        kernel: What the names of the kernels contain.
+
+    Returns:
+        By the number of matrix instructions in a loop, the instructions among them that reach for the stack.
+    """
+    build = cuda_build()
+    cuda_extension()
+    spec = importlib.util.find_spec("triton")
+    tool = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec else Path("cuobjdump")
+    if not shutil.which(tool):
+        pytest.skip("no cuobjdump, which Triton brings")
+    command = [str(tool), "-sass", "-arch", "sm_90a", str(build.BUILD / "cuda" / f"{file}.o")]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loops: dict[int, list[str]] = {}
+    for function in listed.split("Function : ")[1:]:
+        if kernel not in function.split("\n", 1)[0]:
+            continue
+        code = re.findall(r"/\*[0-9a-f]{4,}\*/ +([^;]+);", function)
+        places = [i for i, line in enumerate(code) if "HMMA" in line]
+        begin = 0
+        for i in range(1, len(places) + 1):
+            if i == len(places) or places[i] - places[i - 1] > 100:
+                among = code[places[begin] : places[i - 1]]
+                loops.setdefault(i - begin, []).extend(line for line in among if re.search(r"\b(LDL|STL)\b", line))
+                begin = i
+    return loops
 
 
 @functools.cache
