@@ -8,13 +8,14 @@ import pytest
 import torch
 from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import SKELETON_OF, denoiser_config, in_float64, random_denoiser, random_inputs
+from support.random_layers import graph_conv, linear, program_of
 from support.tiny_lifters import people, tiny_lifter
 
 from diffupose import ops
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops.cuda_denoiser import CudaDenoiser
 from diffupose.ops.cuda_program import pack_program, unfit
-from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
+from diffupose.ops.layer_program import Attention, ScaleShift
 from diffupose.programs import layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 from diffupose.testing import assert_parity
@@ -44,22 +45,6 @@ def packed_of(program, gpu, precision="float32", mode=None):
 
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
-
-
-def program_of(*layers, joints, widths, parameters=()):
-    return LayerProgram(joints, tuple(widths), layers, lambda timesteps: list(parameters))
-
-
-def graph_conv(source, target, joints, c_in, c_out, **options):
-    adjacency = torch.randn(joints, joints) * joints**-0.5
-    return GraphConv(
-        source, target, torch.randn(2, c_in, c_out) * c_in**-0.5, torch.randn(joints, c_out),
-        torch.randn(joints, c_out), adjacency - torch.diag(adjacency.diagonal()), torch.randn(c_out), **options,
-    )  # fmt: skip
-
-
-def linear(source, target, joints, c_in, c_out, **options):
-    return Linear(source, target, torch.randn(c_in, c_out) * c_in**-0.5, torch.randn(joints, c_out), **options)
 
 
 def assert_runs_like_its_formula(program, gpu, count=5, precision="float32"):

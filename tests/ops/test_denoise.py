@@ -8,33 +8,16 @@ import pytest
 import torch
 from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import SKELETON_OF, denoiser_config, in_float64, random_denoiser, random_inputs
+from support.random_layers import graph_conv, linear, program_of
 
 from diffupose.ops import PackedDenoiser, _backend
-from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
+from diffupose.ops.layer_program import Attention, LayerProgram, ScaleShift
 from diffupose.programs import layer_program
 from diffupose.testing import assert_parity, requires_cpp
 
 STEP = torch.tensor([7])
 
 # --- Layers ---------------------------------------------------------------------------------------------------------
-
-
-def program_of(*layers, joints, widths, parameters=()):
-    return LayerProgram(joints, tuple(widths), layers, lambda timesteps: list(parameters))
-
-
-def graph_conv(source, target, joints, c_in, c_out, **options):
-    """A graph convolution whose every number is random; the scale of its output is about that of its input."""
-    adjacency = torch.randn(joints, joints) * joints**-0.5
-    return GraphConv(
-        source, target, torch.randn(2, c_in, c_out) * c_in**-0.5, torch.randn(joints, c_out),
-        torch.randn(joints, c_out), adjacency - torch.diag(adjacency.diagonal()), torch.randn(c_out), **options,
-    )  # fmt: skip
-
-
-def linear(source, target, joints, c_in, c_out, **options):
-    """A linear layer; its bias is random per joint."""
-    return Linear(source, target, torch.randn(c_in, c_out) * c_in**-0.5, torch.randn(joints, c_out), **options)
 
 
 def inputs_of(program, count):
