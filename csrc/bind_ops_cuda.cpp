@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bind_checks.h"
+#include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "modulated_graph_conv/modulated_graph_conv_cuda.h"
 #include "philox_normal/philox_normal.h"
 #include "reverse_step/reverse_step_cuda.h"
@@ -121,6 +122,27 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
                              {num_frames, num_hypotheses, num_joints, output_stride}, handle(stream));
 }
 
+void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t cameras,
+                           bool shared_camera, float weight, float temperature, uintptr_t mean, uintptr_t covariance,
+                           uintptr_t weights, uintptr_t weighted_mean, int64_t num_frames, int64_t num_hypotheses,
+                           int64_t num_joints, uintptr_t stream) {
+    require(num_frames >= 0 && num_frames < (int64_t{1} << 31), "num_frames must lie in [0, 2^31)");
+    require(num_hypotheses >= 1, "num_hypotheses must be at least 1");
+    require(num_joints >= 1 && num_joints <= kCudaStatisticsMaxJoints, "num_joints must lie in [1, 64]");
+    if (num_frames == 0) return;
+    const int64_t seen = keypoints_2d == 0 ? 0 : 1;
+    const Reprojection reprojection = {reinterpret_cast<const double*>(keypoints_2d),
+                                       pointer<const double>(confidence, seen, "confidence"),
+                                       pointer<const double>(cameras, seen, "cameras"),
+                                       shared_camera,
+                                       weight,
+                                       temperature};
+    launch_hypothesis_statistics_cuda(
+        pointer<const float>(hypotheses, 1, "hypotheses"), reprojection, pointer<float>(mean, 1, "mean"),
+        pointer<float>(covariance, 1, "covariance"), pointer<float>(weights, seen, "weights"),
+        pointer<float>(weighted_mean, seen, "weighted_mean"), {num_frames, num_hypotheses, num_joints}, handle(stream));
+}
+
 }  // namespace
 
 void bind_ops_cuda(py::module_& m) {
@@ -142,6 +164,11 @@ void bind_ops_cuda(py::module_& m) {
           py::arg("x0_last"), py::arg("noise"), py::arg("noise_scale"), py::arg("seed"), py::arg("frame_ids"),
           py::arg("hypothesis_ids"), py::arg("prev_sample"), py::arg("x0"), py::arg("num_frames"),
           py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
+    m.def("hypothesis_statistics", &hypothesis_statistics, py::call_guard<py::gil_scoped_release>(), py::kw_only(),
+          py::arg("hypotheses"), py::arg("keypoints_2d"), py::arg("confidence"), py::arg("cameras"),
+          py::arg("shared_camera"), py::arg("weight"), py::arg("temperature"), py::arg("mean"), py::arg("covariance"),
+          py::arg("weights"), py::arg("weighted_mean"), py::arg("num_frames"), py::arg("num_hypotheses"),
+          py::arg("num_joints"), py::arg("stream"));
 }
 
 }  // namespace diffupose

@@ -1,17 +1,16 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "common/parallel.h"
 #include "hypothesis_statistics/hypothesis_statistics.h"
+#include "hypothesis_statistics/seen_frame.h"
 
 namespace diffupose {
 namespace {
 
 // Below this a second thread costs more (microseconds to wake it) than it saves.
 constexpr int64_t kMinElementsPerThread = 1 << 14;
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
 
 // Mean and covariance of one frame. The hypotheses are read twice, the second time from the cache: sums of differences
 // from the mean do not cancel where the mean is far from 0.
@@ -49,137 +48,74 @@ void moments(const float* x, int64_t count, int64_t joints, float* mean, float* 
     }
 }
 
-// One frame's view: what its hypotheses share.
-struct View {
-    // For the root's position, in float64: normal equations lose digits.
-    std::vector<double> u, v, w;
-    double total, mean_u, mean_v, spread;
-    // For the errors, in pixels, and for the way to the viewing rays.
-    std::vector<float> seen_x, seen_y, weight, share, ray_x, ray_y, spread_of, offset;
-    float fx, fy, cx, cy, total_weight, half_side;
-
-    explicit View(int64_t joints) {
-        for (auto* values : {&u, &v, &w}) values->resize(static_cast<std::size_t>(joints));
-        for (auto* values : {&seen_x, &seen_y, &weight, &share, &ray_x, &ray_y, &spread_of, &offset}) {
-            values->resize(static_cast<std::size_t>(joints));
-        }
+// One frame's view, with memory for its joints.
+class View {
+   public:
+    explicit View(int64_t joints)
+        : joints_(joints),
+          doubles_(static_cast<std::size_t>(3 * joints)),
+          floats_(static_cast<std::size_t>(8 * joints)) {
+        double** of_doubles[] = {&frame_.u, &frame_.v, &frame_.w};
+        for (int i = 0; i < 3; ++i) *of_doubles[i] = doubles_.data() + i * joints;
+        float** of_floats[] = {&frame_.seen_x, &frame_.seen_y, &frame_.weight, &frame_.share,
+                               &frame_.ray_x,  &frame_.ray_y,  &variances_,    &offsets_};
+        for (int i = 0; i < 8; ++i) *of_floats[i] = floats_.data() + i * joints;
     }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
 
-    void look(const double* keypoints, const double* confidence, const double* camera, float part, int64_t joints) {
-        fx = static_cast<float>(camera[0]), fy = static_cast<float>(camera[1]);
-        cx = static_cast<float>(camera[2]), cy = static_cast<float>(camera[3]);
-        float low_x = kInfinity, low_y = kInfinity, high_x = -kInfinity, high_y = -kInfinity;
-        double sum_u = 0.0, sum_v = 0.0;
-        total = 0.0, total_weight = 0.0f;
-        for (int64_t i = 0; i < joints; ++i) {
-            const std::size_t j = static_cast<std::size_t>(i);
-            const bool present = confidence[i] > 0.0;
-            const double x = present ? keypoints[2 * i] : 0.0, y = present ? keypoints[2 * i + 1] : 0.0;
-            w[j] = confidence[i];
-            u[j] = present ? (x - camera[2]) / camera[0] : 0.0;
-            v[j] = present ? (y - camera[3]) / camera[1] : 0.0;
-            total += w[j], sum_u += w[j] * u[j], sum_v += w[j] * v[j];
-            seen_x[j] = static_cast<float>(x), seen_y[j] = static_cast<float>(y);
-            weight[j] = static_cast<float>(confidence[i]);
-            total_weight += weight[j];
-            share[j] = part * std::min(weight[j], 1.0f);
-            ray_x[j] = present ? (seen_x[j] - cx) / fx : 0.0f;
-            ray_y[j] = present ? (seen_y[j] - cy) / fy : 0.0f;
-            if (!present) continue;
-            low_x = std::min(low_x, seen_x[j]), high_x = std::max(high_x, seen_x[j]);
-            low_y = std::min(low_y, seen_y[j]), high_y = std::max(high_y, seen_y[j]);
-        }
-        mean_u = sum_u / total, mean_v = sum_v / total;
-        spread = 0.0;
-        for (std::size_t j = 0; j < w.size(); ++j) {
-            spread += w[j] * ((u[j] - mean_u) * (u[j] - mean_u) + (v[j] - mean_v) * (v[j] - mean_v));
-        }
-        half_side = std::max(0.5f * std::max(high_x - low_x, high_y - low_y), 1e-6f);
-    }
+    const SeenFrame& frame() const { return frame_; }
 
-    // The root by weighted linear least squares: t_x - u t_z = u Z - X, and the same for y; NaN where it is free.
-    void place(const float* pose, float* root) const {
-        if (!(spread > 1e-20 * total)) {
-            root[0] = root[1] = root[2] = kNan;
-            return;
-        }
-        double right_x = 0.0, right_y = 0.0, right_z = 0.0;
-        for (std::size_t j = 0; j < w.size(); ++j) {
-            const double z = static_cast<double>(pose[3 * j + 2]);
-            const double x = u[j] * z - static_cast<double>(pose[3 * j]);
-            const double y = v[j] * z - static_cast<double>(pose[3 * j + 1]);
-            right_x += w[j] * x, right_y += w[j] * y;
-            right_z -= w[j] * ((u[j] - mean_u) * x + (v[j] - mean_v) * y);
-        }
-        const double z = right_z / spread;
-        root[0] = static_cast<float>(right_x / total + mean_u * z);
-        root[1] = static_cast<float>(right_y / total + mean_v * z);
-        root[2] = static_cast<float>(z);
-    }
-
-    // Weighted mean distance of the placed pose from the keypoints, in pixels.
-    float error(const float* pose, const float* root) const {
-        float sum = 0.0f;
-        for (std::size_t j = 0; j < w.size(); ++j) {
-            if (!(weight[j] > 0.0f)) continue;
-            const float z = pose[3 * j + 2] + root[2];
-            float distance = kInfinity;  // behind the camera there is no image
-            if (z > 1e-3f) {
-                const float x = fx * ((pose[3 * j] + root[0]) / z) + cx - seen_x[j];
-                const float y = fy * ((pose[3 * j + 1] + root[1]) / z) + cy - seen_y[j];
-                distance = std::sqrt(x * x + y * y);
-            }
-            sum += distance * weight[j];
-        }
-        return sum / total_weight;
+    void look(const double* keypoints, const double* confidence, const double* camera, float part) {
+        for (int64_t j = 0; j < joints_; ++j) frame_.look_at_joint(keypoints, confidence, camera, part, j);
+        frame_.sum_up(camera, joints_);
     }
 
     // Multiplies the shares by S / (S + R): S is a joint's variance across the image over the hypotheses, R the squared
     // distance of its keypoint from their mean, or that of all joints on average if that is more.
     void trust(const float* poses, const float* roots, int64_t count) {
-        const std::size_t joints = w.size();
         float mean_offset = 0.0f, present = 0.0f;
-        for (std::size_t j = 0; j < joints; ++j) {
+        for (int64_t j = 0; j < joints_; ++j) {
             float mean_x = 0.0f, mean_y = 0.0f;
-            const auto across = [&](int64_t h, int axis) {
-                const float* joint = poses + (static_cast<std::size_t>(h) * joints + j) * 3;
-                return (joint[axis] + roots[3 * h + axis]) / (joint[2] + roots[3 * h + 2]);
+            const auto seen = [&](int64_t h, int axis) {
+                return across(poses + (h * joints_ + j) * 3, roots + 3 * h, axis);
             };
-            for (int64_t h = 0; h < count; ++h) mean_x += across(h, 0), mean_y += across(h, 1);
+            for (int64_t h = 0; h < count; ++h) mean_x += seen(h, 0), mean_y += seen(h, 1);
             mean_x /= static_cast<float>(count), mean_y /= static_cast<float>(count);
             float variance = 0.0f;
             for (int64_t h = 0; h < count; ++h) {
-                const float x = across(h, 0) - mean_x, y = across(h, 1) - mean_y;
+                const float x = seen(h, 0) - mean_x, y = seen(h, 1) - mean_y;
                 variance += x * x + y * y;
             }
-            spread_of[j] = variance / static_cast<float>(count);
-            offset[j] = (mean_x - ray_x[j]) * (mean_x - ray_x[j]) + (mean_y - ray_y[j]) * (mean_y - ray_y[j]);
-            if (weight[j] > 0.0f) mean_offset += offset[j], present += 1.0f;
+            variances_[j] = variance / static_cast<float>(count);
+            offsets_[j] = frame_.offset(j, mean_x, mean_y);
+            if (frame_.weight[j] > 0.0f) mean_offset += offsets_[j], present += 1.0f;
         }
         mean_offset /= present;
-        for (std::size_t j = 0; j < joints; ++j) {
-            const float larger = offset[j] > mean_offset ? offset[j] : mean_offset;
-            const float part = spread_of[j] / (spread_of[j] + larger);
-            share[j] = std::isfinite(part) ? share[j] * part : 0.0f;
-        }
+        for (int64_t j = 0; j < joints_; ++j) frame_.trust(j, variances_[j], offsets_[j], mean_offset);
     }
 
     // sum += factor * the pose moved towards its rays, root-relative.
     void add_refined(const float* pose, const float* root, float factor, float* sum) const {
-        if (!(std::isfinite(root[0]) && std::isfinite(root[1]) && std::isfinite(root[2]))) {
-            for (std::size_t i = 0; i < 3 * w.size(); ++i) sum[i] += factor * pose[i];
+        if (!is_placed(root)) {
+            for (int64_t i = 0; i < 3 * joints_; ++i) sum[i] += factor * pose[i];
             return;
         }
         float first[3] = {};
-        for (std::size_t j = 0; j < w.size(); ++j) {
-            const float z = pose[3 * j + 2] + root[2];
-            float moved[3] = {pose[3 * j] + root[0], pose[3 * j + 1] + root[1], z};
-            moved[0] += share[j] * (ray_x[j] * z - moved[0]);
-            moved[1] += share[j] * (ray_y[j] * z - moved[1]);
+        for (int64_t j = 0; j < joints_; ++j) {
+            float moved[3];
+            frame_.move(pose, j, root, moved);
             if (j == 0) std::copy_n(moved, 3, first);
             for (int axis = 0; axis < 3; ++axis) sum[3 * j + axis] += factor * (moved[axis] - first[axis]);
         }
     }
+
+   private:
+    int64_t joints_;
+    std::vector<double> doubles_;
+    std::vector<float> floats_;
+    SeenFrame frame_ = {};
+    float *variances_, *offsets_;
 };
 
 // exp(-error / (temperature side)) over their sum; all alike where no hypothesis can be placed.
@@ -214,15 +150,15 @@ void launch_hypothesis_statistics(const float* hypotheses, const Reprojection& r
             moments(poses, count, joints, mean + b * numel, covariance + 3 * b * numel, scratch.data());
             if (reprojection.keypoints_2d == nullptr) continue;
             view.look(reprojection.keypoints_2d + 2 * b * joints, reprojection.confidence + b * joints,
-                      reprojection.cameras + (reprojection.shared_camera ? 0 : 4 * b), reprojection.weight, joints);
+                      reprojection.cameras + (reprojection.shared_camera ? 0 : 4 * b), reprojection.weight);
             float* score = weights + b * count;
             for (int64_t h = 0; h < count; ++h) {
                 float* root = roots.data() + 3 * h;
-                view.place(poses + h * numel, root);
-                score[h] = view.error(poses + h * numel, root);
+                view.frame().place(poses + h * numel, joints, root);
+                score[h] = view.frame().error(poses + h * numel, joints, root);
             }
             view.trust(poses, roots.data(), count);
-            weigh(score, count, 2.0f * view.half_side, reprojection.temperature);
+            weigh(score, count, 2.0f * view.frame().half_side, reprojection.temperature);
             std::fill_n(weighted_mean + b * numel, numel, 0.0f);
             for (int64_t h = 0; h < count; ++h) {
                 view.add_refined(poses + h * numel, roots.data() + 3 * h, score[h], weighted_mean + b * numel);

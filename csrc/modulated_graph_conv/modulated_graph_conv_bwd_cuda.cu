@@ -45,7 +45,7 @@ PartSizes part_sizes(const GraphConvSizes& sizes, int channels_per_lane) {
 
 // Neighbours whose products a thread sums at a time.
 template <int kJoints>
-constexpr int kAtOnce = kJoints == kGraphConvMaxJoints ? 6 : kJoints;
+constexpr int kAtOnce = kJoints == kGraphConvMaxJoints ? 4 : kJoints;
 
 template <int kJoints>
 constexpr int shared_bytes(int joints, int warps) {

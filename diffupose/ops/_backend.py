@@ -177,6 +177,11 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     }
 
 
+# It asks the extensions, which torch.compile cannot look into. This is what torch.compiler.assume_constant_result does;
+# calling that imports the whole compiler, and Triton with it.
+available_backends._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def choose_backend(
     requested: str | None,
     device: torch.device,

@@ -1,15 +1,16 @@
-"""Statistics of a set of hypotheses in one pass: the public op over the reference, C++ and Triton."""
+"""Statistics of a set of hypotheses in one pass: the public op over the reference, C++, CUDA and Triton."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffupose import reference
 from diffupose.camera import split_intrinsics
-from diffupose.ops._backend import Backend, choose_backend, cpp
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
 
 
 class HypothesisStatistics(NamedTuple):
@@ -48,9 +49,9 @@ def hypothesis_statistics(
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
         weight: Of ``refine_by_reprojection``, 0 to 1.
         temperature: In box sides; infinity weighs all alike.
-        backend: ``"auto"``, ``"torch"``, or ``"cpp"`` or ``"triton"``, which take float32 and have no gradient; None
-            takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of the latter two for a
-            frame are the same bits for any batch and number of threads.
+        backend: ``"auto"``, ``"torch"``, or ``"cpp"``, ``"cuda"`` or ``"triton"``, which take float32 and have no
+            gradient; None takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of the
+            latter three for a frame are the same bits for any batch and number of threads.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, or some of the keypoints' arguments are missing.
@@ -104,6 +105,12 @@ def _check(
             raise ValueError(f"{name} must be on the device of hypotheses, {hypotheses.device}, got {tensor.device}")
 
 
+MAX_JOINTS = 64
+"""What the CUDA code takes."""
+
+_CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
+
+
 def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
     """Return which backends cannot take these inputs, and why."""
     seen = keypoints_2d is not None and keypoints_2d.requires_grad
@@ -111,23 +118,28 @@ def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
         reason = f"takes float32, got {hypotheses.dtype}"
     elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
         reason = "has no gradient"
+    elif hypotheses.shape[2] > MAX_JOINTS:
+        return {"cuda": f"this op's CUDA code takes {MAX_JOINTS} joints at most, got {hypotheses.shape[2]}"}
     else:
         return {}
-    return {"cpp": f"this op's C++ code {reason}", "triton": f"this op's Triton kernel {reason}"}
+    return {name: f"this op's {code} {reason}" for name, code in _CODE.items()}
 
 
 # --- The raw op: float32. ---------------------------------------------------------------------------------------------
 
 
-def _run_cpp(
+def _launch(
+    function: Callable[..., None],
     hypotheses: Tensor,
     keypoints_2d: Tensor | None,
     confidence: Tensor | None,
     intrinsics: Tensor | None,
     weight: float,
     temperature: float,
+    **where: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature, "cpp")
+    """Call an extension's function, ``where`` it is to run, and return what it writes."""
+    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
     mean, covariance, weights, weighted_mean = results
     hypotheses = hypotheses.contiguous()
     view: list[Tensor] = []
@@ -135,7 +147,7 @@ def _run_cpp(
         cameras = torch.cat(split_intrinsics(intrinsics), dim=-1)  # [.., 4]
         view = [tensor.double().contiguous() for tensor in (keypoints_2d, confidence, cameras)]
     addresses = [tensor.data_ptr() for tensor in view] or [0, 0, 0]
-    cpp().hypothesis_statistics(
+    function(
         hypotheses=hypotheses.data_ptr(),
         keypoints_2d=addresses[0],
         confidence=addresses[1],
@@ -150,9 +162,18 @@ def _run_cpp(
         num_frames=hypotheses.shape[0],
         num_hypotheses=hypotheses.shape[1],
         num_joints=hypotheses.shape[2],
-        num_threads=torch.get_num_threads(),
+        **where,
     )
     return results
+
+
+def _run_cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _launch(cpp().hypothesis_statistics, *arguments, num_threads=torch.get_num_threads())
+
+
+def _run_cuda(hypotheses: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with on_device(hypotheses):
+        return _launch(cuda().hypothesis_statistics, hypotheses, *arguments, stream=stream_of(hypotheses))
 
 
 def _run_triton(
@@ -168,7 +189,7 @@ def _run_triton(
     return kernel(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
 
 
-_IMPLEMENTATIONS = {"cpp": _run_cpp, "triton": _run_triton}
+_IMPLEMENTATIONS = {"cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
 
 
 def _run(

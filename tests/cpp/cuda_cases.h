@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "common/bfloat16.h"
+
 namespace diffupose::cases {
 
 struct Case {
@@ -88,6 +90,27 @@ inline DeviceArray<int64_t> random_ids(int64_t count) {
     }
     return values;
 }
+
+// Rounded to the nearest, ties to even.
+inline DeviceArray<Bfloat16> as_bfloat16(const DeviceArray<float>& values) {
+    DeviceArray<Bfloat16> result(values.size());
+    for (int64_t i = 0; i < values.size(); ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &values[i], 4);
+        result[i] = {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+    }
+    return result;
+}
+
+inline DeviceArray<float> as_float32(const DeviceArray<Bfloat16>& values) {
+    DeviceArray<float> result(values.size());
+    for (int64_t i = 0; i < values.size(); ++i) {
+        const uint32_t bits = static_cast<uint32_t>(values[i].bits) << 16;
+        std::memcpy(&result[i], &bits, 4);
+    }
+    return result;
+}
+inline DeviceArray<float> as_float32(const DeviceArray<float>& values) { return values; }
 
 // Every number within a tolerance of what is expected; NaN is not.
 template <typename Got, typename Expected>

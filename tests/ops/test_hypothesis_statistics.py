@@ -23,10 +23,12 @@ def named(backend, **options):
     return run
 
 
-@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp)])
+@pytest.fixture(params=["torch", pytest.param("cpp", marks=requires_cpp), "cuda"])
 def fused(request, device):
     if request.param == "cpp" and device.type != "cpu":
         pytest.skip("C++ runs on the CPU")
+    if request.param == "cuda":
+        request.getfixturevalue("with_cuda")
     return lambda *inputs, **options: named(request.param, **options)(*inputs)
 
 
@@ -69,40 +71,50 @@ def test_known_weights(fused, device):
 ODD = [(1, 1, 1), (0, 3, 17), (33, 4, 15), (1, 33, 16), (5, 10, 17), (3, 300, 2)]
 
 
-@requires_cpp
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("shape", ODD, ids=shape_id)
-def test_parity(shape, isa, monkeypatch):
+def check_parity(backend, shape, device):
     """Few hypotheses have no covariance in any dtype: NaN, which is compared apart."""
-    monkeypatch.setenv("DIFFUPOSE_ISA", isa)
 
     def moments_only(function):
         return lambda hypotheses: function(hypotheses)[: 1 if shape[1] < 4 else 2]
 
-    inputs = make_inputs("hypothesis_statistics", shape)
-    assert_parity(moments_only(named("cpp")), moments_only(reference.hypothesis_statistics), inputs[:1])
+    inputs = make_inputs("hypothesis_statistics", shape, device=device)
+    assert_parity(moments_only(named(backend)), moments_only(reference.hypothesis_statistics), inputs[:1])
     if shape[2] == 1:
         return  # a single joint cannot be placed: see test_nothing_to_place
 
     def weighted(function):
         return lambda h, k, c, i: function(h, k, c, i)[2:]
 
-    assert_parity(weighted(named("cpp")), weighted(reference.hypothesis_statistics), inputs)
-    assert bool(named("cpp")(*inputs)[1].isnan().all()) == (shape[1] < 4)
+    assert_parity(weighted(named(backend)), weighted(reference.hypothesis_statistics), inputs)
+    assert bool(named(backend)(*inputs)[1].isnan().all()) == (shape[1] < 4)
 
 
 @requires_cpp
-def test_far_from_zero():
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", ODD, ids=shape_id)
+def test_parity(shape, isa, monkeypatch):
+    monkeypatch.setenv("DIFFUPOSE_ISA", isa)
+    check_parity("cpp", shape, "cpu")
+
+
+# The most joints, and more hypotheses than the kernel keeps the roots of, twice.
+@pytest.mark.parametrize("shape", [*ODD, (2, 5, 64), (1, 1100, 3)], ids=shape_id)
+def test_parity_cuda(with_cuda, shape, device):
+    check_parity("cuda", shape, device)
+
+
+def test_far_from_zero(kernel_backend, device):
     """Hundreds of metres away, with a spread of centimetres: as exact as the reference, which is centred too."""
-    (hypotheses,) = make_inputs("hypothesis_statistics", (3, 50, 17, False))
-    hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0])
+    (hypotheses,) = make_inputs("hypothesis_statistics", (3, 50, 17, False), device=device)
+    hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0], device=device)
     assert_parity(
-        lambda h: named("cpp")(h)[:2],
+        lambda h: named(kernel_backend)(h)[:2],
         lambda hypotheses: reference.hypothesis_statistics(hypotheses)[:2],
         [hypotheses],
     )
     exact = torch.stack([torch.cov(hypotheses[0, :, j].double().T) for j in range(17)])
-    torch.testing.assert_close(named("cpp")(hypotheses)[1][0].double(), exact, rtol=1e-4, atol=1e-9)
+    covariance = named(kernel_backend)(hypotheses)[1][0]
+    torch.testing.assert_close(covariance.double(), exact, rtol=1e-4, atol=1e-9)
 
 
 def test_equal_hypotheses(fused, device):
@@ -139,37 +151,36 @@ def test_behind_the_camera(fused, device):
     torch.testing.assert_close(weighted.double(), expected[3], rtol=0, atol=1e-4)
 
 
-@requires_cpp
 @pytest.mark.parametrize(("weight", "temperature"), [(0.0, 0.02), (1.0, 1e-4), (0.5, float("inf")), (0.3, 0.5)])
-def test_settings(weight, temperature):
-    inputs = make_inputs("hypothesis_statistics", (6, 9, 17))
-    actual = named("cpp", weight=weight, temperature=temperature)(*inputs)
+def test_settings(kernel_backend, weight, temperature, device):
+    inputs = make_inputs("hypothesis_statistics", (6, 9, 17), device=device)
+    actual = named(kernel_backend, weight=weight, temperature=temperature)(*inputs)
     expected = named("torch", weight=weight, temperature=temperature)(*(tensor.double() for tensor in inputs))
     for value, truth in zip(actual[2:], expected[2:], strict=True):
         torch.testing.assert_close(value.double(), truth, rtol=0, atol=1e-3 if temperature == 1e-4 else 2e-5)
 
 
-@requires_cpp
-def test_shared_camera_strides_and_threads():
+def test_shared_camera_strides_and_threads(kernel_backend, device):
     """The same bits for one camera or one a frame, slices, a frame alone, and any number of threads."""
-    hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (40, 20, 17))
-    whole = named("cpp")(hypotheses, keypoints, confidence, K)
+    fused, camera = named(kernel_backend), K.to(device)
+    hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (40, 20, 17), device=device)
+    whole = fused(hypotheses, keypoints, confidence, camera)
     doubled = [torch.stack((tensor, tensor), dim=1)[:, 1] for tensor in (hypotheses, keypoints, confidence)]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         others = [
-            named("cpp")(hypotheses, keypoints, confidence, K.expand(40, 3, 3)),
-            named("cpp")(*doubled, K),
-            named("cpp")(hypotheses.transpose(1, 2).contiguous().transpose(1, 2), keypoints, confidence, K),
+            fused(hypotheses, keypoints, confidence, camera.expand(40, 3, 3)),
+            fused(*doubled, camera),
+            fused(hypotheses.transpose(1, 2).contiguous().transpose(1, 2), keypoints, confidence, camera),
         ]
         torch.set_num_threads(1)
-        others.append(named("cpp")(hypotheses, keypoints, confidence, K))
+        others.append(fused(hypotheses, keypoints, confidence, camera))
     finally:
         torch.set_num_threads(threads)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
-    alone = named("cpp")(hypotheses[7:8], keypoints[7:8], confidence[7:8], K)
+    alone = fused(hypotheses[7:8], keypoints[7:8], confidence[7:8], camera)
     assert all(torch.equal(a[0], b[7]) for a, b in zip(alone, whole, strict=True))
 
 
@@ -183,12 +194,18 @@ def test_gradcheck():
     assert single.grad is not None
 
 
-@requires_cpp
-def test_opcheck():
-    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 5, 4))
+def test_opcheck(kernel_backend, device):
+    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 5, 4), device=device)
     op = torch.ops.diffupose.hypothesis_statistics.default
     for given in (view, [None, None, None]):
-        assert set(torch.library.opcheck(op, (hypotheses, *given, 0.5, 0.02)).values()) == {"SUCCESS"}
+        arguments = (hypotheses, *given, 0.5, 0.02, kernel_backend)
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
+
+
+def test_compile(kernel_backend, device):
+    inputs = make_inputs("hypothesis_statistics", (3, 5, 4), device=device)
+    compiled = torch.compile(named(kernel_backend), fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(*inputs), named(kernel_backend)(*inputs), strict=True))
 
 
 HYPOTHESES, KEYPOINTS, CONFIDENCE, INTRINSICS = make_inputs("hypothesis_statistics", (2, 5, 4))
@@ -215,9 +232,37 @@ def test_errors(change, message):
         ops.hypothesis_statistics(arguments.pop("hypotheses"), **arguments)
 
 
-@requires_cpp
-def test_what_cpp_does_not_take():
-    with pytest.raises(BackendUnavailableError, match=r"takes float32, got torch\.float64"):
-        named("cpp")(HYPOTHESES.double())
-    with pytest.raises(BackendUnavailableError, match=r"this op's C\+\+ code has no gradient"):
-        named("cpp")(HYPOTHESES.clone().requires_grad_())
+def test_what_fused_code_does_not_take(kernel_backend, device):
+    code, hypotheses = {"cpp": r"C\+\+ code", "cuda": "CUDA code"}[kernel_backend], HYPOTHESES.to(device)
+    with pytest.raises(BackendUnavailableError, match=rf"{code} takes float32, got torch\.float64"):
+        named(kernel_backend)(hypotheses.double())
+    with pytest.raises(BackendUnavailableError, match=f"this op's {code} has no gradient"):
+        named(kernel_backend)(hypotheses.clone().requires_grad_())
+
+
+def test_too_many_joints_for_cuda(with_cuda, device):
+    (hypotheses,) = make_inputs("hypothesis_statistics", (1, 4, 65, False), device=device)
+    with pytest.raises(BackendUnavailableError, match="CUDA code takes 64 joints at most, got 65"):
+        named("cuda")(hypotheses)
+
+
+def test_null_pointers_are_rejected(with_cuda, device):
+    hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (2, 5, 4), device=device)
+    tensors = {
+        "hypotheses": hypotheses, "keypoints_2d": keypoints.double(), "confidence": confidence.double(),
+        "cameras": torch.tensor([1000.0, 1000, 500, 400], dtype=torch.float64, device=device),
+        "mean": torch.empty(2, 4, 3, device=device), "covariance": torch.empty(2, 4, 3, 3, device=device),
+        "weights": torch.empty(2, 5, device=device), "weighted_mean": torch.empty(2, 4, 3, device=device),
+    }  # fmt: skip
+    arguments = {name: tensor.data_ptr() for name, tensor in tensors.items()} | {
+        "shared_camera": True, "weight": 1.0, "temperature": 0.01, "num_frames": 2, "num_hypotheses": 5,
+        "num_joints": 4, "stream": _backend.stream_of(hypotheses),
+    }  # fmt: skip
+    run = _backend.cuda().hypothesis_statistics
+    run(**arguments)
+    for name in tensors:
+        if name != "keypoints_2d":
+            with pytest.raises(ValueError, match=f"{name} is a null pointer"):
+                run(**(arguments | {name: 0}))
+    with pytest.raises(ValueError, match=r"num_joints must lie in \[1, 64\]"):
+        run(**(arguments | {"num_joints": 65}))

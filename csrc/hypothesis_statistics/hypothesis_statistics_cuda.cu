@@ -1,0 +1,247 @@
+#include "common/cuda.h"
+#include "hypothesis_statistics/hypothesis_statistics_cuda.h"
+#include "hypothesis_statistics/seen_frame.h"
+
+namespace diffupose {
+namespace {
+
+// A block for each frame, whose hypotheses it reads some five times: from memory once, then from the caches (50 poses
+// of 17 joints are 10 KB). Sums over hypotheses: a thread takes one joint and every n-th hypothesis, so that a warp
+// reads neighbours, and one thread a joint adds the shares in their order. What needs a whole pose, a thread for each.
+constexpr int kBlock = 128, kMaxJoints = static_cast<int>(kCudaStatisticsMaxJoints), kSums = 6;
+// Roots that are kept; with more hypotheses they are computed again for each pass.
+constexpr int kRoots = 512;
+static_assert(kRoots % kBlock == 0, "every pass must give a thread the same hypotheses");
+
+struct Shared {
+    double u[kMaxJoints], v[kMaxJoints], w[kMaxJoints];
+    float seen_x[kMaxJoints], seen_y[kMaxJoints], weight[kMaxJoints], share[kMaxJoints], ray_x[kMaxJoints],
+        ray_y[kMaxJoints];
+    SeenFrame frame;
+    float center[kMaxJoints][3];  // of a joint: its mean, then where it is seen
+    float offsets[kMaxJoints];
+    float sums[kBlock][kSums];
+    float lowest[kBlock], totals[kBlock];
+    float roots[kRoots][3];
+};
+
+// With pointers that the compiler knows to be shared.
+__device__ __forceinline__ SeenFrame in_shared(Shared& shared, SeenFrame frame) {
+    frame.u = shared.u, frame.v = shared.v, frame.w = shared.w;
+    frame.seen_x = shared.seen_x, frame.seen_y = shared.seen_y, frame.weight = shared.weight;
+    frame.share = shared.share, frame.ray_x = shared.ray_x, frame.ray_y = shared.ray_y;
+    return frame;
+}
+
+struct Frame {
+    const float* poses;  // [H, J, 3]
+    int64_t count;       // H
+    int joints;
+    int joint, first, step;  // of this thread's sums: a joint, and hypotheses first, first + step, ...; or step 0
+};
+
+// The sum over the shares of all threads with one joint.
+__device__ __forceinline__ float sum_of(const Shared& shared, const Frame& frame, int joint, int which) {
+    float sum = 0.0f;
+    for (int i = joint; i < frame.joints * frame.step; i += frame.joints) sum += shared.sums[i][which];
+    return sum;
+}
+
+template <int kCount>
+__device__ __forceinline__ void leave(Shared& shared, const float (&sums)[kCount]) {
+    for (int i = 0; i < kCount; ++i) shared.sums[threadIdx.x][i] = sums[i];
+}
+
+// The roots of hypotheses first, first + 1, ... as far as they are kept; and their errors, if wanted.
+template <bool kErrors>
+__device__ __forceinline__ void place(Shared& shared, const SeenFrame& seen, const Frame& frame, int64_t first,
+                                      float* errors) {
+    if (first > 0) __syncthreads();  // those before have been read
+    for (int i = static_cast<int>(threadIdx.x); i < kRoots && first + i < frame.count; i += kBlock) {
+        const float* pose = frame.poses + (first + i) * frame.joints * 3;
+        seen.place(pose, frame.joints, shared.roots[i]);
+        if constexpr (kErrors) errors[first + i] = seen.error(pose, frame.joints, shared.roots[i]);
+    }
+    __syncthreads();
+}
+
+// Calls function(joint's pose, hypothesis, root) for this thread's hypotheses among those placed.
+template <typename Function>
+__device__ __forceinline__ void for_placed(const Shared& shared, const Frame& frame, int64_t first,
+                                           const Function& function) {
+    if (frame.step == 0) return;
+    // kRoots is no multiple of the step: where the thread's hypotheses begin in these.
+    int64_t h = frame.first + (first - frame.first + frame.step - 1) / frame.step * frame.step;
+    for (; h < first + kRoots && h < frame.count; h += frame.step) {
+        function(frame.poses + h * frame.joints * 3, h, shared.roots[h - first]);
+    }
+}
+
+__device__ __forceinline__ void moments(Shared& shared, const Frame& frame, float* mean, float* covariance) {
+    const int numel = 3 * frame.joints, thread = static_cast<int>(threadIdx.x);
+    const float* own = frame.poses + 3 * frame.joint;
+    // As in C++: differences from the first make the mean of equal hypotheses exact.
+    float sums[3] = {}, products[kSums] = {};
+    for (int64_t h = frame.first; frame.step > 0 && h < frame.count; h += frame.step) {
+        for (int axis = 0; axis < 3; ++axis) sums[axis] += own[h * numel + axis] - own[axis];
+    }
+    leave(shared, sums);
+    __syncthreads();
+    if (thread < frame.joints) {
+        for (int axis = 0; axis < 3; ++axis) {
+            const float value =
+                frame.poses[3 * thread + axis] + sum_of(shared, frame, thread, axis) / static_cast<float>(frame.count);
+            shared.center[thread][axis] = mean[3 * thread + axis] = value;
+        }
+    }
+    __syncthreads();
+    const float* center = shared.center[frame.joint];
+    for (int64_t h = frame.first; frame.step > 0 && h < frame.count; h += frame.step) {
+        const float x = own[h * numel] - center[0], y = own[h * numel + 1] - center[1],
+                    z = own[h * numel + 2] - center[2];
+        products[0] += x * x, products[1] += y * y, products[2] += z * z;
+        products[3] += x * y, products[4] += y * z, products[5] += x * z;
+    }
+    leave(shared, products);
+    __syncthreads();
+    if (thread < frame.joints) {
+        float sixth[kSums];
+        for (int i = 0; i < kSums; ++i) {
+            const float sum = sum_of(shared, frame, thread, i);
+            sixth[i] = frame.count < kMinHypotheses ? kNan : sum / static_cast<float>(frame.count - 1);
+        }
+        const auto [xx, yy, zz, xy, yz, xz] = sixth;
+        const float matrix[9] = {xx, xy, xz, xy, yy, yz, xz, yz, zz};
+        for (int i = 0; i < 9; ++i) covariance[9 * thread + i] = matrix[i];
+    }
+}
+
+// Errors of all hypotheses, and every joint's share of the way to its ray times S / (S + R): S is its variance across
+// the image over the hypotheses, R the squared distance of its keypoint from their mean, or that of all joints on
+// average if that is more. The shares are visible to all after the next barrier.
+__device__ __forceinline__ void judge(Shared& shared, SeenFrame& seen, const Frame& frame, float* errors) {
+    const int thread = static_cast<int>(threadIdx.x), joint = frame.joint;
+    float means[2] = {}, variance[1] = {};
+    for (int64_t first = 0; first < frame.count; first += kRoots) {
+        place<true>(shared, seen, frame, first, errors);
+        for_placed(shared, frame, first, [&](const float* pose, int64_t, const float* root) {
+            for (int axis = 0; axis < 2; ++axis) means[axis] += across(pose + 3 * joint, root, axis);
+        });
+    }
+    leave(shared, means);
+    __syncthreads();
+    if (thread < frame.joints) {
+        for (int axis = 0; axis < 2; ++axis) {
+            shared.center[thread][axis] = sum_of(shared, frame, thread, axis) / static_cast<float>(frame.count);
+        }
+    }
+    __syncthreads();
+    for (int64_t first = 0; first < frame.count; first += kRoots) {
+        if (frame.count > kRoots) place<false>(shared, seen, frame, first, nullptr);
+        for_placed(shared, frame, first, [&](const float* pose, int64_t, const float* root) {
+            const float x = across(pose + 3 * joint, root, 0) - shared.center[joint][0];
+            const float y = across(pose + 3 * joint, root, 1) - shared.center[joint][1];
+            variance[0] += x * x + y * y;
+        });
+    }
+    leave(shared, variance);
+    if (thread < frame.joints) {
+        shared.offsets[thread] = seen.offset(thread, shared.center[thread][0], shared.center[thread][1]);
+    }
+    __syncthreads();
+    if (thread < frame.joints) {
+        float mean_offset = 0.0f, present = 0.0f;
+        for (int j = 0; j < frame.joints; ++j) {
+            if (seen.weight[j] > 0.0f) mean_offset += shared.offsets[j], present += 1.0f;
+        }
+        const float spread = sum_of(shared, frame, thread, 0) / static_cast<float>(frame.count);
+        seen.trust(thread, spread, shared.offsets[thread], mean_offset / present);
+    }
+}
+
+// Errors become exp(-error / (temperature side)) over their sum; all alike where no hypothesis can be placed. Each
+// thread reads and writes its own ones.
+__device__ __forceinline__ void weigh(Shared& shared, float* errors, int64_t count, float scale) {
+    const int thread = static_cast<int>(threadIdx.x);
+    float lowest = kInfinity, total = 0.0f;
+    for (int64_t h = thread; h < count; h += kBlock) {
+        const float cost = errors[h] / scale, known = cost == cost ? cost : kInfinity;
+        errors[h] = known;
+        lowest = known < lowest ? known : lowest;
+    }
+    shared.lowest[thread] = lowest;
+    __syncthreads();
+    for (int i = 0; i < kBlock; ++i) lowest = shared.lowest[i] < lowest ? shared.lowest[i] : lowest;
+    for (int64_t h = thread; h < count; h += kBlock) {
+        errors[h] = lowest == kInfinity ? 1.0f : expf(lowest - errors[h]);
+        total += errors[h];
+    }
+    shared.totals[thread] = total;
+    __syncthreads();
+    total = 0.0f;
+    for (int i = 0; i < kBlock; ++i) total += shared.totals[i];
+    for (int64_t h = thread; h < count; h += kBlock) errors[h] /= total;
+}
+
+__global__ void __launch_bounds__(kBlock, 4)
+    hypothesis_statistics_kernel(const float* __restrict__ hypotheses, Reprojection reprojection, float* mean,
+                                 float* covariance, float* weights, float* weighted_mean, HypothesisSizes sizes) {
+    __shared__ Shared shared;
+    const int64_t b = blockIdx.x, count = sizes.num_hypotheses;
+    const int joints = static_cast<int>(sizes.num_joints), thread = static_cast<int>(threadIdx.x);
+    Frame frame = {
+        hypotheses + b * count * joints * 3, count, joints, thread % joints, thread / joints, kBlock / joints};
+    if (frame.first >= frame.step) frame.step = 0;  // left over
+    const bool looks = reprojection.keypoints_2d != nullptr;
+    const double* camera = reprojection.cameras + (reprojection.shared_camera ? 0 : 4 * b);
+    SeenFrame seen = in_shared(shared, {});
+    if (looks && thread < joints) {
+        seen.look_at_joint(reprojection.keypoints_2d + 2 * b * joints, reprojection.confidence + b * joints, camera,
+                           reprojection.weight, thread);
+    }
+    moments(shared, frame, mean + b * joints * 3, covariance + b * joints * 9);
+    if (!looks) return;
+    if (thread == 0) {
+        seen.sum_up(camera, joints);
+        shared.frame = seen;
+    }
+    __syncthreads();
+    seen = in_shared(shared, shared.frame);
+    float* errors = weights + b * count;
+    judge(shared, seen, frame, errors);
+    weigh(shared, errors, count, 2.0f * seen.half_side * reprojection.temperature);
+    __syncthreads();
+    float refined[3] = {};
+    for (int64_t first = 0; first < count; first += kRoots) {
+        if (count > kRoots) place<false>(shared, seen, frame, first, nullptr);
+        for_placed(shared, frame, first, [&](const float* pose, int64_t h, const float* root) {
+            float base[3] = {},
+                  moved[3] = {pose[3 * frame.joint], pose[3 * frame.joint + 1], pose[3 * frame.joint + 2]};
+            if (is_placed(root)) {
+                seen.move(pose, 0, root, base);
+                seen.move(pose, frame.joint, root, moved);
+            }
+            for (int axis = 0; axis < 3; ++axis) refined[axis] += errors[h] * (moved[axis] - base[axis]);
+        });
+    }
+    leave(shared, refined);
+    __syncthreads();
+    if (thread < joints) {
+        for (int axis = 0; axis < 3; ++axis) {
+            weighted_mean[(b * joints + thread) * 3 + axis] = sum_of(shared, frame, thread, axis);
+        }
+    }
+}
+
+}  // namespace
+
+void launch_hypothesis_statistics_cuda(const float* hypotheses, const Reprojection& reprojection, float* mean,
+                                       float* covariance, float* weights, float* weighted_mean, HypothesisSizes sizes,
+                                       void* stream) {
+    if (sizes.num_frames == 0) return;
+    DIFFUPOSE_LAUNCH(hypothesis_statistics_kernel, static_cast<unsigned>(sizes.num_frames), kBlock, 0, stream,
+                     hypotheses, reprojection, mean, covariance, weights, weighted_mean, sizes);
+    check_launch("hypothesis_statistics");
+}
+
+}  // namespace diffupose

@@ -1,0 +1,51 @@
+#include "cuda_cases.h"
+#include "hypothesis_statistics/hypothesis_statistics_cuda.h"
+
+namespace diffupose::cases {
+
+namespace {
+
+struct Statistics {
+    DeviceArray<float> mean, covariance, weights, weighted_mean;
+    explicit Statistics(const HypothesisSizes& sizes)
+        : mean(3 * sizes.num_frames * sizes.num_joints),
+          covariance(9 * sizes.num_frames * sizes.num_joints),
+          weights(sizes.num_frames * sizes.num_hypotheses),
+          weighted_mean(3 * sizes.num_frames * sizes.num_joints) {}
+};
+
+}  // namespace
+
+// Against the C++ code; in the last one the roots do not fit and are computed again for each pass.
+CUDA_CASE(hypothesis_statistics) {
+    for (const HypothesisSizes& sizes : {HypothesisSizes{2, 7, 17}, {1, 5, 64}, {1, 1030, 2}}) {
+        const int64_t joints = sizes.num_frames * sizes.num_joints;
+        const auto noise = normal(3 * sizes.num_hypotheses * joints, 0.05f), pose = normal(3 * joints, 0.4f);
+        DeviceArray<float> poses(noise.size());
+        DeviceArray<double> keypoints(2 * joints), confidence(joints), camera(4);
+        const int64_t numel = 3 * sizes.num_joints;
+        for (int64_t i = 0; i < poses.size(); ++i) {
+            const int64_t frame = i / (numel * sizes.num_hypotheses);
+            poses[i] = noise[i] + pose[frame * numel + i % numel];
+        }
+        camera[0] = 1100.0, camera[1] = 1000.0, camera[2] = 500.0, camera[3] = 400.0;
+        for (int64_t j = 0; j < joints; ++j) {
+            const double z = static_cast<double>(pose[3 * j + 2]) + 4.0;
+            keypoints[2 * j] = camera[0] * static_cast<double>(pose[3 * j]) / z + camera[2] + 3.0;
+            keypoints[2 * j + 1] = camera[1] * static_cast<double>(pose[3 * j + 1]) / z + camera[3];
+            confidence[j] = j % 5 == 3 ? 0.0 : 0.9;
+        }
+        const Reprojection view = {keypoints.data(), confidence.data(), camera.data(), true, 0.8f, 0.02f};
+        Statistics got(sizes), expected(sizes);
+        launch_hypothesis_statistics(poses.data(), view, expected.mean.data(), expected.covariance.data(),
+                                     expected.weights.data(), expected.weighted_mean.data(), sizes, 1);
+        launch_hypothesis_statistics_cuda(poses.data(), view, got.mean.data(), got.covariance.data(),
+                                          got.weights.data(), got.weighted_mean.data(), sizes, nullptr);
+        expect_near("mean", got.mean, expected.mean, 1e-5);
+        expect_near("covariance", got.covariance, expected.covariance, 1e-5);
+        expect_near("weights", got.weights, expected.weights, 2e-5);
+        expect_near("weighted_mean", got.weighted_mean, expected.weighted_mean, 2e-5);
+    }
+}
+
+}  // namespace diffupose::cases
