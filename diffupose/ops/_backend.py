@@ -148,7 +148,10 @@ def _triton_state() -> tuple[bool, str]:
     # It compiles what launches a kernel.
     if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
         return False, f"{name} needs a C compiler: gcc or clang, or what the environment variable CC names"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own scheme names a folder that is empty; its headers lie where Python's usual one says.
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not Path(include, "Python.h").is_file():
         return False, f"{name} needs Python's headers (python3-dev)"
     return True, name
 

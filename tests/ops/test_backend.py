@@ -217,6 +217,20 @@ def test_triton_says_what_it_lacks(machine, expected, monkeypatch):
     assert triton_state(monkeypatch, **machine) == expected
 
 
+def test_pythons_headers_where_debian_has_them(monkeypatch, tmp_path):
+    """Not where Debian's default scheme says."""
+    (tmp_path / "posix_prefix").mkdir()
+    (tmp_path / "posix_prefix" / "Python.h").touch()
+    monkeypatch.setattr(_backend.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(_backend.sysconfig, "get_path", lambda name, scheme: str(tmp_path / scheme))
+    is_file = _backend.Path.is_file
+    assert triton_state(monkeypatch)[0]
+    monkeypatch.setattr(_backend.Path, "is_file", is_file)
+    assert _backend._triton_state.__wrapped__() == (True, "Triton 3.9.0")
+    monkeypatch.setattr(_backend.sysconfig, "get_default_scheme", lambda: "other")
+    assert not _backend._triton_state.__wrapped__()[0]
+
+
 def test_triton_without_a_gpu_needs_the_interpreter(monkeypatch):
     monkeypatch.setattr(_backend, "available_backends", states)
     monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", False)
