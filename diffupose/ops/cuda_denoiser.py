@@ -235,8 +235,10 @@ class _Captured:
     """A run as a CUDA graph."""
 
     def __init__(self, build: Callable[[tuple[Tensor, ...]], _Run], given: tuple[Tensor, ...]) -> None:
-        self._static = tuple(tensor.clone() for tensor in given)
-        self._run = build(self._static)
+        # Ordinary tensors, which calls inside and outside of inference mode may write to.
+        with torch.inference_mode(False), torch.no_grad():
+            self._static = tuple(tensor.clone() for tensor in given)
+            self._run = build(self._static)
         # The first run loads the kernels, which a capture cannot do.
         self._run()
         torch.cuda.current_stream().synchronize()
