@@ -120,6 +120,8 @@ def _cuda_state() -> tuple[bool, str]:
         return False, _CUDA_REASON
     if not torch.cuda.is_available():
         return False, "PyTorch sees no GPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return False, "the GPU is older than compute capability 8.0"
     runtime, driver = _CUDA.runtime_version(), _CUDA.driver_version()
     if driver // 1000 < runtime // 1000:  # within a major version an older driver runs what was built for its GPUs
         reason = f"it was built with CUDA {_version(runtime)}, the driver here runs {_version(driver)} at most"

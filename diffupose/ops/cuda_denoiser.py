@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
 from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
-from diffupose.ops.denoise import PackedDenoiser, Precision
+from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
 from diffupose.ops.layer_program import LayerProgram
 from diffupose.schedule import StepTable
 
@@ -61,6 +61,8 @@ class CudaDenoiser(PackedDenoiser):
         reason = unfit(program, extension.MAX_JOINTS)
         if reason is not None:
             raise ValueError(f"program does not fit: {reason}")
+        for layer in program.layers:
+            check_shapes(layer, program.num_joints)
         self.program, self.precision, self.device = program, precision, torch.device(device)
         self._packed = packed = pack_program(program, precision == "bfloat16", self.device, extension)
         self._offsets = list(packed.slots)

@@ -38,7 +38,7 @@ class PackedDenoiser:
         self._offsets: list[tuple[int, int]] = []  # where each slot begins, and its channels
         used = 0
         for layer in program.layers:
-            _check_shapes(layer, program.num_joints)
+            check_shapes(layer, program.num_joints)
             buffers = {"input": layer.input, "output": layer.output}
             if isinstance(layer, GraphConv):
                 c_in, c_out = layer.weight.shape[1:]
@@ -199,7 +199,7 @@ def _check_shape(name: str, value: Tensor, *shapes: list[int]) -> None:
         raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(value.shape)}")
 
 
-def _check_shapes(layer: Layer, num_joints: int) -> None:
+def check_shapes(layer: Layer, num_joints: int) -> None:
     """Raise unless the tensors of a layer fit each other: the engine reads as many numbers as it needs."""
     if isinstance(layer, GraphConv):
         if layer.weight.ndim != 3 or layer.weight.shape[0] != 2:

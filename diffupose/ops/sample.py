@@ -51,7 +51,7 @@ def sample(
 
     Returns:
         ``[B, H, J, 3]`` in the model's data units. Those of a packed denoiser are the same bits for any batch and
-        order, and on the CPU for any number of threads.
+        order, on the CPU for any number of threads, and on a GPU within one mode of ``CudaDenoiser``.
 
     Raises:
         ValueError: If a shape does not fit, or the table needs what is not there.
@@ -69,6 +69,9 @@ def sample(
         raise ValueError(f"hypothesis_ids must have shape [H], got {tuple(hypothesis_ids.shape)}")
     if frame_ids.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"frame_ids must have shape [{inputs.shape[0]}], got {tuple(frame_ids.shape)}")
+    for name, ids in (("frame_ids", frame_ids), ("hypothesis_ids", hypothesis_ids)):
+        if ids.device != inputs.device:
+            raise ValueError(f"{name} must be on the device of inputs, {inputs.device}, got {ids.device}")
     if clip_sample_range is not None and not clip_sample_range >= 0:
         raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
     own = (denoiser.backend,) if isinstance(denoiser, PackedDenoiser) else ("torch", "triton")

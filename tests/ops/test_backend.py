@@ -165,6 +165,7 @@ def test_cuda_without_a_gpu_or_an_extension_says_why(monkeypatch):
 
 def test_an_old_driver_gives_one_warning_and_the_next_backend(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(_backend, "_CUDA", FakeCuda(12080))
     with pytest.warns(
         RuntimeWarning, match=r"not used: it was built with CUDA 13\.0, the driver here runs 12\.8 at most"
@@ -176,6 +177,8 @@ def test_an_old_driver_gives_one_warning_and_the_next_backend(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cuda_state() == (True, "CUDA 13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert cuda_state() == (False, "the GPU is older than compute capability 8.0")
 
 
 def test_cpp_without_extension_says_why(monkeypatch):

@@ -364,6 +364,28 @@ def test_programs_that_the_engine_cannot_run(gpu):
             packed_of(program, gpu)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": torch.zeros(1)}, r"bias must have shape \[33\], got \(1,\)"),
+        ({"own": torch.zeros(5, 33)}, r"own must have shape \[17, 33\], got \(5, 33\)"),
+        ({"adjacency": torch.zeros(3, 3)}, r"adjacency must have shape \[17, 17\], got \(3, 3\)"),
+    ],
+)
+def test_layers_that_do_not_fit(gpu, change, message):
+    layer = replace(graph_conv(0, 1, 17, 5, 33), **change)
+    with pytest.raises(ValueError, match=message):
+        packed_of(program_of(layer, joints=17, widths=(5, 33)), gpu)
+
+
+def test_ids_on_another_device_are_refused(gpu):
+    config = CONFIGS["paper"]
+    packed = packed_of(layer_program(random_denoiser(config)), gpu)
+    inputs = torch.randn(2, 17, config.num_condition_channels, device=gpu)
+    with pytest.raises(ValueError, match="frame_ids must be on the device of inputs"):
+        ops.sample(packed, inputs, table_of("ddim"), frame_ids=torch.arange(2, device="meta"), num_hypotheses=1)
+
+
 # --- The lifter ------------------------------------------------------------------------------------------------------
 
 
