@@ -258,7 +258,7 @@ class Lifter:
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
         if isinstance(network, PackedDenoiser):
             # Once for all chunks: a hypothesis is the same bits in each of them.
-            network = network.for_hypotheses(batch * settings.num_hypotheses)
+            network = network.for_hypotheses(int(pixels.usable.sum()) * settings.num_hypotheses)
         ids = check_frame_ids(frame_ids, batch)
         self._warn_of_filled_joints(pixels)
         if not person:
