@@ -119,7 +119,7 @@ def _cuda_state() -> tuple[bool, str]:
     if _CUDA is None:
         return False, _CUDA_REASON
     if not torch.cuda.is_available():
-        return False, "PyTorch sees no GPU"
+        return False, "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
     if torch.cuda.get_device_capability() < (8, 0):
         return False, "the GPU is older than compute capability 8.0"
     runtime, driver = _CUDA.runtime_version(), _CUDA.driver_version()
@@ -158,7 +158,6 @@ def _triton_state() -> tuple[bool, str]:
     return True, name
 
 
-@functools.cache
 def _is_old(device: torch.device) -> bool:
     """Return whether a device is a GPU that Triton does not support."""
     return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
@@ -179,9 +178,10 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     }
 
 
-# It asks the extensions, which torch.compile cannot look into. This is what torch.compiler.assume_constant_result does;
-# calling that imports the whole compiler, and Triton with it.
+# They ask the extensions and the driver, which torch.compile cannot look into. This is what
+# torch.compiler.assume_constant_result does; calling that imports the whole compiler, and Triton with it.
 available_backends._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose_backend(

@@ -157,6 +157,9 @@ def test_cuda_without_a_gpu_or_an_extension_says_why(monkeypatch):
     assert cuda_state() == (False, "it is raining")
     monkeypatch.setattr(_backend, "_CUDA", FakeCuda(0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cuda_state() == (False, "this PyTorch is built without CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert cuda_state() == (False, "PyTorch sees no GPU")
     monkeypatch.setattr(_backend, "_cuda_state", lambda: (False, "PyTorch sees no GPU"))
     with pytest.raises(BackendUnavailableError, match='backend "cuda" is not available: PyTorch sees no GPU'):
