@@ -104,8 +104,8 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
         choice.table = pointer<const float>(table, 6, "table");
         choice.index = pointer<const int64_t>(index, 1, "index");
     }
-    // A row on the device may need everything.
-    const bool reads_last = !row || (*row)[4] != 0.0f, draws = noise == 0 && (!row || (*row)[5] != 0.0f);
+    // A row on the device may draw noise. It may need x0_last as well, and gives NaN without.
+    const bool reads_last = row && (*row)[4] != 0.0f, draws = noise == 0 && (!row || (*row)[5] != 0.0f);
     ReverseStepTensors tensors = {};
     tensors.state = storage(dtype), tensors.output = storage(output_dtype);
     tensors.sample = pointer<const void>(sample, numel, "sample");

@@ -87,6 +87,8 @@ def reverse_step_kernel(
         x_prev += c_0 * x0
     if x0_last_ptr is not None:
         x_prev += c_1 * last
+    elif c_1 != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
     if (noise_ptr is not None) or (seed_ptr is not None):  # noqa: SIM102 (as above)
         # A real branch: drawing costs more than the rest together.
         if s != 0.0:
@@ -135,7 +137,7 @@ def reverse_step(
         model_output: ``[B, H, J, C]`` with C >= 3.
         table: ``[S, 6]``, float32, on the device.
         step: ``[1]``, int64, on the device: the row.
-        x0_last: Must be given if c_1 of a row that will be taken is not 0.
+        x0_last: Where c_1 of the row is not 0 and this is None, ``x_prev`` becomes NaN.
         noise: Given noise.
         noise_scale: ``[S, J, 3]``.
         seed: Of drawn noise, as in ``philox_normal``.

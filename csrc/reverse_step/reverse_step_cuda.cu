@@ -1,3 +1,4 @@
+#include <cmath>
 #include <stdexcept>
 #include <type_traits>
 
@@ -65,7 +66,14 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
             }
         }
     }
-    if (row.c_1 != 0.0f) load<kCount>(static_cast<const T*>(tensors.x0_last) + at, last);
+    if (row.c_1 != 0.0f) {
+        if (tensors.x0_last != nullptr) {
+            load<kCount>(static_cast<const T*>(tensors.x0_last) + at, last);
+        } else {  // the host could not know that this row needs it
+#pragma unroll
+            for (int k = 0; k < kCount; ++k) last[k] = NAN;
+        }
+    }
     if (row.s != 0.0f) {
         load<kCount>(tensors.given_noise == nullptr ? drawn + i : tensors.given_noise + at, z);
         if (tensors.noise_scale != nullptr) {

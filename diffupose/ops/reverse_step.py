@@ -16,7 +16,7 @@ def reverse_step(
     sample: Tensor,
     model_output: Tensor,
     coefficients: Tensor,
-    step: int,
+    step: int | Tensor,
     *,
     x0_last: Tensor | None = None,
     noise: Tensor | None = None,
@@ -37,9 +37,13 @@ def reverse_step(
     Args:
         sample: x_t of shape ``[B, H, J, 3]``, in the model's data units.
         model_output: ``[B, H, J, C]`` with C >= 3; channels after the third are ignored.
-        coefficients: The table ``[S, 6]`` with columns p, q, c_x, c_0, c_1, s (``StepTable.tensor()``), on the CPU.
-        step: Row of the table, in [0, S).
-        x0_last: The previous step's x0, for multistep samplers (rows with c_1 != 0).
+        coefficients: The table ``[S, 6]`` with columns p, q, c_x, c_0, c_1, s (``StepTable.tensor()``), on the CPU, or
+            on the device of ``sample`` where ``step`` is a tensor.
+        step: Row of the table, in [0, S). Or a tensor of one int64 on the device of ``sample``, which ``"cuda"`` and
+            ``"triton"`` read on the device: nothing is copied and nothing waited for, so that a CUDA graph of the call
+            takes whatever row the tensor holds when it is replayed. Its range cannot be checked then.
+        x0_last: The previous step's x0, for multistep samplers (rows with c_1 != 0). Where such a row is read on the
+            device and this is None, the sample becomes NaN.
         noise: z of the same shape as ``sample``; None draws it by counter from ``seed``, ``frame_ids`` and
             ``hypothesis_ids``.
         noise_scale: ``[S, J, 3]``, what z is multiplied by besides s (``StepTable.noise_scale_tensor()``); None is 1.
@@ -68,21 +72,29 @@ def reverse_step(
     if model_output.ndim != 4 or model_output.shape[:-1] != sample.shape[:-1] or model_output.shape[-1] < 3:
         expected = [*sample.shape[:-1], "3 or more"]
         raise ValueError(f"model_output must have shape {expected}, got {tuple(model_output.shape)}")
-    if coefficients.ndim != 2 or coefficients.shape[1] != 6 or coefficients.device.type != "cpu":
+    home = sample.device if isinstance(step, Tensor) else torch.device("cpu")
+    if coefficients.ndim != 2 or coefficients.shape[1] != 6 or coefficients.device != home:
+        where = "the CPU" if home.type == "cpu" else str(home)
         raise ValueError(
-            f"coefficients must have shape [S, 6] on the CPU, got {tuple(coefficients.shape)} on {coefficients.device}"
+            f"coefficients must have shape [S, 6] on {where}, got {tuple(coefficients.shape)} on {coefficients.device}"
         )
-    if not 0 <= step < coefficients.shape[0]:
-        raise ValueError(f"step must lie in [0, {coefficients.shape[0]}), got {step}")
+    if isinstance(step, Tensor):
+        if step.numel() != 1 or step.dtype != torch.int64 or step.device != home:
+            raise ValueError(
+                f"step must be an int, or one int64 on {home}, got {step.dtype} {tuple(step.shape)} on {step.device}"
+            )
+    else:
+        _check_step(step, coefficients)
     for name, tensor in (("x0_last", x0_last), ("noise", noise)):
         if tensor is not None and tensor.shape != sample.shape:
             raise ValueError(f"{name} must have the shape of sample, {tuple(sample.shape)}, got {tuple(tensor.shape)}")
     scale_shape = (coefficients.shape[0], *sample.shape[2:])
     if noise_scale is not None and noise_scale.shape != scale_shape:
         raise ValueError(f"noise_scale must have shape {list(scale_shape)}, got {tuple(noise_scale.shape)}")
+    number, step_on_device = (0, step.view(1)) if isinstance(step, Tensor) else (step, None)
     inputs = _Inputs(
-        sample, model_output, coefficients, step, x0_last, noise, noise_scale, signed(seed), frame_ids, hypothesis_ids,
-        clip_sample_range, backend,
+        sample, model_output, coefficients, number, step_on_device, x0_last, noise, noise_scale, signed(seed),
+        frame_ids, hypothesis_ids, clip_sample_range, backend,
     )  # fmt: skip
     for tensor in (*inputs.tensors(), inputs.frame_ids, inputs.hypothesis_ids):
         if tensor is not None and tensor.device != sample.device:
@@ -90,17 +102,23 @@ def reverse_step(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors()):
         unfit = {name: f"this op's {code} has no gradient" for name, code in _CODE.items()}
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
-        return _run_torch(inputs)
+        return _run_torch(_with_row_on_host(inputs))
     return torch.ops.diffupose.reverse_step.default(*inputs)
 
 
+def _check_step(step: int, coefficients: Tensor) -> None:
+    if not 0 <= step < coefficients.shape[0]:
+        raise ValueError(f"step must lie in [0, {coefficients.shape[0]}), got {step}")
+
+
 class _Inputs(NamedTuple):
-    """The raw op's arguments, in its order."""
+    """The raw op's arguments, in its order; ``step`` counts where ``step_on_device`` is None."""
 
     sample: Tensor
     model_output: Tensor
     coefficients: Tensor
     step: int
+    step_on_device: Tensor | None
     x0_last: Tensor | None
     noise: Tensor | None
     noise_scale: Tensor | None
@@ -127,6 +145,21 @@ class _Inputs(NamedTuple):
             checked.append(ids)
         check_ids(*checked)
         return checked[0], checked[1]
+
+
+def _with_row_on_host(inputs: _Inputs) -> _Inputs:
+    """Return the inputs with a row that Python can read, which waits for the device, and check it."""
+    if inputs.step_on_device is not None:
+        inputs = inputs._replace(
+            coefficients=inputs.coefficients.cpu(), step=int(inputs.step_on_device), step_on_device=None
+        )
+        _check_step(inputs.step, inputs.coefficients)
+    p, q, *others = inputs.coefficients[inputs.step].tolist()
+    if others[2] != 0.0 and inputs.x0_last is None:
+        raise ValueError(f"x0_last is needed by row {inputs.step} of this table (c_1 = {others[2]:g}), got None")
+    if not any((p, q)) or not any(others):
+        raise ValueError("a row of the step table must have a term that is not 0")
+    return inputs
 
 
 def _run_torch(inputs: _Inputs) -> tuple[Tensor, Tensor]:
@@ -157,8 +190,6 @@ def _run_torch(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 def _run_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     row = inputs.coefficients[inputs.step].tolist()
     c_1, s = row[4:]
-    if not any(row[:2]) or not any(row[2:]):
-        raise ValueError("a row of the step table must have a term that is not 0")
     sample = inputs.sample.contiguous()
     model_output, stride = _with_row_stride(inputs.model_output)
     x0_last = noise = scale = None
@@ -210,16 +241,17 @@ def _with_row_stride(model_output: Tensor) -> tuple[Tensor, int]:
 def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     from diffupose.kernels.reverse_step import reverse_step as kernel
 
-    row = inputs.coefficients[inputs.step].tolist()
-    if not any(row[:2]) or not any(row[2:]):
-        raise ValueError("a row of the step table must have a term that is not 0")
     device = inputs.sample.device
-    draws = row[5] != 0.0 and inputs.noise is None
+    table, step = inputs.coefficients.to(device, torch.float32), inputs.step_on_device
+    draws = inputs.noise is None
+    if step is None:
+        step = torch.full((1,), inputs.step, dtype=torch.int64, device=device)
+        draws = draws and float(inputs.coefficients[inputs.step, 5]) != 0.0
     prev_sample, x0 = kernel(
         inputs.sample,
         inputs.model_output,
-        inputs.coefficients.to(device, torch.float32),
-        torch.full((1,), inputs.step, dtype=torch.int64, device=device),
+        table.contiguous(),
+        step,
         inputs.x0_last,
         inputs.noise,
         inputs.noise_scale,
@@ -232,18 +264,21 @@ def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
 
 
 def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
-    row = inputs.coefficients[inputs.step].tolist()
-    c_1, s = row[4:]
-    if not any(row[:2]) or not any(row[2:]):
-        raise ValueError("a row of the step table must have a term that is not 0")
+    row, table, index = None, None, inputs.step_on_device
+    needs_last = draws = True  # a row that only the device knows may need all that is given
+    if index is None:
+        row = inputs.coefficients[inputs.step].tolist()
+        needs_last, draws = row[4] != 0.0, row[5] != 0.0
+    else:
+        table = inputs.coefficients.float().contiguous()
     dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
     sample = inputs.sample.to(dtype).contiguous()
     model_output, stride = _with_row_stride(inputs.model_output)
     x0_last = noise = scale = None
     ids: list[Tensor | None] = [None, None]
-    if c_1 != 0.0 and inputs.x0_last is not None:
+    if needs_last and inputs.x0_last is not None:
         x0_last = inputs.x0_last.to(dtype).contiguous()
-    if s != 0.0:
+    if draws:
         if inputs.noise_scale is not None:
             scale = inputs.noise_scale.float().contiguous()
         if inputs.noise is not None:
@@ -255,8 +290,8 @@ def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
         cuda().reverse_step(
             row=row,
             step=inputs.step,
-            table=0,
-            index=0,
+            table=_address(table),
+            index=_address(index),
             clip=inputs.clip_sample_range,
             dtype=_name(dtype),
             output_dtype=_name(model_output.dtype),
@@ -305,10 +340,9 @@ def _unfit(inputs: _Inputs) -> dict[str, str]:
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = _Inputs(*arguments)
-    c_1 = float(inputs.coefficients[inputs.step, 4])
-    if c_1 != 0.0 and inputs.x0_last is None:
-        raise ValueError(f"x0_last is needed by row {inputs.step} of this table (c_1 = {c_1:g}), got None")
     chosen = choose_backend(inputs.backend, inputs.sample.device, _IMPLEMENTATIONS, unfit=_unfit(inputs))
+    if inputs.step_on_device is None or chosen in ("torch", "cpp"):
+        inputs = _with_row_on_host(inputs)
     return _IMPLEMENTATIONS[chosen](inputs)
 
 
@@ -321,8 +355,8 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 _lib = torch.library.Library("diffupose", "FRAGMENT")
 _lib.define(
-    "reverse_step(Tensor sample, Tensor model_output, Tensor coefficients, SymInt step, Tensor? x0_last, "
-    "Tensor? noise, Tensor? noise_scale, SymInt seed, Tensor? frame_ids, Tensor? hypothesis_ids, "
+    "reverse_step(Tensor sample, Tensor model_output, Tensor coefficients, SymInt step, Tensor? step_on_device, "
+    "Tensor? x0_last, Tensor? noise, Tensor? noise_scale, SymInt seed, Tensor? frame_ids, Tensor? hypothesis_ids, "
     "float? clip_sample_range, str? backend) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

@@ -147,6 +147,45 @@ def test_row_by_a_tensor_and_in_place(device):
         step += 1
 
 
+def test_step_in_a_tensor(device):
+    """The op with its row on the device: what it gives with the row on the CPU, NaN where it lacks what it needs."""
+    sample, output, coefficients, _, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 17), device=device)
+    for row in range(2):
+        for given in (None, noise):
+            expected = fused(sample, output, coefficients, row, x0_last, given, scale, 0.7, seed=5)
+            actual = ops.reverse_step(
+                sample, output, coefficients, torch.tensor([row], device=device), x0_last=x0_last, noise=given,
+                noise_scale=scale, clip_sample_range=0.7, seed=5, backend="triton",
+            )  # fmt: skip
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    step = torch.ones(1, dtype=torch.int64, device=device)
+    previous, x0 = ops.reverse_step(sample, output, coefficients, step, noise=noise, backend="triton")
+    assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
+
+
+@requires_cuda
+def test_op_in_a_graph():
+    """A graph of the op takes the row that the tensor holds when it is replayed."""
+    sample, output, table, _, x0_last, _, scale = make_inputs("reverse_step", (2, 3, 17), device="cuda")
+    step = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def call():
+        return ops.reverse_step(
+            sample, output, table, step, x0_last=x0_last, noise=None, noise_scale=scale, seed=3, backend="triton"
+        )
+
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    for row in range(2):
+        step.fill_(row)
+        graph.replay()
+        expected = fused(sample, output, table, row, x0_last, None, scale, seed=3)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
 def test_antithetic(device):
     """Odd hypotheses have the noise of the one before them, with the sign changed."""
     sample, output, coefficients, *_ = make_inputs("reverse_step", (2, 1, 5), device=device)
@@ -165,9 +204,11 @@ def test_opcheck_and_errors(device):
     sample, output, coefficients, step, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 4), device=device)
     ids, host = (torch.arange(2, device=device), torch.arange(3, device=device)), coefficients.cpu()
     op = torch.ops.diffupose.reverse_step.default
-    drawn = (sample, output, host, step, x0_last, None, scale, -5, *ids, None, "triton")
-    given = (sample, output, host, 0, None, noise, None, 0, None, None, 0.5, "triton")
-    for arguments in (drawn, given):
+    drawn = (sample, output, host, step, None, x0_last, None, scale, -5, *ids, None, "triton")
+    given = (sample, output, host, 0, None, None, noise, None, 0, None, None, 0.5, "triton")
+    row = torch.tensor([step], device=device)
+    from_device = (sample, output, coefficients, 0, row, x0_last, None, scale, -5, *ids, None, "triton")
+    for arguments in (drawn, given, from_device):
         assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
     with pytest.raises(ValueError, match="a row of the step table must have a term that is not 0"):
         fused(sample, output, torch.zeros(1, 6), 0, x0_last, noise, None)

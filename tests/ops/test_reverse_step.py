@@ -452,13 +452,43 @@ def test_step_from_the_device_in_place(with_cuda, device):
     assert torch.equal(x0, before)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpp", "cuda"])
+def test_step_in_a_tensor(backend, device, request):
+    """The op with its row on the device gives what it gives with the row on the CPU."""
+    if backend == "cuda":
+        request.getfixturevalue("with_cuda")
+    elif backend == "cpp" and not (ops.available_backends()["cpp"][0] and device.type == "cpu"):
+        pytest.skip("C++ does not run on this device")
+    sample, output, coefficients, _, x0_last, noise, scale = inputs_for((3, 5, 17, 5), device)
+    for row in range(len(coefficients)):
+        for given in (None, noise):
+            arguments = (x0_last, given, scale, 0.7, backend)
+            expected = run(sample, output, coefficients, row, *arguments, seed=5)
+            for step in (torch.tensor(row, device=device), torch.tensor([row], device=device)):
+                actual = run(sample, output, coefficients.to(device), step, *arguments, seed=5)
+                assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    table = coefficients.to(device)
+    for step in (torch.tensor([0.0], device=device), torch.tensor([0, 1], device=device)):
+        with pytest.raises(ValueError, match="step must be an int, or one int64 on"):
+            run(sample, output, table, step, x0_last, noise, scale, backend=backend)
+    step = torch.ones(1, dtype=torch.int64, device=device)
+    if backend == "cuda":
+        previous, x0 = run(sample, output, table, step, None, noise, scale, backend=backend)
+        assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
+    else:
+        with pytest.raises(ValueError, match="x0_last is needed by row 1 of this table"):
+            run(sample, output, table, step, None, noise, scale, backend=backend)
+        with pytest.raises(ValueError, match=r"step must lie in \[0, 2\), got 2"):
+            run(sample, output, table, step + 1, x0_last, noise, scale, backend=backend)
+
+
 def test_null_pointers_are_rejected(with_cuda, device):
     sample, output, coefficients, _, x0_last, _, scale = inputs_for((2, 3, 4), device)
     table, index = coefficients.to(device), torch.zeros(1, dtype=torch.int64, device=device)
     ids = torch.arange(2, device=device), torch.arange(3, device=device)
     tensors = (sample, output, x0_last, scale, *ids, torch.empty_like(sample), torch.empty_like(sample))
     device_step(tensors, table, index)
-    for name in ("table", "index", "sample", "model_output", "x0_last", "frame_ids", "hypothesis_ids", "prev_sample"):
+    for name in ("table", "index", "sample", "model_output", "frame_ids", "hypothesis_ids", "prev_sample"):
         with pytest.raises(ValueError, match=f"{name} is a null pointer"):
             device_step(tensors, table, index, **{name: 0})
     with pytest.raises(ValueError, match="a dtype must be float32, float16 or bfloat16, got float64"):
@@ -482,9 +512,11 @@ def opcheck(backend, device):
     sample, output, coefficients, step, x0_last, noise, scale = inputs_for((2, 3, 4, 5), device)
     ids = torch.arange(2, device=device), torch.arange(3, device=device)
     op = torch.ops.diffupose.reverse_step.default
-    drawn = (sample, output, coefficients, step, x0_last, None, scale, -5, *ids, None, backend)
-    given = (sample, output, coefficients, 0, None, noise, None, 0, None, None, 0.5, backend)
-    for arguments in (drawn, given):
+    drawn = (sample, output, coefficients, step, None, x0_last, None, scale, -5, *ids, None, backend)
+    given = (sample, output, coefficients, 0, None, None, noise, None, 0, None, None, 0.5, backend)
+    table, row = coefficients.to(device), torch.tensor([step], device=device)
+    from_device = (sample, output, table, 0, row, x0_last, None, scale, -5, *ids, None, backend)
+    for arguments in (drawn, given, from_device):
         assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
 
 
