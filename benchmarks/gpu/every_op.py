@@ -41,7 +41,8 @@ def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
         "modulated_graph_conv": partial(_graph_conv, device, backend, False),
         "modulated_graph_conv backward": partial(_graph_conv, device, backend, True),
         "philox_normal": partial(_philox_normal, device, backend),
-        "reverse_step": partial(_reverse_step, device, backend),
+        "reverse_step": partial(_reverse_step, device, backend, False),
+        "reverse_step by a row on the device": partial(_reverse_step, device, backend, True),
         "hypothesis_statistics": partial(_hypothesis_statistics, device, backend),
     }
     sizes = {"frames": 2, "hypotheses": POSES // 2, "steps": STEPS}
@@ -74,10 +75,11 @@ def _hypothesis_statistics(device: torch.device, backend: str) -> Call:
     )  # fmt: skip
 
 
-def _reverse_step(device: torch.device, backend: str) -> Call:
-    sample, output, coefficients, step, x0_last, _, scale = make_inputs("reverse_step", (2, 8, 17, 5), device=device)
+def _reverse_step(device: torch.device, backend: str, on_device: bool) -> Call:
+    sample, output, table, step, x0_last, _, scale = make_inputs("reverse_step", (2, 8, 17, 5), device=device)
+    row = (table, torch.tensor([step], device=device)) if on_device else (table.cpu(), step)
     return partial(
-        ops.reverse_step, sample, output, coefficients.cpu(), step, x0_last=x0_last, noise_scale=scale,
+        ops.reverse_step, sample, output, *row, x0_last=x0_last, noise_scale=scale,
         frame_ids=torch.arange(2, device=device), hypothesis_ids=torch.arange(8, device=device), backend=backend,
     )  # fmt: skip
 

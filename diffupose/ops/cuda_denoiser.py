@@ -26,7 +26,10 @@ PERSISTENT_FROM = 256
 persistent kernel takes as long for one tile as for 132, about 250 us; a step by layers has every block read its whole
 tile from L2, which at 5.5 TB/s is about 1.2 us a hypothesis."""
 
-_MAX_GRAPHS = 8  # kept, of the shapes used last
+_MOST_KEPT = 8  # graphs, and tables of steps, of those used last
+_MOST_CAPTURED = 1024
+"""Hypotheses up to which graphs are made: beyond, a layer takes longer than its launch, and a graph would only hold
+memory. Not measured."""
 
 
 class CudaDenoiser(PackedDenoiser):
@@ -87,8 +90,11 @@ class CudaDenoiser(PackedDenoiser):
         self.mode = mode
         self._tile_poses = extension.TILE_POSES
         self._table: tuple[bytes, Tensor] | None = None
-        self._graphs: OrderedDict[object, _Captured] = OrderedDict()
+        self._graphs: OrderedDict[object, _Captured | None] = OrderedDict()  # None: seen once
+        self._steps: OrderedDict[object, _Steps] = OrderedDict()
         self._lock = threading.Lock()
+        self.device = self._records.device  # with its number
+        self._wait_for_copies()
         self._by_mode: dict[Mode, CudaDenoiser] = {}
 
     @property
@@ -140,6 +146,11 @@ class CudaDenoiser(PackedDenoiser):
         tiles = -(-poses // self._tile_poses)
         return torch.empty(tiles * self.tile_bytes, dtype=torch.uint8, device=self.device)
 
+    def _wait_for_copies(self) -> None:
+        """Wait for what was copied from the host: the next call may come on another stream."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def _denoise(self, sample: Tensor, condition: Tensor, parameters: Tensor, out: Tensor) -> None:
         workspace = self._workspace(len(sample))
         with on_device(out):
@@ -162,30 +173,70 @@ class CudaDenoiser(PackedDenoiser):
         count = len(frame_ids) * len(hypothesis_ids)
         if count == 0:
             return torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3, device=self.device)
-        seeds = torch.tensor([seed - 2**64 if seed >= 2**63 else seed], device=self.device)
-        given = (self._place(inputs), frame_ids.contiguous(), hypothesis_ids.contiguous(), seeds)
         mode = self._mode_for(count)
+        with on_device(self._records):
+            # Filled on the device: nothing is copied from the host once a table of steps is known, so that a caller can
+            # capture the call.
+            capturing = inputs.is_cuda and torch.cuda.is_current_stream_capturing()
+            seeds = torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, device=self.device)
+            given = (self._place(inputs), frame_ids.contiguous(), hypothesis_ids.contiguous(), seeds)
+            steps_key, steps = self._steps_of(table, capturing)
 
-        def build(static: tuple[Tensor, ...]) -> _Run:
-            return _Run(self, static, table, clip_sample_range, antithetic, mode)
+            def build(static: tuple[Tensor, ...]) -> _Run:
+                return _Run(self, static, steps.used_on_this_stream(), clip_sample_range, antithetic, mode)
 
-        with on_device(given[0]):
-            if mode == "persistent" or not given[0].is_cuda:
-                run = build(given)
-                run()
-                return run.out
-            scale = None if table.noise_scale is None else table.noise_scale.tobytes()
+            if mode == "persistent" or not given[0].is_cuda or count > _MOST_CAPTURED or capturing:
+                return build(given)()
             key = (
-                inputs.shape, len(hypothesis_ids), table.coefficients.tobytes(), table.timesteps.tobytes(), scale,
-                clip_sample_range, antithetic, stream_of(given[0]),
+                inputs.shape, len(hypothesis_ids), steps_key, clip_sample_range, antithetic, stream_of(given[0])
             )  # fmt: skip
             # A graph has its own memory: whoever replays it must have its inputs in there, and the result out again.
             with self._lock:
-                captured = self._graphs.pop(key, None) or _Captured(build, given)
+                seen = key in self._graphs
+                captured = self._graphs.pop(key, None)
+                if captured is None and seen:
+                    captured = _Captured(build, given)
                 self._graphs[key] = captured
-                if len(self._graphs) > _MAX_GRAPHS:
+                if len(self._graphs) > _MOST_KEPT:
                     self._graphs.popitem(last=False)
-                return captured(given)
+                # The first call of a shape, which may be the only one, also loads the kernels: a capture cannot.
+                return build(given)() if captured is None else captured(given)
+
+    def _steps_of(self, table: StepTable, capturing: bool) -> tuple[object, _Steps]:
+        """Return a table of steps on the device, and what tells it from others."""
+        scale = None if table.noise_scale is None else table.noise_scale.tobytes()
+        key = (table.coefficients.tobytes(), table.timesteps.tobytes(), scale)
+        with self._lock:
+            steps = self._steps.pop(key, None) or _Steps(self, table)
+            self._steps[key] = steps
+            steps.captured |= capturing
+            old = [key for key, steps in self._steps.items() if not steps.captured][:-_MOST_KEPT]
+            for name in old:
+                del self._steps[name]
+        return key, steps
+
+
+class _Steps:
+    """A table of steps where the engine reads it."""
+
+    def __init__(self, denoiser: CudaDenoiser, table: StepTable) -> None:
+        coefficients, scale = table.tensor(), table.noise_scale_tensor()
+        self.count = len(table.timesteps)
+        self.has_history = bool((coefficients[:, 4] != 0).any())
+        self.captured = False  # a graph of the caller's reads it, for who knows how long
+        # Ordinary tensors, whoever calls first.
+        with torch.inference_mode(False), torch.no_grad():
+            self.coefficients = denoiser._place(coefficients)
+            self.noise_scale = None if scale is None else denoiser._place(scale)
+            self.parameters = denoiser._place(denoiser.tabulate(torch.from_numpy(table.timesteps)))
+        denoiser._wait_for_copies()
+
+    def used_on_this_stream(self) -> _Steps:
+        """Return the table, whose memory is not given to others before this stream has done what it has been told."""
+        for tensor in (self.coefficients, self.noise_scale, self.parameters):
+            if tensor is not None and tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return self
 
 
 class _Run:
@@ -195,42 +246,40 @@ class _Run:
         self,
         denoiser: CudaDenoiser,
         given: tuple[Tensor, ...],
-        table: StepTable,
+        steps: _Steps,
         clip_sample_range: float | None,
         antithetic: bool,
         mode: Mode,
     ) -> None:
         inputs, frame_ids, hypothesis_ids, seeds = given
-        coefficients = table.tensor()
-        has_history = bool((coefficients[:, 4] != 0).any())
-        scale = table.noise_scale_tensor()
         shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
         self.out = torch.empty(shape, device=inputs.device)
         poses = shape[0] * shape[1]
-        self._engine, self._num_steps = denoiser._engine, len(table.timesteps)
+        self._engine, self._num_steps = denoiser._engine, steps.count
         self._num_parameters = denoiser._num_parameters()
         self._num_blocks = denoiser._multiprocessors if mode == "persistent" else 0
         self._clip, self._antithetic = clip_sample_range, antithetic
         self._tensors = {
             "condition": inputs,
-            "coefficients": denoiser._place(coefficients),
-            "noise_scale": None if scale is None else denoiser._place(scale),
-            "parameters": denoiser.parameters(torch.from_numpy(table.timesteps)),
+            "coefficients": steps.coefficients,
+            "noise_scale": steps.noise_scale,
+            "parameters": steps.parameters,
             "seed": seeds,
             "frame_ids": frame_ids,
             "hypothesis_ids": hypothesis_ids,
-            "x0_last": torch.empty_like(self.out) if has_history else None,
+            "x0_last": torch.empty_like(self.out) if steps.has_history else None,
             "out": self.out,
             "workspace": None if mode == "persistent" else denoiser._workspace(poses),
         }
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
         addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in self._tensors.items()}
         self._engine.sample(
             **addresses, num_parameters=self._num_parameters, antithetic=self._antithetic, clip=self._clip,
             num_frames=self.out.shape[0], num_hypotheses=self.out.shape[1], num_steps=self._num_steps,
             num_blocks=self._num_blocks, stream=stream_of(self.out),
         )  # fmt: skip
+        return self.out
 
 
 class _Captured:
@@ -241,9 +290,6 @@ class _Captured:
         with torch.inference_mode(False), torch.no_grad():
             self._static = tuple(tensor.clone() for tensor in given)
             self._run = build(self._static)
-        # The first run loads the kernels, which a capture cannot do.
-        self._run()
-        torch.cuda.current_stream().synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the GPU meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):

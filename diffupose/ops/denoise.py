@@ -111,17 +111,21 @@ class PackedDenoiser:
         key = timesteps.numpy().tobytes()
         kept = self._table
         if kept is None or kept[0] != key:
-            pairs = self.program.tabulate(timesteps)
-            if len(pairs) != len(self._offsets):
-                raise ValueError(f"the program must tabulate {len(self._offsets)} pairs, got {len(pairs)}")
-            table = torch.zeros(len(timesteps), self._num_parameters())
-            for (offset, channels), pair in zip(self._offsets, pairs, strict=True):
-                for begin, values in zip((offset, offset + self._padded(channels)), pair, strict=True):
-                    _check_shape("scale and shift", values, [len(timesteps), channels])
-                    table[:, begin : begin + channels] = values
             # Replaced as one object: another thread sees the old or the new pair.
-            self._table = kept = (key, self._place(table))
+            self._table = kept = (key, self._place(self.tabulate(timesteps)))
         return kept[1]
+
+    def tabulate(self, timesteps: Tensor) -> Tensor:
+        """Return the scales and shifts of all steps, ``[S, ...]``, as the engine reads them, on the CPU."""
+        pairs = self.program.tabulate(timesteps)
+        if len(pairs) != len(self._offsets):
+            raise ValueError(f"the program must tabulate {len(self._offsets)} pairs, got {len(pairs)}")
+        table = torch.zeros(len(timesteps), self._num_parameters())
+        for (offset, channels), pair in zip(self._offsets, pairs, strict=True):
+            for begin, values in zip((offset, offset + self._padded(channels)), pair, strict=True):
+                _check_shape("scale and shift", values, [len(timesteps), channels])
+                table[:, begin : begin + channels] = values
+        return table
 
     def denoise(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """Return the network's output ``[N, J, C_out]``.

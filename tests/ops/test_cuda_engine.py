@@ -18,7 +18,7 @@ from diffupose.ops.cuda_program import pack_program, unfit
 from diffupose.ops.layer_program import Attention, ScaleShift
 from diffupose.programs import layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
-from diffupose.testing import assert_parity
+from diffupose.testing import assert_parity, requires_cuda
 
 STEP = torch.tensor([7])
 MODES = ["layers", "persistent"]
@@ -285,6 +285,50 @@ def test_nothing_to_draw(gpu, frames, chains):
     inputs = torch.randn(frames, 17, config.num_condition_channels)
     out = draw(packed, inputs, table_of("ddim"), gpu, hypothesis_ids=torch.arange(chains))
     assert out.shape == (frames, chains, 17, 3)
+
+
+def test_tables_of_steps_are_kept(gpu, monkeypatch):
+    """The last ones, and those that a graph of the caller's may read."""
+    program, timesteps = layer_program(random_denoiser(CONFIGS["paper"])), []
+    tabulate = program.tabulate
+    packed = packed_of(replace(program, tabulate=lambda t: (timesteps.append(t), tabulate(t))[1]), gpu)
+    inputs = torch.randn(1, 17, 2)
+
+    def called(steps):
+        before = len(timesteps)
+        out = draw(packed, inputs, step_table(NoiseSchedule(100), steps, sampler="ddim"), gpu)
+        return out, len(timesteps) > before
+
+    first, new = called(1)
+    assert new
+    again, new = called(1)
+    assert not new
+    assert torch.equal(first, again)
+    next(iter(packed._steps.values())).captured = True
+    assert all(called(steps)[1] for steps in range(2, 11))  # nine more
+    assert not called(1)[1]
+    assert not called(3)[1]
+    assert called(2)[1]
+
+
+@requires_cuda
+@pytest.mark.parametrize(("precision", "mode"), [("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", MODES[1])])
+def test_sampler_in_a_graph_of_the_caller(precision, mode):
+    config = CONFIGS["paper"]
+    packed = packed_of(layer_program(random_denoiser(config)), torch.device("cuda"), precision, mode)
+    inputs, table = torch.randn(2, 17, config.num_condition_channels, device="cuda"), table_of("ddpm")
+    ids = torch.arange(2, device="cuda"), torch.arange(5, device="cuda")
+    given = {"frame_ids": ids[0], "hypothesis_ids": ids[1], "seed": 3}
+    expected = ops.sample(packed, inputs, table, **given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.sample(packed, inputs, table, **given)
+    graph.replay()
+    assert torch.equal(out, expected)
+    inputs.add_(0.5)
+    graph.replay()
+    assert torch.equal(out, ops.sample(packed, inputs, table, **given))
 
 
 def test_the_mode_is_chosen_by_the_number_of_hypotheses(gpu):
