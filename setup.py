@@ -39,6 +39,9 @@ X86 = {
 X86["avx512_bf16"] = [*X86["avx512"], "-mavx512bf16"]
 # GPUs that _cuda is built for where TORCH_CUDA_ARCH_LIST does not say: the machine is not asked.
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
+OLDEST_ARCHITECTURE = 80  # that has bfloat16 and its matrix instructions
+# What may stand before the compiler in CXX, which nvcc is told without it.
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")
 # Why there is no extension, for `diffupose env`: pip shows what the build prints with -v only.
 REASON_NAMES = {"_C": "_no_extension.txt", "_cuda": "_no_cuda.txt"}
 NOT_WANTED = "DIFFUPOSE_BUILD={} asked for it"
@@ -56,7 +59,9 @@ def find_nvcc() -> list[str]:
     """Return nvcc as a command, empty if there is none."""
     if os.environ.get("NVCC"):
         command = shlex.split(os.environ["NVCC"])
-        return command if shutil.which(command[0]) else []
+        if not shutil.which(command[0]):
+            raise RuntimeError(f"NVCC names {os.environ['NVCC']!r}, which is not there")
+        return command
     folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [*(str(Path(folder) / "bin" / "nvcc") for folder in folders), "nvcc", "/usr/local/cuda/bin/nvcc"]
     return next(([found] for found in map(shutil.which, candidates) if found), [])
@@ -65,24 +70,35 @@ def find_nvcc() -> list[str]:
 def cuda_architectures(nvcc: list[str]) -> list[str]:
     """Return nvcc's flags for what TORCH_CUDA_ARCH_LIST names, such as "8.0;9.0a;10.0+PTX".
 
-    What this nvcc does not know is left out of the default list; in a given one it is an error.
+    What is older than 8.0, which the kernels need, is left out, and so is what this nvcc does not know of the default
+    list; in a given one that is an error.
     """
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
-    listed = subprocess.run([*nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout
-    known = {name.removeprefix("sm_") for name in listed.split()}
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";")
+    try:
+        asked = subprocess.run([*nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"{shlex.join(nvcc)} cannot be run: {error.strerror}") from None
+    known = {name.removeprefix("sm_") for name in asked.stdout.split()}
+    if asked.returncode or not known:
+        said = (asked.stderr or asked.stdout).strip().splitlines() or ["nothing"]
+        raise RuntimeError(f"{shlex.join(nvcc)} --list-gpu-code ended with {asked.returncode} and said: {said[-1]}")
     flags = []
     for entry in filter(None, (given or CUDA_ARCHITECTURES).split(";")):
         number = entry.removesuffix("+PTX").replace(".", "")
-        if number.rstrip("af") not in known:
+        plain = number.rstrip("af")
+        if plain.isdigit() and int(plain) < OLDEST_ARCHITECTURE:
+            continue
+        if plain not in known:
             if given:
-                names = ", ".join(sorted(known, key=int))
+                names = ", ".join(sorted(known, key=lambda name: int(name.rstrip("af"))))
                 raise RuntimeError(f"TORCH_CUDA_ARCH_LIST names {entry!r}, nvcc has {names}")
             continue
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if entry.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     if not flags:
-        raise RuntimeError("nvcc knows none of the architectures that are built")
+        what = f"TORCH_CUDA_ARCH_LIST, {given!r}," if given else "nvcc"
+        raise RuntimeError(f"{what} has no architecture that the kernels run on: 8.0 or newer")
     return flags
 
 
@@ -206,7 +222,7 @@ def cpp_ninja_file(compiler: list[str], openmp: bool) -> str:
 def cuda_ninja_file(compiler: list[str], nvcc: list[str]) -> str:
     """Return the ninja file of ``_cuda``: the .cu files, the *_cuda.cpp files and what both extensions share."""
     # cudart is linked in: the module imports without a driver, and next to the cudart that torch brings.
-    link = [*nvcc, "-ccbin", compiler[0], "-shared", "--cudart", "static", "-Xlinker", "-s"]
+    link = [*nvcc, "-ccbin", host_compiler(compiler), "-shared", "--cudart", "static", "-Xlinker", "-s"]
     file = NinjaFile(compile_command(compiler), link)
     file.lines += [
         "rule nvcc",
@@ -223,6 +239,11 @@ def cuda_ninja_file(compiler: list[str], nvcc: list[str]) -> str:
     return file.text(f"_cuda{EXT_SUFFIX}")
 
 
+def host_compiler(compiler: list[str]) -> str:
+    """Return the program of a compiler's command, for nvcc."""
+    return next((word for word in compiler if Path(word).name not in LAUNCHERS), compiler[0])
+
+
 def cuda_sources() -> list[Path]:
     """Return the sources of ``_cuda``."""
     return sorted([*CSRC.rglob("*.cu"), *CSRC.rglob("*_cuda.cpp"), CSRC / "common" / "build_info.cpp"])
@@ -231,7 +252,7 @@ def cuda_sources() -> list[Path]:
 def nvcc_command(compiler: list[str], nvcc: list[str]) -> list[str]:
     """Return what .cu files are compiled with. IEEE division and square roots: no fast math."""
     return [
-        *[*nvcc, "-ccbin", compiler[0], "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
+        *[*nvcc, "-ccbin", host_compiler(compiler), "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
         *["-Werror", "all-warnings", "-Xcompiler", "-Wall", "--threads", "2"],
         *[*cuda_architectures(nvcc), "-I", str(CSRC)],
     ]

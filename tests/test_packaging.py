@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.cuda_emulation import setup_module
 
 import diffupose
 
@@ -114,7 +116,7 @@ def test_build_without_nvcc(mode, tmp_path):
     """`auto` goes on with one line about it, `cuda` fails."""
     build = ["build", "--build-base", str(tmp_path)]
     result = run(sys.executable, "setup.py", *build, DIFFUPOSE_BUILD=mode, NVCC="no-such-nvcc")
-    reason = "no nvcc found (install the CUDA toolkit, or set NVCC or CUDA_HOME)"
+    reason = "NVCC names 'no-such-nvcc', which is not there"
     if mode == "cuda":
         assert result.returncode != 0
         assert f"DIFFUPOSE_BUILD=cuda: {reason}" in result.stderr
@@ -123,6 +125,52 @@ def test_build_without_nvcc(mode, tmp_path):
         assert f"not built: _cuda ({reason})" in result.stdout
         (path,) = tmp_path.rglob("_no_cuda.txt")
         assert path.read_text() == reason + "\n"
+
+
+def fake_nvcc(folder, script):
+    path = folder / "nvcc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ["80/sm_80", "90a/sm_90a", "120/sm_120", "120/compute_120"]),  # what this nvcc does not know is left out
+        ("9.0", ["90/sm_90"]),
+        # As images of frameworks set it: what is too old for the kernels is left out.
+        ("5.2 7.5 8.0;9.0+PTX", ["80/sm_80", "90/sm_90", "90/compute_90"]),
+        ("8.0;", ["80/sm_80"]),
+        ("7.5", "TORCH_CUDA_ARCH_LIST, '7.5', has no architecture that the kernels run on: 8.0 or newer"),
+        ("Ampere", "TORCH_CUDA_ARCH_LIST names 'Ampere', nvcc has 75, 80, 90, 120"),
+    ],
+)
+def test_architectures(tmp_path, monkeypatch, given, expected):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    nvcc = fake_nvcc(tmp_path, "echo sm_75; echo sm_80; echo sm_90; echo sm_120")
+    architectures = setup_module().cuda_architectures
+    if isinstance(expected, str):
+        with pytest.raises(RuntimeError, match=re.escape(expected)):
+            architectures(nvcc)
+    else:
+        flags = [f"-gencode=arch=compute_{pair.split('/')[0]},code={pair.split('/')[1]}" for pair in expected]
+        assert architectures(nvcc) == flags
+
+
+def test_a_broken_nvcc_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"nvcc --list-gpu-code ended with 3 and said: no licence"):
+        setup_module().cuda_architectures(fake_nvcc(tmp_path, "echo no licence >&2; exit 3"))
+    (tmp_path / "nvcc").write_text("")
+    (tmp_path / "nvcc").chmod(0o644)
+    with pytest.raises(RuntimeError, match="nvcc cannot be run: Permission denied"):
+        setup_module().cuda_architectures([str(tmp_path / "nvcc")])
+
+
+def test_nvcc_gets_the_compiler_behind_a_launcher():
+    host_compiler = setup_module().host_compiler
+    assert host_compiler(["/usr/bin/ccache", "g++", "-m64"]) == "g++"
+    assert host_compiler(["clang++"]) == "clang++"
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
