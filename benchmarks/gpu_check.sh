@@ -10,12 +10,14 @@
 #   sanitizer   compute-sanitizer's memcheck and racecheck over every op     accuracy    the bundled model in bfloat16
 #
 # Each stage writes STAGE.json into FOLDER ($OUT, or runs/gpu_check) as it goes; one that fails does not stop the
-# others. The exit status is 1 if any failed. What comes after `--` goes to every stage; `record.py` lists it.
+# others. The exit status is 1 if any failed. PYTHON names the interpreter, else it is that of .venv where there is one.
+# What comes after `--` goes to every stage; `record.py` lists it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 all=build,rates,parity,capture,benchmarks,triton,sanitizer,accuracy
-only=$all out=${OUT:-runs/gpu_check} device=cuda budget=570 python=${PYTHON:-python3} common=()
+only=$all out=${OUT:-runs/gpu_check} device=cuda budget=570 common=()
+if [ -x .venv/bin/python ]; then python=${PYTHON:-.venv/bin/python}; else python=${PYTHON:-python3}; fi
 
 usage() {
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
@@ -39,6 +41,7 @@ while [ $# -gt 0 ]; do
         *) echo "gpu_check: unknown argument $1" >&2 && usage 2 >&2 ;;
     esac
 done
+[[ $budget =~ ^[0-9]+$ ]] || { echo "gpu_check: --budget takes whole seconds, got '$budget'" >&2 && exit 2; }
 IFS=, read -ra stages <<<"$only"
 for stage in "${stages[@]}"; do
     [[ ,$all, = *,$stage,* ]] || { echo "gpu_check: unknown stage $stage, there are $all" >&2 && exit 2; }
@@ -72,6 +75,7 @@ for stage in "${stages[@]}"; do
         continue
     fi
     timeout --kill-after=10 "$limit" "$python" "$file" --out "$out" --device "$device" "${common[@]}" "$@" 2>&1
+    [ $? -eq 3 ] && break # there is no GPU
 done
 echo "== summary after $SECONDS s"
 "$python" benchmarks/gpu/summary.py --out "$out" "${stages[@]}"

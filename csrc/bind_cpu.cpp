@@ -33,7 +33,7 @@ void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, 
     require(num_elements >= 0 && num_elements <= diffupose::kPhiloxMaxElements, "num_elements must lie in [0, 262144]");
     require(step >= 0 && step <= diffupose::kPhiloxMaxStep, "step must lie in [0, 65535]");
     require(num_threads >= 1, "num_threads must be at least 1");
-    const int64_t numel = num_frames * num_hypotheses * num_elements;
+    const int64_t numel = diffupose::numel_of({num_frames, num_hypotheses, num_elements});
     if (numel == 0) return;
     diffupose::launch_philox_normal(
         static_cast<uint64_t>(seed), pointer<const int64_t>(frame_ids, num_frames, "frame_ids"),
@@ -143,7 +143,7 @@ void bind_engine(py::module_& m) {
                 require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
                 require(num_steps >= 1 && num_steps < diffupose::kPhiloxMaxStep, "num_steps must lie in [1, 65534]");
                 require(num_threads >= 1, "num_threads must be at least 1");
-                if (num_frames * num_hypotheses == 0) return;
+                if (diffupose::numel_of({num_frames, num_hypotheses, 64}) == 0) return;
                 const diffupose::SampleArgs args = {
                     pointer<const float>(condition, engine.num_condition_channels(), "condition"),
                     address<float>(coefficients, "coefficients"),

@@ -22,7 +22,7 @@ void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, 
     require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
     require(step >= 0 && step <= diffupose::kPhiloxMaxStep, "step must lie in [0, 65535]");
     require(num_elements >= 0 && num_elements <= diffupose::kPhiloxMaxElements, "num_elements must be below 262145");
-    const int64_t numel = num_frames * num_hypotheses * num_elements;
+    const int64_t numel = diffupose::numel_of({num_frames, num_hypotheses, num_elements});
     if (numel == 0) return;
     diffupose::launch_philox_normal_cuda(
         static_cast<uint64_t>(seed), pointer<const int64_t>(frame_ids, num_frames, "frame_ids"),

@@ -54,6 +54,10 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
     record.bias = numbers(bias);
     const bool product = record.kind == LayerKind::graph_conv || record.kind == LayerKind::linear;
     require(input_steps >= 1 && output_steps >= 1, "a layer has a step at least");
+    require(num_heads >= 1 && parameters >= 0, "num_heads must be at least 1, parameters not negative");
+    const bool attention = record.kind == LayerKind::attention_weights || record.kind == LayerKind::attention_apply;
+    require(input >= 0 && output >= 0 && residual >= -1 && weights >= (attention ? 0 : -1),
+            "offsets must not be negative; -1 is none of residual and weights");
     require(!product || (weight != 0 && bias != 0), "weight and bias must not be null");
     require(record.kind != LayerKind::graph_conv || (own != 0 && neighbors != 0 && adjacency != 0),
             "own, neighbors and adjacency must not be null");
@@ -66,7 +70,8 @@ CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_j
     require(size > 0 && size % sizeof(LayerRecord) == 0, "layers must be records, one after the other");
     require(num_joints >= 1 && num_joints <= kCudaMaxJoints, "num_joints must lie in [1, 18]");
     require(num_condition_channels >= 0 && num_output_channels >= 3, "the output must be at least 3 wide");
-    require(tile_bytes > 0, "tile_bytes must be positive");
+    require(input >= 0 && output >= 0 && input < tile_bytes && output < tile_bytes,
+            "input and output must lie within tile_bytes");
     return {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
             pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
             static_cast<int>(size / sizeof(LayerRecord)),
@@ -89,7 +94,7 @@ int64_t tiles_of(int64_t poses) { return (poses + kTilePoses - 1) / kTilePoses; 
 void denoise(const CudaEngine& engine, uintptr_t sample, uintptr_t condition, uintptr_t parameters, int64_t num_poses,
              uintptr_t workspace, uintptr_t out, uintptr_t stream) {
     require(num_poses >= 0, "num_poses must not be negative");
-    require(tiles_of(num_poses) < int64_t{1} << 31, "num_poses must be below 2^34");
+    require(tiles_of(numel_of({num_poses})) < int64_t{1} << 31, "num_poses must be below 2^34");
     if (num_poses == 0) return;
     const CudaDenoiseArgs args = {pointer<const float>(sample, 1, "sample"),
                                   pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
@@ -103,9 +108,10 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
             bool antithetic, std::optional<float> clip, int64_t num_frames, int64_t num_hypotheses, int num_steps,
             uintptr_t x0_last, uintptr_t out, uintptr_t workspace, int num_blocks, uintptr_t stream) {
     require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
-    require(tiles_of(num_frames * num_hypotheses) < int64_t{1} << 31, "num_frames num_hypotheses must be below 2^34");
+    const int64_t num_poses = numel_of({num_frames, num_hypotheses});
+    require(tiles_of(num_poses) < int64_t{1} << 31, "num_frames num_hypotheses must be below 2^34");
     require(num_steps >= 1 && num_steps < kPhiloxMaxStep, "num_steps must lie in [1, 65534]");
-    if (num_frames * num_hypotheses == 0) return;
+    if (num_poses == 0) return;
     const CudaSampleArgs args = {pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
                                  pointer<const float>(coefficients, 1, "coefficients"),
                                  numbers(noise_scale),

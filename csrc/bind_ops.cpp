@@ -31,7 +31,7 @@ void modulated_graph_conv_fwd(uintptr_t hidden, bool hidden_bfloat16, uintptr_t 
                               int64_t channels, int num_threads) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels, num_threads);
     require(hidden_bfloat16 || !out_bfloat16, "out cannot be bfloat16 where hidden is not");
-    const int64_t numel = num_poses * num_joints * channels;
+    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
     launch_modulated_graph_conv_fwd({pointer<const void>(hidden, numel, "hidden"), storage(hidden_bfloat16)},
                                     pointer<const float>(modulation, 1, "modulation"),
                                     pointer<const float>(adjacency, 1, "adjacency"),
@@ -45,7 +45,7 @@ void modulated_graph_conv_bwd(uintptr_t grad_out, bool out_bfloat16, uintptr_t h
                               int64_t num_poses, int64_t num_joints, int64_t channels, int num_threads) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels, num_threads);
     require(hidden_bfloat16 || !out_bfloat16, "grad_out cannot be bfloat16 where hidden is not");
-    const int64_t numel = num_poses * num_joints * channels;
+    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
     launch_modulated_graph_conv_bwd(
         {pointer<const void>(grad_out, numel, "grad_out"), storage(out_bfloat16)},
         {pointer<const void>(hidden, numel, "hidden"), storage(hidden_bfloat16)},
@@ -60,11 +60,11 @@ void reverse_step(const std::array<float, 6>& row, std::optional<float> clip, ui
                   uintptr_t frame_ids, uintptr_t hypothesis_ids, int64_t step, uintptr_t prev_sample, uintptr_t x0,
                   int64_t num_frames, int64_t num_hypotheses, int64_t num_joints, int num_threads) {
     require(num_frames >= 0 && num_hypotheses >= 0 && num_joints >= 0, "sizes must not be negative");
-    require(3 * num_joints <= kPhiloxMaxElements, "num_joints must lie in [0, 87381]");
+    require(num_joints <= kPhiloxMaxElements / 3, "num_joints must lie in [0, 87381]");
     require(output_stride >= 0, "output_stride must not be negative");
     require(step >= 0 && step < kPhiloxMaxStep, "step must lie in [0, 65534]");
     require(num_threads >= 1, "num_threads must be at least 1");
-    const int64_t numel = num_frames * num_hypotheses * num_joints * 3;
+    const int64_t numel = numel_of({num_frames, num_hypotheses, num_joints, 3});
     if (numel == 0) return;
     const bool draws = row[5] != 0.0f && noise == 0;
     launch_reverse_step(
@@ -86,7 +86,7 @@ void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr
     require(num_frames >= 0, "num_frames must not be negative");
     require(num_hypotheses >= 1 && num_joints >= 1, "num_hypotheses and num_joints must be at least 1");
     require(num_threads >= 1, "num_threads must be at least 1");
-    if (num_frames == 0) return;
+    if (numel_of({num_frames, num_hypotheses, num_joints, 3}) == 0) return;
     const int64_t seen = keypoints_2d == 0 ? 0 : 1;
     const Reprojection reprojection = {reinterpret_cast<const double*>(keypoints_2d),
                                        pointer<const double>(confidence, seen, "confidence"),

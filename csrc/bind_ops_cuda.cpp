@@ -47,7 +47,7 @@ void modulated_graph_conv_fwd(uintptr_t hidden, const std::string& dtype, uintpt
                               const std::string& out_dtype, int64_t num_poses, int64_t num_joints, int64_t channels,
                               uintptr_t stream) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
-    const int64_t numel = num_poses * num_joints * channels;
+    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
     GraphConvEpilogue epilogue = {};
     epilogue.scale = reinterpret_cast<const float*>(scale);
     epilogue.shift = pointer<const float>(shift, scale == 0 ? 0 : 1, "shift");
@@ -72,7 +72,7 @@ void modulated_graph_conv_bwd(uintptr_t grad_out, const std::string& out_dtype, 
                               uintptr_t grad_bias, uintptr_t workspace, int64_t num_poses, int64_t num_joints,
                               int64_t channels, uintptr_t stream) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
-    const int64_t numel = num_poses * num_joints * channels;
+    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
     launch_modulated_graph_conv_bwd_cuda(
         {pointer<const void>(grad_out, numel, "grad_out"), storage(out_dtype)},
         {pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
@@ -90,11 +90,11 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
                   uintptr_t prev_sample, uintptr_t x0, int64_t num_frames, int64_t num_hypotheses, int64_t num_joints,
                   uintptr_t stream) {
     require(num_frames >= 0 && num_hypotheses >= 0 && num_joints >= 0, "sizes must not be negative");
-    require(3 * num_joints <= kPhiloxMaxElements, "num_joints must lie in [0, 87381]");
+    require(num_joints <= kPhiloxMaxElements / 3, "num_joints must lie in [0, 87381]");
     require(num_hypotheses < (int64_t{1} << 31), "num_hypotheses must lie below 2^31");
     require(output_stride >= 0, "output_stride must not be negative");
     require(step >= 0 && step < kPhiloxMaxStep, "step must lie in [0, 65534]");
-    const int64_t numel = num_frames * num_hypotheses * num_joints * 3;
+    const int64_t numel = numel_of({num_frames, num_hypotheses, num_joints, 3});
     if (numel == 0) return;
     StepChoice choice = {};
     if (row) {
@@ -129,7 +129,7 @@ void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr
     require(num_frames >= 0 && num_frames < (int64_t{1} << 31), "num_frames must lie in [0, 2^31)");
     require(num_hypotheses >= 1, "num_hypotheses must be at least 1");
     require(num_joints >= 1 && num_joints <= kCudaStatisticsMaxJoints, "num_joints must lie in [1, 64]");
-    if (num_frames == 0) return;
+    if (numel_of({num_frames, num_hypotheses, num_joints, 3}) == 0) return;
     const int64_t seen = keypoints_2d == 0 ? 0 : 1;
     const Reprojection reprojection = {reinterpret_cast<const double*>(keypoints_2d),
                                        pointer<const double>(confidence, seen, "confidence"),

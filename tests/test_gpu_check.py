@@ -50,6 +50,7 @@ def content(out: Path, stage: str) -> dict[str, Any]:
     [
         (["--only", "rates,nothing"], "unknown stage nothing, there are " + ",".join(STAGES)),
         (["--ony", "rates"], "unknown argument --ony"),
+        (["--budget", "ten"], "--budget takes whole seconds, got 'ten'"),
         (["--only"], "benchmarks/gpu_check.sh [--only STAGE,...]"),
     ],
 )
@@ -69,9 +70,13 @@ def test_help_names_every_stage(tmp_path):
 def test_no_gpu_is_a_failure(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = check(tmp_path, "--only", "rates", device="cuda")
+    done = check(tmp_path, "--only", "rates,capture", device="cuda")
     assert done.returncode == 1
-    assert content(tmp_path, "rates")["reason"] == "RuntimeError: PyTorch sees no GPU"
+    reason = "PyTorch sees no GPU; --device cpu tries the code at tiny sizes"
+    assert content(tmp_path, "rates")["reason"] == reason
+    assert done.stdout.count(reason) == 2  # and no traceback, nor the same again from the next stage
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "not begun" in done.stdout
 
 
 def test_a_failing_stage_does_not_stop_the_others(tmp_path):

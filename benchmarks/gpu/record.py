@@ -20,6 +20,13 @@ class Skip(Exception):
     """A stage cannot run here, and why."""
 
 
+class NoGpu(Exception):
+    """There is no GPU: what holds for one stage holds for all."""
+
+
+NO_GPU = 3  # the exit status that says so
+
+
 class Record:
     """The file of a stage.
 
@@ -84,7 +91,7 @@ def run_stage(stage: str, arguments: Any, body: Callable[[Record, Any], None]) -
     """Run a stage and return its exit status; whatever happens stands in the file."""
     record = Record(arguments.out, stage)
     begin = time.monotonic()
-    status, reason = "passed", ""
+    status, reason, code = "passed", "", 1
     try:
         record.set(machine=machine(arguments.device))
         body(record, arguments)
@@ -92,13 +99,15 @@ def run_stage(stage: str, arguments: Any, body: Callable[[Record, Any], None]) -
             status, reason = "failed", f"{len(record.failures)} of {len(record.content['rows'])} rows failed"
     except Skip as error:
         status, reason = "skipped", str(error)
+    except NoGpu as error:
+        status, reason, code = "failed", str(error), NO_GPU
     except Exception as error:  # the other stages go on, and the file says what happened
         status, reason = "failed", f"{type(error).__name__}: {error}"
         record.set(traceback=traceback.format_exc())
         traceback.print_exc()
     record.set(status=status, reason=reason, seconds=round(time.monotonic() - begin, 1))
     print(f"{stage}: {status}{': ' + reason if reason else ''}", flush=True)
-    return 1 if status == "failed" else 0
+    return code if status == "failed" else 0
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def machine(device: str) -> dict[str, Any]:
     found["torch"] = torch.__version__
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise RuntimeError("PyTorch sees no GPU")
+            raise NoGpu("PyTorch sees no GPU; --device cpu tries the code at tiny sizes")
         properties = torch.cuda.get_device_properties(device)
         found |= {
             "gpu": properties.name,

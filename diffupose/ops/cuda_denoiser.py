@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
-from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
+from diffupose.ops.cuda_program import STEP, check_buffers, pack_program, steps_of, unfit
 from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
 from diffupose.ops.layer_program import LayerProgram
 from diffupose.schedule import StepTable
@@ -66,6 +66,7 @@ class CudaDenoiser(PackedDenoiser):
             raise ValueError(f"program does not fit: {reason}")
         for layer in program.layers:
             check_shapes(layer, program.num_joints)
+        check_buffers(program)
         self.program, self.precision, self.device = program, precision, torch.device(device)
         self._packed = packed = pack_program(program, precision == "bfloat16", self.device, extension)
         self._offsets = list(packed.slots)

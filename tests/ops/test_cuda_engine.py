@@ -13,6 +13,7 @@ from support.tiny_lifters import people, tiny_lifter
 
 from diffupose import ops
 from diffupose.errors import BackendUnavailableError
+from diffupose.ops import _backend
 from diffupose.ops.cuda_denoiser import CudaDenoiser
 from diffupose.ops.cuda_program import pack_program, unfit
 from diffupose.ops.layer_program import Attention, ScaleShift
@@ -369,7 +370,7 @@ def test_what_fits_into_the_memory_of_a_multiprocessor(gpu, config, fits):
 
 def test_what_lives_at_the_same_time_does_not_overlap(gpu, monkeypatch):
     """Whatever a layer reads is where it was written: every byte belongs to one value from its writing to its end."""
-    from diffupose.ops import _backend, cuda_program
+    from diffupose.ops import cuda_program
 
     placed = []
     place = cuda_program._place
@@ -420,6 +421,44 @@ def test_layers_that_do_not_fit(gpu, change, message):
     layer = replace(graph_conv(0, 1, 17, 5, 33), **change)
     with pytest.raises(ValueError, match=message):
         packed_of(program_of(layer, joints=17, widths=(5, 33)), gpu)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([linear(0, 1, 17, 6, 3)], "input of layer 0 must be 6 wide, buffer 0 is 5 wide"),
+        ([linear(0, 1, 17, 5, 4)], "output of layer 0 must be 4 wide, buffer 1 is 3 wide"),
+        ([linear(0, 2, 17, 5, 3)], r"output of layer 0 must lie in \[0, 2\), got 2"),
+        ([linear(0, 1, 17, 5, 3, residual=0)], "residual of layer 0 must be 3 wide, buffer 0 is 5 wide"),
+        ([linear(0, 1, 17, 5, 3, residual=1)], "residual of layer 0 must be written before it, buffer 1 is not"),
+        ([ScaleShift(0, 0, 0, 5, normalize=False)], "a layer must write the last buffer, 1"),
+    ],
+)
+def test_buffers_that_do_not_fit(gpu, layers, message):
+    with pytest.raises(ValueError, match=message):
+        packed_of(program_of(*layers, joints=17, widths=(5, 3)), gpu)
+
+
+def test_sizes_and_offsets_out_of_bounds(gpu):
+    """The binding by itself: an address is never computed from what overflows."""
+    extension = _backend.cuda()
+    layer = {"kind": "scale_shift", "input_steps": 1, "output_steps": 1, "input": 0, "output": 0}
+    record = extension.layer_record(**layer)
+    for wrong in ({"input": -128}, {"output": -1}, {"residual": -2}, {"kind": "attention_weights"}):
+        with pytest.raises(ValueError, match="offsets must not be negative"):
+            extension.layer_record(**(layer | wrong))
+    engine = {"layers": record, "layers_cuda": 1, "num_joints": 17, "num_condition_channels": 2,
+              "num_output_channels": 3, "input": 0, "output": 0, "tile_bytes": 128, "bfloat16": False}  # fmt: skip
+    with pytest.raises(ValueError, match="input and output must lie within tile_bytes"):
+        extension.CudaEngine(**(engine | {"output": 128}))
+    names = ("condition", "coefficients", "noise_scale", "parameters", "seed", "frame_ids", "hypothesis_ids",
+             "x0_last", "out", "workspace")  # fmt: skip
+    rest = {"num_parameters": 0, "antithetic": False, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
+    for frames, hypotheses in ((2**62, 4), (2**32, 2**32)):
+        with pytest.raises(ValueError, match=r"sizes must make at most 2\^41 numbers"):
+            extension.CudaEngine(**engine).sample(
+                **dict.fromkeys(names, 1), **rest, num_frames=frames, num_hypotheses=hypotheses
+            )
 
 
 def test_ids_on_another_device_are_refused(gpu):
