@@ -44,6 +44,8 @@ from diffupose import Lifter, ops, reference  # noqa: E402
 from diffupose.config import PAPER  # noqa: E402
 from diffupose.denoiser import build_denoiser  # noqa: E402
 from diffupose.ops import captured_loop  # noqa: E402
+from diffupose.ops.fused_network import FusedNetwork  # noqa: E402
+from diffupose.programs import layer_program  # noqa: E402
 from diffupose.schedule import NoiseSchedule, step_table  # noqa: E402
 from diffupose.testing import make_inputs  # noqa: E402
 
@@ -235,7 +237,38 @@ def bench_modulated_graph_conv(rate: float | None) -> list[Row]:
                     },
                     rate,
                 )
+            rows += bench_epilogue(poses, channels, dtype_name, rate)
     return rows
+
+
+def bench_epilogue(poses: int, channels: int, dtype_name: str, rate: float | None) -> list[Row]:
+    """What follows the product in inference, with BatchNorm folded, ReLU and residual: a pass over memory."""
+    from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_fwd
+
+    dtype, device = DTYPES[dtype_name], OPTIONS.device
+    hidden = torch.randn(poses, 17, 2 * channels, device=device).to(dtype)
+    residual, out = torch.randn(2, poses, 17, channels, device=device).to(dtype).unbind(0)
+    modulation, adjacency = torch.randn(17, channels, device=device), torch.randn(17, 17, device=device)
+    bias = torch.randn(channels, device=device)
+
+    def eager(hidden: Any, residual: Any) -> Any:
+        own, neighbor = (modulation.to(dtype) * part for part in hidden.chunk(2, dim=-1))
+        diagonal = adjacency.diagonal()
+        mixed = diagonal[:, None].to(dtype) * own + (adjacency - torch.diag(diagonal)).to(dtype) @ neighbor
+        return torch.relu(mixed + bias.to(dtype)) + residual
+
+    fused = partial(modulated_graph_conv_fwd, hidden, modulation, adjacency, bias, out, activation="relu",
+                    residual=residual)  # fmt: skip
+    return rows_of(
+        f"modulated_graph_conv {poses}x17x{channels} {dtype_name} epilogue with ReLU and residual",
+        {
+            "eager": lambda: partial(eager, hidden, residual),
+            "compile": lambda: partial(compiled(eager), hidden, residual),
+            "triton": lambda: fused,
+        },
+        rate,
+        {"triton": 4 * residual.numel() * dtype.itemsize},
+    )
 
 
 # --- The whole reverse process: a captured loop beside an eager one. --------------------------------------------------
@@ -251,12 +284,19 @@ def bench_loop(rate: float | None) -> list[Row]:
         channels = network.config.num_condition_channels
         inputs = torch.randn(1, 17 if name == "mocap" else network.gconv_input.gconv.adjacency.shape[0], channels)
         inputs = inputs.to(OPTIONS.device)
+        program, count = layer_program(network), 1000  # more timesteps than any table here has
+        forms: dict[str, Any] = {"triton": network}
+        forms |= {f"triton fused {precision}": FusedNetwork(program, count, precision, OPTIONS.device)
+                  for precision in ("float32", "bfloat16")}  # fmt: skip
         for steps in (5, 10, 100) if ON_GPU else (2,):
             # Without fresh noise: drawn in plain PyTorch it would slow the eager loop as nobody would let it.
             table = step_table(NoiseSchedule(100), steps, sampler="ddim", prediction_type="sample")
 
             def draw(backend: str, network=network, inputs=inputs, table=table) -> Any:
                 return ops.sample(network, inputs, table, num_hypotheses=10, backend=backend)
+
+            def form(name: str, draw=draw, forms=forms) -> Any:
+                return partial(draw, "triton", forms[name])
 
             def stepwise(draw=draw) -> Any:
                 """The Triton step without a graph."""
@@ -271,7 +311,7 @@ def bench_loop(rate: float | None) -> list[Row]:
                 {
                     "eager": lambda draw=draw: partial(draw, "torch"),
                     "triton, not captured": lambda stepwise=stepwise: stepwise,
-                    "triton": lambda draw=draw: partial(draw, "triton"),
+                    **{name: partial(form, name) for name in forms},
                 },
                 rate,
                 clock=wall_milliseconds,

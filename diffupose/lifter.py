@@ -33,7 +33,7 @@ from diffupose.lift_result import LiftResult
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
-from diffupose.packing import Packer
+from diffupose.packing import Packed, Packer
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
@@ -216,11 +216,11 @@ class Lifter:
                 frame (``person`` normalisation); None leaves them as seen by a camera that looks at the person.
             on_unusable: What to do with rows that cannot be lifted: more than half of the joints missing, all at one
                 point or normalised already, or a joint too far from all others.
-            backend: ``"auto"`` (the C++ or the CUDA engine where it can run), ``"cpp"``, ``"cuda"``, ``"torch"``, or
-                ``"triton"`` for the steps between calls of the PyTorch network; None takes the environment variable
-                DIFFUPOSE_BACKEND, or else ``"auto"``.
+            backend: ``"auto"`` (the C++ or the CUDA engine where it can run, else Triton on a GPU), ``"cpp"``,
+                ``"cuda"``, ``"triton"`` or ``"torch"``; None takes the environment variable DIFFUPOSE_BACKEND, or else
+                ``"auto"``.
             precision: ``"float32"``, or ``"bfloat16"`` for the products of the C++ engine (about twice as fast on
-                processors with AVX512-BF16, slower on others) or of the CUDA engine (tensor cores).
+                processors with AVX512-BF16, slower on others) or on a GPU (tensor cores).
             progress: Show a progress bar; default when it takes long and a terminal is there.
 
         Returns:
@@ -243,7 +243,9 @@ class Lifter:
         )
         table = self.step_table(settings)
         seed = check_seed(seed)
-        network = self._packer.network(self.denoiser, self.device, backend, precision)
+        network = self._packer.network(
+            self.denoiser, self.config.diffusion.num_train_timesteps, self.device, backend, precision
+        )
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
         batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
@@ -402,7 +404,7 @@ class Lifter:
             "engine": network.name
             if isinstance(network, PackedDenoiser)
             else choose_backend(backend, self.device, ("torch", "triton")),
-            "precision": network.precision if isinstance(network, PackedDenoiser) else "float32",
+            "precision": network.precision if isinstance(network, Packed) else "float32",
             "diffupose": __version__,
             "torch": torch.__version__,
         }

@@ -1,4 +1,4 @@
-"""Which form of a network a lift runs: the module, or what the C++ or the CUDA engine packs from it."""
+"""Which form of a network a lift runs: the module, or what the C++ engine, the CUDA engine or Triton makes of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from diffupose.ops._backend import Backend, choose_backend, cuda
 from diffupose.ops.cuda_denoiser import CudaDenoiser
 from diffupose.ops.cuda_program import unfit
 from diffupose.ops.denoise import PackedDenoiser, Precision
+from diffupose.ops.fused_network import FusedNetwork
 from diffupose.programs import has_program, layer_program
+
+Packed = PackedDenoiser | FusedNetwork
 
 
 class Packer:
@@ -24,7 +27,7 @@ class Packer:
     """
 
     def __init__(self) -> None:
-        self._packed: dict[tuple[object, ...], PackedDenoiser | str] = {}  # or why it cannot be packed
+        self._packed: dict[tuple[object, ...], Packed | str] = {}  # or why it cannot be packed
         self._modules: list[nn.Module] = []
 
     def __reduce__(self) -> tuple[type[Packer], tuple[()]]:
@@ -46,9 +49,14 @@ class Packer:
         return state
 
     def network(
-        self, denoiser: nn.Module, device: torch.device, backend: Backend | None, precision: Precision
+        self,
+        denoiser: nn.Module,
+        num_timesteps: int,
+        device: torch.device,
+        backend: Backend | None,
+        precision: Precision,
     ) -> nn.Module | PackedDenoiser:
-        """Return the packed network where the C++ or the CUDA engine is chosen and can run it, else the module.
+        """Return the packed network where a backend is chosen that packs and can run it, else the module.
 
         Raises:
             BackendUnavailableError: If the named backend cannot run.
@@ -58,21 +66,22 @@ class Packer:
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         chosen = choose_backend(backend, device, ("cpp", "cuda", "torch", "triton"))
         reason = "it runs networks of this library in evaluation mode and float32"
-        if chosen in ("cpp", "cuda"):
+        if chosen != "torch":
             state = self._state(denoiser)
-            key = (state, precision, chosen, device, os.environ.get("DIFFUPOSE_ISA"))
+            key = (state, precision, chosen, device, num_timesteps, os.environ.get("DIFFUPOSE_ISA"))
             if key not in self._packed:
-                packed = _pack(denoiser, chosen, device, precision) if has_program(denoiser) else reason
+                fits = has_program(denoiser)
+                packed = _pack(denoiser, num_timesteps, chosen, device, precision) if fits else reason
                 # The same weights in the other precision stay, older weights go.
                 self._packed = {old: kept for old, kept in self._packed.items() if old[0] == state} | {key: packed}
             packed = self._packed[key]
-            if isinstance(packed, PackedDenoiser):
+            if not isinstance(packed, str):
                 return packed
             reason = packed
         if backend in ("cpp", "cuda"):
             raise BackendUnavailableError(f'backend "{backend}" is not available: {reason}')
         if precision != "float32":
-            raise ValueError(f"precision must be float32 without the C++ or the CUDA engine, got {precision!r}")
+            raise ValueError(f"precision must be float32 where PyTorch runs the network, got {precision!r}")
         return denoiser
 
 
@@ -88,9 +97,13 @@ def _state_of(modules: list[nn.Module]) -> tuple[object, ...]:
     return tuple(state)
 
 
-def _pack(denoiser: nn.Module, backend: str, device: torch.device, precision: Precision) -> PackedDenoiser | str:
-    """Return a network packed for a backend's engine, or why that cannot run it."""
+def _pack(
+    denoiser: nn.Module, num_timesteps: int, backend: str, device: torch.device, precision: Precision
+) -> Packed | str:
+    """Return a network packed for a backend, or why that cannot run it."""
     program = layer_program(denoiser)
+    if backend == "triton":
+        return FusedNetwork(program, num_timesteps, precision, device)
     if backend == "cpp":
         return PackedDenoiser(program, precision)
     return unfit(program, cuda().MAX_JOINTS) or CudaDenoiser(program, precision, device)

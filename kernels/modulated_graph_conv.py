@@ -25,6 +25,7 @@ def modulated_graph_conv_fwd_kernel(
     hidden_ptr,  # [N, J, 2 C]
     modulation_ptr,  # [J, C], float32
     adjacency_ptr,  # [J, J], float32
+    own_ptr,  # [J, C], float32, or None: the diagonal of the adjacency times the modulation
     bias_ptr,  # [C], float32, or None
     residual_ptr,  # [N, J, C] or None
     film_ptr,  # [S, 2 C], scales and shifts, float32, or None
@@ -46,9 +47,12 @@ def modulated_graph_conv_fwd_kernel(
     tile = joint[:, None] * channels + column[None, :]  # [BLOCK_J, BLOCK_C] of [J, C]
 
     own = tl.load(hidden + tile + joint[:, None] * channels, mask=inside, other=0.0).to(tl.float32)
-    modulation = tl.load(modulation_ptr + tile, mask=inside, other=0.0)
-    diagonal = tl.load(adjacency_ptr + joint * (num_joints + 1), mask=inside_j, other=0.0)
-    total = diagonal[:, None] * modulation * own
+    if own_ptr is not None:
+        total = tl.load(own_ptr + tile, mask=inside, other=0.0) * own
+    else:
+        modulation = tl.load(modulation_ptr + tile, mask=inside, other=0.0)
+        diagonal = tl.load(adjacency_ptr + joint * (num_joints + 1), mask=inside_j, other=0.0)
+        total = diagonal[:, None] * modulation * own
     if bias_ptr is not None:
         total += tl.load(bias_ptr + column, mask=inside_c, other=0.0)[None, :]
     for i in range(num_joints):
@@ -186,6 +190,7 @@ def modulated_graph_conv_fwd(
     bias: Tensor | None,
     out: Tensor,
     *,
+    own: Tensor | None = None,
     activation: Activation = "none",
     residual: Tensor | None = None,
     film: Tensor | None = None,
@@ -204,6 +209,8 @@ def modulated_graph_conv_fwd(
         adjacency: ``[J, J]``.
         bias: ``[C]`` or None.
         out: ``[N, J, C]``, contiguous; it may be ``residual``.
+        own: ``[J, C]``, what the product with a joint's own weight is multiplied by, if not the diagonal of
+            ``adjacency`` times ``modulation``.
         activation: ``"none"``, ``"relu"`` or ``"gelu"``.
         residual: ``[N, J, C]``, contiguous.
         film: ``[S, 2 C]``: scales, then shifts, of every step.
@@ -214,7 +221,7 @@ def modulated_graph_conv_fwd(
     _launch.launch(
         modulated_graph_conv_fwd_kernel,
         (poses, triton.cdiv(channels, block_c)),
-        hidden, modulation, adjacency, bias, residual, film, step, out, joints, channels,
+        hidden, modulation, adjacency, own, bias, residual, film, step, out, joints, channels,
         ACTIVATION=activation, BLOCK_J=_launch.next_power_of_2(joints), BLOCK_C=block_c,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
-from diffupose.ops.cuda_program import STEP, check_buffers, pack_program, steps_of, unfit
+from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
 from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
-from diffupose.ops.layer_program import LayerProgram
+from diffupose.ops.layer_program import LayerProgram, check_buffers
 from diffupose.schedule import StepTable
 
 Mode = Literal["layers", "persistent"]

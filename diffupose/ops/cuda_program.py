@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
+from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
 
 STEP = 16
 """Channels are padded to a multiple of this, the depth of one matrix instruction."""
@@ -37,40 +37,6 @@ def unfit(program: LayerProgram, max_joints: int) -> str | None:
         if not isinstance(before, Linear) or before.output != layer.input or before.residual >= 0:
             return "the CUDA engine takes attention behind the linear layer of its queries, keys and values only"
     return None
-
-
-def check_buffers(program: LayerProgram) -> None:
-    """Raise unless every layer reads what was written before it, and takes buffers as wide as they are."""
-    written = {0}
-    for number, layer in enumerate(program.layers):
-        c_in, c_out = _channels_of(layer)
-        residual = getattr(layer, "residual", -1)
-        for name, buffer, channels in (
-            ("input", layer.input, c_in),
-            ("output", layer.output, c_out),
-            ("residual", residual, c_out),
-        ):
-            if name == "residual" and buffer < 0:
-                continue
-            if not 0 <= buffer < len(program.widths):
-                raise ValueError(f"{name} of layer {number} must lie in [0, {len(program.widths)}), got {buffer}")
-            if program.widths[buffer] != channels:
-                width = program.widths[buffer]
-                raise ValueError(f"{name} of layer {number} must be {channels} wide, buffer {buffer} is {width} wide")
-            if name != "output" and buffer not in written:
-                raise ValueError(f"{name} of layer {number} must be written before it, buffer {buffer} is not")
-        written.add(layer.output)
-    if len(program.widths) - 1 not in written:
-        raise ValueError(f"a layer must write the last buffer, {len(program.widths) - 1}")
-
-
-def _channels_of(layer: Layer) -> tuple[int, int]:
-    if isinstance(layer, GraphConv | Linear):
-        return layer.weight.shape[-2], layer.weight.shape[-1]
-    if isinstance(layer, Attention):
-        width = layer.num_heads * layer.channels
-        return 3 * width, width
-    return layer.channels, layer.channels
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffupose.ops import captured_loop
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser
+from diffupose.ops.fused_network import FusedNetwork
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 from diffupose.reference.sample import Noise
@@ -44,7 +45,8 @@ def sample(
         clip_sample_range: Limit of x0 in the model's data units, or None.
         antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
             mean is nearer to the mean of many.
-        backend: A packed denoiser has its own, ``"cpp"`` or ``"cuda"``. A module has ``"torch"``, whose noise comes
+        backend: A packed denoiser has its own, ``"cpp"`` or ``"cuda"``. A module, such as a ``FusedNetwork``, has
+            ``"torch"``, whose noise comes
             from the fastest code there is unless it is named, and ``"triton"``, which has no gradient: on a GPU the
             steps are replayed as a CUDA graph from the second call of a shape on, so that the module's Python code runs
             no more.
@@ -83,6 +85,8 @@ def sample(
     if isinstance(denoiser, PackedDenoiser):
         _check_packed(denoiser, inputs, table, seed, frame_ids, hypothesis_ids)
         return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic)
+    if isinstance(denoiser, FusedNetwork) and int(table.timesteps.max(initial=0)) >= denoiser.num_timesteps:
+        raise ValueError(f"table must have timesteps below {denoiser.num_timesteps}, got {table.timesteps.max()}")
     noise = partial(philox_normal, backend=chosen if backend == chosen else None)
     if antithetic:
         noise = partial(_antithetic, noise)

@@ -40,7 +40,7 @@ def _statistics(num_hypotheses: int, view: bool) -> Callable[[], Any]:
 def _graph_conv(hidden: torch.dtype, out: torch.dtype, joints: int, **options: Any) -> dict[str, Callable[[], Any]]:
     product, result = torch.empty(40, joints, 768, dtype=hidden), torch.empty(40, joints, 384, dtype=out)
     modulation, adjacency = torch.empty(joints, 384), torch.empty(joints, joints)
-    inference = {"residual": result, "film": torch.empty(5, 768), "step": INDEX}
+    inference = {"own": modulation, "residual": result, "film": torch.empty(5, 768), "step": INDEX}
     calls = {
         "forward": partial(modulated_graph_conv_fwd, product, modulation, adjacency, modulation[0], result),
         "backward": partial(modulated_graph_conv_bwd, result, product, modulation, adjacency),

@@ -1,0 +1,138 @@
+"""The network that a lift by Triton runs, against the formulas of its layer program and against the module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.plain_program import run_program
+from support.random_denoisers import denoiser_config, random_denoiser, random_inputs
+from support.random_layers import graph_conv, linear, program_of
+
+from diffupose import Lifter, ops
+from diffupose.ops.fused_network import FusedNetwork
+from diffupose.ops.layer_program import Attention, ScaleShift
+from diffupose.programs import layer_program
+from diffupose.schedule import NoiseSchedule, step_table
+
+CONFIGS = {
+    "paper": denoiser_config("paper", hidden_dim=32),
+    "paper-mask": denoiser_config("paper", hidden_dim=32, condition_channels=3, adjacency_mask=True, num_layers=1),
+    "paper-between": denoiser_config("paper", hidden_dim=32, time_blocks="between", num_layers=1),
+    "base": denoiser_config("base", hidden_dim=32, num_heads=4, num_layers=2),
+    "base-no-attention": denoiser_config("base", hidden_dim=20, num_heads=0, num_layers=1),
+}
+TIMESTEP = 7
+
+
+def fused(program, device, precision="float32"):
+    return FusedNetwork(program, 10, precision, device)
+
+
+def on(device, *tensors):
+    return [tensor.to(device) for tensor in tensors]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_networks(name, count, device):
+    config = CONFIGS[name]
+    denoiser = random_denoiser(config)
+    program, timestep = layer_program(denoiser), torch.tensor([TIMESTEP])
+    sample, condition = random_inputs(config, count)[:2]
+    out = fused(program, device)(*on(device, sample, condition, timestep)).cpu()
+    exact = run_program(program, sample, condition, timestep)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, denoiser(sample, condition, timestep.expand(count)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-between", "base"])
+def test_networks_in_bfloat16(name, device):
+    """Within what rounding every activation between the first layer and the last to eight bits may do."""
+    config = CONFIGS[name]
+    program, timestep = layer_program(random_denoiser(config)), torch.tensor([TIMESTEP])
+    sample, condition = random_inputs(config, 9)[:2]
+    network = fused(program, device, "bfloat16")
+    out = network(*on(device, sample, condition, timestep)).cpu()
+    exact = run_program(program, sample, condition, timestep)
+    assert out.dtype == torch.float32
+    error = (out.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert 1e-4 < error < 2e-2  # not float32, and not wrong
+
+
+def test_every_layer_with_everything(device):
+    """Every tensor random: residuals, own weights, a bias per joint or for all, scale and shift fused and by itself."""
+    joints, width = 5, 24
+    plain = linear(4, 5, joints, width, 3)
+    layers = (
+        graph_conv(0, 1, joints, 5, width, activation="gelu"),
+        graph_conv(1, 2, joints, width, width, activation="relu"),
+        graph_conv(2, 1, joints, width, width, activation="none", residual=1),
+        ScaleShift(1, 1, 0, width, normalize=False),
+        ScaleShift(1, 2, 1, width, normalize=True, eps=1e-5),
+        linear(2, 3, joints, width, 3 * width),
+        Attention(3, 4, 3, width // 3),
+        linear(4, 1, joints, width, width, residual=1),
+        ScaleShift(1, 4, 2, width, normalize=False),
+        replace(plain, bias=plain.bias[0]),
+    )
+    tables = [(torch.randn(10, width), torch.randn(10, width)) for _ in range(3)]
+    program = program_of(*layers, joints=joints, widths=(5, width, width, 3 * width, width, 3))
+    program = replace(program, tabulate=lambda t: [(scale[t], shift[t]) for scale, shift in tables])
+    network = fused(program, device)
+    assert len(network.steps) == len(layers) - 1  # one scale and shift came into the kernel before it
+    sample, condition, timestep = torch.randn(4, joints, 3), torch.randn(4, joints, 2), torch.tensor([TIMESTEP])
+    out = network(*on(device, sample, condition, timestep)).cpu()
+    exact = run_program(program, sample, condition, timestep)
+    torch.testing.assert_close(out.double(), exact, rtol=2e-5, atol=2e-5)
+
+
+def test_what_comes_in_stays_as_it_is(device):
+    """Weights are copies: later changes of the network do not arrive, and inputs are not written to."""
+    config = CONFIGS["paper"]
+    denoiser = random_denoiser(config)
+    network = fused(layer_program(denoiser), device)
+    inputs = on(device, *random_inputs(config, 3)[:2], torch.tensor([TIMESTEP]))
+    before, copies = network(*inputs), [tensor.clone() for tensor in inputs]
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.fill_(torch.nan)
+    assert torch.equal(network(*inputs), before)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+def test_errors(device):
+    config = CONFIGS["paper"]
+    program = layer_program(random_denoiser(config))
+    network = fused(program, device)
+    inputs = on(device, *random_inputs(config, 3)[:2])
+    with pytest.raises(ValueError, match=r"timesteps must have shape \[1\], got \(3,\)"):
+        network(*inputs, torch.tensor([1, 2, 3], device=device))
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'float16'"):
+        fused(program, device, "float16")
+    with pytest.raises(ValueError, match="input of layer 0 must be 6 wide, buffer 0 is 5 wide"):
+        fused(program_of(linear(0, 1, 17, 6, 3), joints=17, widths=(5, 3)), device)
+    table = step_table(NoiseSchedule(100), 2, sampler="ddim", prediction_type="sample")
+    with pytest.raises(ValueError, match="table must have timesteps below 10, got 99"):
+        ops.sample(network, inputs[1], table, num_hypotheses=2, backend="triton")
+
+
+def test_the_lifter_runs_it_in_both_precisions(device):
+    """And packs it once; with the network's code changed it runs that."""
+    lifter = Lifter.from_pretrained(device=device.type)
+    keypoints = 400.0 + 100.0 * torch.randn(1, 17, 2)
+    settings = {"image_size": (1280, 720), "num_hypotheses": 2, "num_inference_steps": 1, "backend": "triton"}
+    exact, rounded = lifter(keypoints, **settings), lifter(keypoints, precision="bfloat16", **settings)
+    assert (exact.meta["precision"], rounded.meta["precision"]) == ("float32", "bfloat16")
+    distance = (exact.hypotheses - rounded.hypotheses).norm(dim=-1)
+    assert 0.0 < distance.mean() < 5e-3
+    packed = [value for value in lifter._packer._packed.values() if isinstance(value, FusedNetwork)]
+    assert len(packed) == 2
+    assert torch.equal(lifter(keypoints, **settings).hypotheses, exact.hypotheses)
+    assert all(any(value is old for old in packed) for value in lifter._packer._packed.values())
+    with torch.no_grad():
+        lifter.denoiser.output.bias.add_(0.5)
+    moved = lifter(keypoints, **settings).hypotheses - exact.hypotheses
+    assert moved.abs().max() > 1e-2
