@@ -217,7 +217,8 @@ def modulated_graph_conv_fwd(
         step: ``[1]``, int64, on the device: the row of ``film``.
     """
     poses, joints, channels = out.shape
-    block_c = min(128, max(16, _launch.next_power_of_2(channels)))
+    # Another tile to load leaves registers for fewer channels.
+    block_c = min(128 if own is None else 64, max(16, _launch.next_power_of_2(channels)))
     _launch.launch(
         modulated_graph_conv_fwd_kernel,
         (poses, triton.cdiv(channels, block_c)),
