@@ -23,9 +23,10 @@ def test_same_hypotheses(settings, monkeypatch, device):
     steps = lifter(keypoints, backend="triton", **settings)
     assert (expected.meta["engine"], steps.meta["engine"]) == ("torch", "triton")
     # The network as it is, whose hook PyTorch must call, with all ops inside of it.
-    lifter.denoiser.register_forward_hook(lambda *given: None)
+    hook = lifter.denoiser.register_forward_hook(lambda *given: None)
     monkeypatch.setattr(_backend, "_FROM_ENVIRONMENT", "triton")
     everything = lifter(keypoints, **settings)
+    hook.remove()
     results = [steps, everything]
     if available_backends()["cpp"][0] and device.type == "cpu":
         results.append(lifter(keypoints, backend="cpp", **settings))
