@@ -107,7 +107,8 @@ def test_command(tmp_path, capsys):
             torch.tensor([1.0, 2.0, 3.0]) * lifter.prediction_error,
         )
         out.unlink()
-        for wrong, message in ((["--set", "steps=2"], "sampling.steps=2"), (["--subjects", "nobody"], "'nobody'"),
+        for wrong, message in ((["--set", "steps=2"], "--set must look like eta=0.5, with one of sampler,"),
+                               (["--subjects", "nobody"], "'nobody'"),
                                (["--noise-factor", "0"], "--noise-factor must be 1 or 3 numbers, positive"),
                                (["--noise-factor", "1", "2"], "at most 100, got 1 2"),
                                (["--out", str(model)], "--out must not be --model"),

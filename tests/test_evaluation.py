@@ -370,6 +370,8 @@ class TestCommand:
             (("--data", "other.npz"), "other.npz must hold 'positions'"),
             (("--model", "absent.safetensors"), "there is no checkpoint 'absent.safetensors'"),
             (("--model", "text.npz"), "text.npz is neither a diffupose checkpoint"),
+            (("--regressor", "absent"), "--regressor must be a file or a bundled name (mocap), got 'absent'"),
+            (("--regressor", "absent.safetensors"), "there is no checkpoint 'absent.safetensors'"),
             (("--json", "absent/scores.json"), "--json: the folder 'absent' does not exist"),
             (("--json", "."), "--json: '.' is a folder"),
             (("--seed", -1), "seed must be between 0"),

@@ -55,6 +55,11 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--noise-factor must be 1 or 3 numbers, positive and at most 100, got {given}")
     check_output(options.out, "--out", {"--model": options.model, "--data": options.data})
     lifter = Lifter.from_pretrained(options.model, device=options.device)
+    known = vars(lifter.config.sampling)
+    for item in options.set:
+        name, equals, _ = item.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set must look like eta=0.5, with one of {', '.join(known)}, got {item!r}")
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
     lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
     cells = calibration_cells(load_mocap(options.data, include=options.subjects), options.num_poses)

@@ -53,7 +53,10 @@ def run_mocap(options: argparse.Namespace) -> None:
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     regressor = None
     if options.regressor is not None:
-        regressor = Lifter.from_pretrained(options.regressor, device=options.device)
+        try:
+            regressor = Lifter.from_pretrained(options.regressor, device=options.device)
+        except FileNotFoundError as error:  # it names the argument of the call, which another flag has here
+            raise FileNotFoundError(f"--regressor {str(error).removeprefix('model ')}") from None
     with resources.as_file(resources.files("diffupose") / "data" / "sample_uiprmd.npz") as sample:
         if options.data is None:
             mocap, name = load_mocap(sample, include=SAMPLE_SUBJECTS), "bundled sample"
