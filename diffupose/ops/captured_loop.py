@@ -10,23 +10,24 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from diffupose.ops import cuda_graph
 from diffupose.ops._backend import TRITON_IS_INTERPRETED
 from diffupose.ops.philox_normal import signed
 from diffupose.schedule import StepTable
 
-# Beyond, kernels take longer than their launches, and a graph would only hold memory. Not measured yet.
-_MOST_ROWS = 4096
+# Beyond, kernels take longer than their launches, and a graph would only hold memory. Not measured.
+_MOST_ROWS = 1024
 # Graphs that are kept for a network: each holds the memory of its activations.
 _MOST_LOOPS = 8
 
-_LOOPS: weakref.WeakKeyDictionary[nn.Module, OrderedDict[object, _Loop]] = weakref.WeakKeyDictionary()
+_LOOPS: weakref.WeakKeyDictionary[nn.Module, OrderedDict[tuple[object, ...], _Loop]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -96,25 +97,23 @@ class _Loop:
         """Make the graph of one step, if the network's code can be captured; the buffers are overwritten."""
         self.step.zero_()
         try:
-            self.replay = _capture(lambda: self.advance(denoiser))
+            self.replay = _capture(lambda: self.advance(denoiser), self.x.device)
+        except torch.cuda.OutOfMemoryError:
+            pass  # another time there may be room
         except RuntimeError as error:
             self.captures = False
             reason = str(error).splitlines()[0]
             warnings.warn(f"diffupose: this network runs without a CUDA graph, slower: {reason}", stacklevel=2)
 
 
-def _capture(advance: Callable[[], None]) -> Callable[[], None]:
+def _capture(advance: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return what replays a function's work on the GPU."""
-    current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+    current, beside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     beside.wait_stream(current)
     with torch.cuda.stream(beside):  # libraries prepare themselves in their first call, which must not be captured
         advance()
     current.wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on to use the GPU meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        advance()
-    return graph.replay
+    return cuda_graph.capture(advance, device).replay
 
 
 def sample(
@@ -131,8 +130,9 @@ def sample(
     """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments.
 
     The first call of a shape runs step by step, which also prepares the kernels; the second one captures a step, and
-    from then on it is replayed. Graphs are kept per network and given up when its parameters move or many shapes come.
-    A network that cannot be captured, and every other device than a GPU, runs the same loop step by step.
+    from then on it is replayed. Graphs are kept per network and given up when its tensors move, when modules are
+    replaced, or when many shapes come. What else Python code may depend on, an attribute say, is what it was at the
+    capture. A network that cannot be captured, and every other device than a GPU, runs the same loop step by step.
 
     Args:
         denoiser: As for ``diffupose.ops.sample``, as are the others.
@@ -179,20 +179,34 @@ def _loop_of(
     """Return a loop for these inputs, and whether it is one that is kept."""
     if not _is_kept(denoiser, inputs, hypotheses):
         return _Loop(inputs, hypotheses, table, clip, antithetic), False
-    # A graph reads the parameters where they were, and runs in the order of one stream.
-    addresses = tuple(tensor.data_ptr() for tensor in (*denoiser.parameters(), *denoiser.buffers()))
+    network = _code_of(denoiser)
+    # A graph runs in the order of one stream.
     stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
     sizes = (*inputs.shape, hypotheses, table.num_inference_steps)
     settings = (*_traits(table), table.noise_scale is None, clip, antithetic)
-    key = (sizes, inputs.dtype, inputs.device, settings, addresses, stream)
+    key = (network, sizes, inputs.dtype, inputs.device, settings, stream)
     with _LOCK:
         loops = _LOOPS.setdefault(denoiser, OrderedDict())
+        for old in [old for old in loops if old[0] != network]:
+            del loops[old]
         if key not in loops:
             loops[key] = _Loop(inputs, hypotheses, table, clip, antithetic)
         loops.move_to_end(key)
         while len(loops) > _MOST_LOOPS:
             loops.popitem(last=False)
         return loops[key], True
+
+
+def _code_of(denoiser: nn.Module) -> tuple[object, ...]:
+    """Return what the kernels of a network's call depend on, as far as it can be seen from outside."""
+    tensors = ((tensor.data_ptr(), tensor.stride(), tensor.dtype) for tensor in _tensors_of(denoiser))
+    modules = ((id(module), id(vars(module).get("forward"))) for module in denoiser.modules())
+    return (*tensors, *modules, torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)
+
+
+def _tensors_of(denoiser: nn.Module) -> Iterator[Tensor]:
+    yield from denoiser.parameters()
+    yield from denoiser.buffers()
 
 
 def _is_kept(denoiser: nn.Module, inputs: Tensor, hypotheses: int) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
+from diffupose.ops.cuda_graph import capture
 from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
 from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
 from diffupose.ops.layer_program import LayerProgram, check_buffers
@@ -291,10 +292,7 @@ class _Captured:
         with torch.inference_mode(False), torch.no_grad():
             self._static = tuple(tensor.clone() for tensor in given)
             self._run = build(self._static)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._run()
+        self._graph = capture(self._run, self._run.out.device)
 
     def __call__(self, given: tuple[Tensor, ...]) -> Tensor:
         for static, tensor in zip(self._static, given, strict=True):

@@ -50,7 +50,7 @@ def captured(monkeypatch):
     """Capture on every device, by doing nothing, and return the list of what was captured."""
     bodies = []
 
-    def capture(advance):
+    def capture(advance, device):
         bodies.append(advance)
         return advance
 
@@ -159,7 +159,7 @@ def test_graphs_are_given_up(captured, network, device):
 
 
 def test_a_network_that_cannot_be_captured(captured, monkeypatch, network, device):
-    def fail(advance):
+    def fail(advance, device):
         captured.append(advance)
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
@@ -170,6 +170,95 @@ def test_a_network_that_cannot_be_captured(captured, monkeypatch, network, devic
         assert torch.equal(draw(network, inputs), expected)
     assert torch.equal(draw(network, inputs), expected)
     assert len(captured) == 1
+
+
+def test_no_memory_for_a_graph(captured, monkeypatch, network, device):
+    """It may be there another time."""
+    capture = captured_loop._capture
+
+    def fail(advance, device):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    inputs = torch.randn(1, 5, 2, device=device)
+    expected = draw(network, inputs)
+    monkeypatch.setattr(captured_loop, "_capture", fail)
+    assert torch.equal(draw(network, inputs), expected)
+    monkeypatch.setattr(captured_loop, "_capture", capture)
+    assert torch.equal(draw(network, inputs), expected)
+    assert len(captured) == 1
+
+
+def other_layer(network):
+    network.layer = nn.Linear(5, 5).to(network.layer.weight.device).eval()
+
+
+def other_forward(network):
+    network.forward = lambda x, condition, timesteps: 0.5 * x
+
+
+def other_precision(network):
+    torch.set_float32_matmul_precision("high")
+
+
+CHANGES = {
+    "clip": (None, {"clip_sample_range": 0.3}),
+    "antithetic": (None, {"antithetic": True}),
+    "without noise": (None, {"steps": table(4, "ddim")}),
+    "with history": (None, {"steps": table(4, "dpm++")}),
+    "noise scale": (None, {"steps": table(4, prediction_error=0.1 + torch.rand(20, 5, 3).double().numpy())}),
+    "steps": (None, {"steps": table(3)}),
+    "layer": (other_layer, {}),
+    "forward": (other_forward, {}),
+    "precision": (other_precision, {}),
+    "dtype": (lambda network: network.half(), {}),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_what_needs_another_graph(name, captured, network, device):
+    change, options = CHANGES[name]
+    inputs = torch.randn(2, 5, 2, device=device)
+    draw(network, inputs), draw(network, inputs)
+    assert len(captured) == 1
+    precision = torch.get_float32_matmul_precision()
+    try:
+        if change is not None:
+            change(network)
+        inputs = inputs.half() if name == "dtype" else inputs
+        expected = draw(network, inputs, backend="torch", **options)
+        for count in (1, 2, 2):
+            result = draw(network, inputs, **options)
+            torch.testing.assert_close(result, expected, rtol=0, atol=5e-3 if name == "dtype" else 1e-5)
+            assert len(captured) == count
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    if change is not None:  # what can come no more is not kept
+        assert len(captured_loop._LOOPS[network]) == 1
+
+
+def test_hooks_and_autocast_are_not_captured(network, device, monkeypatch):
+    """Each by itself turns a network that would be kept into one that is not."""
+    inputs = torch.randn(1, 5, 2, device=device)
+
+    class OnGpu:
+        is_cuda, shape = True, inputs.shape
+
+    monkeypatch.setattr(captured_loop, "TRITON_IS_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert captured_loop._is_kept(network, OnGpu(), 10)
+    assert not captured_loop._is_kept(network, OnGpu(), 0)
+    assert not captured_loop._is_kept(network, OnGpu(), captured_loop._MOST_ROWS + 1)
+    for register in (network.layer.register_forward_hook, network.layer.register_forward_pre_hook):
+        hook = register(lambda *arguments: None)
+        assert not captured_loop._is_kept(network, OnGpu(), 10)
+        hook.remove()
+    assert not captured_loop._is_kept(network.train(), OnGpu(), 10)
+    network.eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "is_autocast_enabled", lambda device: True)
+        assert not captured_loop._is_kept(network, OnGpu(), 10)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not captured_loop._is_kept(network, OnGpu(), 10)
 
 
 def test_what_is_kept(network, device):
@@ -206,3 +295,45 @@ def test_a_graph_replays(network, device):
     calls = network.calls
     torch.testing.assert_close(draw(network, inputs), first, rtol=0, atol=1e-6)
     assert network.calls == calls
+
+
+@requires_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_graphs_on_two_gpus():
+    """Each is of its own GPU, whichever is the current one."""
+    networks = [Network().to(f"cuda:{index}").eval() for index in range(2)]
+    for network in networks:
+        inputs = torch.randn(2, 5, 2, device=network.layer.weight.device)
+        expected = draw(network, inputs, backend="torch")
+        for _ in range(3):
+            torch.testing.assert_close(draw(network, inputs), expected, rtol=0, atol=1e-5)
+
+
+@requires_cuda
+def test_graphs_outlive_each_other(device):
+    """Memory and workspaces of a graph that is given up are not those of another."""
+    networks, inputs = [Network().to(device).eval() for _ in range(40)], torch.randn(2, 5, 2, device=device)
+    expected = [draw(network, inputs, backend="torch") for network in networks]
+    for network in networks:
+        draw(network, inputs), draw(network, inputs)
+    del networks[::2]
+    gc.collect()
+    torch.cuda.empty_cache()
+    for network, poses in zip(networks, expected[1::2], strict=True):
+        torch.testing.assert_close(draw(network, inputs), poses, rtol=0, atol=1e-5)
+
+
+@requires_cuda
+def test_a_failed_capture_leaves_the_stream_alone(device):
+    class Waits(Network):
+        def forward(self, x, condition, timesteps):
+            if bool(timesteps > 1e9):  # the host waits for the device
+                raise ValueError
+            return super().forward(x, condition, timesteps)
+
+    network, inputs = Waits().to(device).eval(), torch.randn(2, 5, 2, device=device)
+    stream, expected = torch.cuda.current_stream(), draw(network, inputs)
+    with pytest.warns(UserWarning, match="runs without a CUDA graph"):
+        torch.testing.assert_close(draw(network, inputs), expected, rtol=0, atol=1e-6)
+    assert torch.cuda.current_stream() == stream
+    torch.testing.assert_close(draw(network, inputs), expected, rtol=0, atol=1e-6)
