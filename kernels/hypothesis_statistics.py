@@ -265,12 +265,14 @@ def hypothesis_statistics(
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
     tile, in_thread = _MOMENTS if keypoints_2d is None else _VIEW
     block_j = _launch.next_power_of_2(joints)
-    block_h = min(_launch.next_power_of_2(count), max(1, tile // block_j))
+    # Fewer joints are no reason for more hypotheses at once, which have numbers of their own in registers.
+    width = max(block_j, 32)
+    block_h = min(_launch.next_power_of_2(count), max(1, tile // width))
     _launch.launch(
         hypothesis_statistics_kernel,
         (frames,),
         hypotheses, *view, mean, covariance, weights, weighted_mean, weight, temperature, count, joints,
         SHARED_CAMERA=shared, ENOUGH=count >= 4, SINGLE=count <= block_h, BLOCK_H=block_h, BLOCK_J=block_j,
-        num_warps=min(8, max(1, block_h * block_j // (32 * in_thread))), enable_fp_fusion=True,
+        num_warps=min(8, max(1, block_h * width // (32 * in_thread))), enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

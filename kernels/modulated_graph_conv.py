@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffupose.kernels import _launch
 
-# Sums over poses are taken in parts that depend on the number of poses alone, so that they are the same on every GPU.
+# Sums over poses are taken in parts that depend on the number of poses alone, not on the GPU.
 _MOST_PARTS, _POSES_PER_PART = 64, 16
 
 Activation = Literal["none", "relu", "gelu"]
@@ -245,8 +245,10 @@ def modulated_graph_conv_bwd(
     poses, joints, channels = grad_out.shape
     parts = min(max(poses // _POSES_PER_PART, 1), _MOST_PARTS)
     block_j = max(16, _launch.next_power_of_2(joints))  # what a product of tiles takes at least
-    # More joints leave room for fewer channels, and for fewer of both in a thread.
-    block_c, warps = (32, 4) if block_j <= 32 else (16, 8)
+    # More joints leave room for fewer channels, and for fewer of both in a thread; so do addresses that are multiples of
+    # nothing.
+    many = block_j > 32
+    block_c, warps = 16 if many else 32, 8 if many or channels % 16 else 4
     tiles = triton.cdiv(channels, block_c)
     grad_hidden = torch.empty_like(hidden)
     own, neighbor = modulation.new_empty(2, parts, joints, channels)

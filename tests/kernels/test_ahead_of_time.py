@@ -40,7 +40,7 @@ def test_kernels_compile(pytestconfig):
     for row in rows:
         assert row["spills"] == 0 and row["local"] == 0, row
         assert row["reg"] <= 255 and row["dynamic_shared"] <= 48 << 10, row
-        wants_float64 = row["call"].startswith("hypothesis_statistics") and row["call"].endswith("view")
+        wants_float64 = row["call"].startswith("hypothesis_statistics") and " view" in row["call"]
         assert (row["f64"] > 0) == wants_float64, row
         if row["kernel"] in ("philox_normal_kernel", "reverse_step_kernel"):
             # The hardware's logarithm, square root, sine and cosine are not exact enough for the noise.

@@ -18,29 +18,36 @@ SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 INDEX = torch.zeros(1, dtype=torch.int64)
 
 
-def _step(dtype: torch.dtype, channels: int, *, noise: str, batch: int = 64, **options: Any) -> Callable[[], Any]:
-    """A step with all terms; ``meta`` tensors may be as large as no memory is."""
+def _step(
+    dtype: torch.dtype, channels: int, *, noise: str, batch: int = 64, in_loop: bool = False, **options: Any
+) -> Callable[[], Any]:
+    """A step with all terms, or as the captured loop takes it; ``meta`` tensors may be as large as no memory is."""
     device = "meta" if batch > 1000 else "cpu"
     sample = torch.empty(batch, 10, 17, 3, dtype=dtype, device=device)
     output = torch.empty(batch, 10, 17, channels, dtype=dtype, device=device)
     ids = torch.empty(batch, dtype=torch.int64, device=device), torch.empty(10, dtype=torch.int64, device=device)
     scale = torch.empty(5, 17, 3, device=device)
+    if in_loop:
+        options["out"] = sample, None
     return partial(
-        reverse_step, sample, output, torch.empty(5, 6, device=device), INDEX.to(device), sample,
+        reverse_step, sample, output, torch.empty(5, 6, device=device), INDEX.to(device), None if in_loop else sample,
         sample if noise == "given" else None, None if noise == "none" else scale, INDEX.to(device),
         ids if noise == "drawn" else None, **options,
     )  # fmt: skip
 
 
-def _statistics(num_hypotheses: int, view: bool) -> Callable[[], Any]:
-    inputs = make_inputs("hypothesis_statistics", (4, num_hypotheses, 17, view))
+def _statistics(num_hypotheses: int, view: bool, joints: int = 17) -> Callable[[], Any]:
+    inputs = make_inputs("hypothesis_statistics", (4, num_hypotheses, joints, view))
     return partial(hypothesis_statistics, *inputs, *([] if view else [None] * 3), 1.0, 0.01)
 
 
-def _graph_conv(hidden: torch.dtype, out: torch.dtype, joints: int, **options: Any) -> dict[str, Callable[[], Any]]:
-    product, result = torch.empty(40, joints, 768, dtype=hidden), torch.empty(40, joints, 384, dtype=out)
-    modulation, adjacency = torch.empty(joints, 384), torch.empty(joints, joints)
-    inference = {"own": modulation, "residual": result, "film": torch.empty(5, 768), "step": INDEX}
+def _graph_conv(
+    hidden: torch.dtype, out: torch.dtype, joints: int, channels: int = 384
+) -> dict[str, Callable[[], Any]]:
+    product, result = (torch.empty(40, joints, width, dtype=dtype)
+                       for width, dtype in ((2 * channels, hidden), (channels, out)))  # fmt: skip
+    modulation, adjacency = torch.empty(joints, channels), torch.empty(joints, joints)
+    inference = {"own": modulation, "residual": result, "film": torch.empty(5, 2 * channels), "step": INDEX}
     calls = {
         "forward": partial(modulated_graph_conv_fwd, product, modulation, adjacency, modulation[0], result),
         "backward": partial(modulated_graph_conv_bwd, result, product, modulation, adjacency),
@@ -54,6 +61,8 @@ CALLS: list[tuple[str, Callable[[], Any]]] = [
     ("philox_normal", partial(philox_normal, 0, INDEX, INDEX, 3, 51)),
     ("reverse_step large", _step(SINGLE, 5, noise="drawn", batch=1 << 24)),
     ("reverse_step antithetic", _step(SINGLE, 5, noise="drawn", antithetic=True)),
+    ("reverse_step in the loop", _step(SINGLE, 5, noise="drawn", in_loop=True)),
+    ("reverse_step in the loop without noise", _step(SINGLE, 5, noise="none", in_loop=True)),
 ]
 for _dtype in (SINGLE, HALF, BRAIN):
     for _noise, _channels, _clip in (("drawn", 3, 1.0), ("given", 5, None), ("none", 3, None)):
@@ -61,7 +70,13 @@ for _dtype in (SINGLE, HALF, BRAIN):
         CALLS.append((_name, _step(_dtype, _channels, noise=_noise, clip_sample_range=_clip)))
 for _count, _view in ((10, "moments"), (200, "moments"), (10, "view"), (200, "view")):
     CALLS.append((f"hypothesis_statistics {_count} {_view}", _statistics(_count, _view == "view")))
+for _count in (10, 50, 100):
+    CALLS.append((f"hypothesis_statistics {_count} view of 16 joints", _statistics(_count, True, 16)))
 for _hidden, _out in ((SINGLE, SINGLE), (HALF, HALF), (BRAIN, BRAIN), (HALF, SINGLE), (BRAIN, SINGLE)):
-    for _name, _call in _graph_conv(_hidden, _out, 17).items():
-        CALLS.append((f"modulated_graph_conv {_name} {_hidden} {_out}", _call))
-CALLS += [(f"modulated_graph_conv {name} 64", call) for name, call in _graph_conv(SINGLE, SINGLE, 64).items()]
+    # Addresses of 5 channels, what the released network gives, are multiples of nothing.
+    for _channels in (384, 5):
+        for _name, _call in _graph_conv(_hidden, _out, 17, _channels).items():
+            CALLS.append((f"modulated_graph_conv {_name} {_channels} {_hidden} {_out}", _call))
+for _joints in (16, 64):
+    for _name, _call in _graph_conv(SINGLE, SINGLE, _joints).items():
+        CALLS.append((f"modulated_graph_conv {_name} {_joints} joints", _call))
