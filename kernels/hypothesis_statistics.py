@@ -10,8 +10,9 @@ from torch import Tensor
 from diffupose.kernels import _launch
 
 # Numbers of one axis that a program holds at once, the hypotheses of a frame as long as they are few, and that a thread
-# does: more do not fit its registers, the fewer the more is made of them.
-_MOMENTS, _VIEW = (1024, 8), (1024, 4)
+# does: more do not fit its registers, the fewer the more is made of them; and a hypothesis has numbers of its own, of
+# which there are too many where its joints are few.
+_MOMENTS, _VIEW, _VIEW_OF_FEW_JOINTS = (1024, 8), (1024, 4), (256, 4)
 
 
 @triton.jit
@@ -263,16 +264,15 @@ def hypothesis_statistics(
     if keypoints_2d is not None:
         weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
-    tile, in_thread = _MOMENTS if keypoints_2d is None else _VIEW
+    view_limits = _VIEW if joints > 16 else _VIEW_OF_FEW_JOINTS
+    tile, in_thread = _MOMENTS if keypoints_2d is None else view_limits
     block_j = _launch.next_power_of_2(joints)
-    # Fewer joints are no reason for more hypotheses at once, which have numbers of their own in registers.
-    width = max(block_j, 32)
-    block_h = min(_launch.next_power_of_2(count), max(1, tile // width))
+    block_h = min(_launch.next_power_of_2(count), max(1, tile // block_j))
     _launch.launch(
         hypothesis_statistics_kernel,
         (frames,),
         hypotheses, *view, mean, covariance, weights, weighted_mean, weight, temperature, count, joints,
         SHARED_CAMERA=shared, ENOUGH=count >= 4, SINGLE=count <= block_h, BLOCK_H=block_h, BLOCK_J=block_j,
-        num_warps=min(8, max(1, block_h * width // (32 * in_thread))), enable_fp_fusion=True,
+        num_warps=min(8, max(1, block_h * block_j // (32 * in_thread))), enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean
