@@ -6,16 +6,17 @@
 #
 #   build       the package in place, without a network, for this GPU        rates       copies and products at best
 #   parity      the tests of ops and lifter on the device                    capture     graphs, streams: the same bits
-#   benchmarks  ours beside PyTorch's, with floors                           triton      the same of the Triton kernels
-#   sanitizer   compute-sanitizer's memcheck and racecheck over every op     accuracy    the bundled model in bfloat16
+#   benchmarks  ours, by CUDA and by Triton, beside PyTorch's, with floors   accuracy    the bundled model in bfloat16
+#   sanitizer   compute-sanitizer's memcheck and racecheck over every op
 #
 # Each stage writes STAGE.json into FOLDER ($OUT, or runs/gpu_check) as it goes; one that fails does not stop the
-# others. The exit status is 1 if any failed. PYTHON names the interpreter, else it is that of .venv where there is one.
-# What comes after `--` goes to every stage; `record.py` lists it.
+# others. The exit status is 1 if any failed. Every stage has a share of the time, and what others leave: `--only` gives a
+# stage all of it. PYTHON names the interpreter, else it is that of .venv where there is one. What comes after `--` goes
+# to every stage; `record.py` lists it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-all=build,rates,parity,capture,benchmarks,triton,sanitizer,accuracy
+all=build,rates,parity,capture,benchmarks,sanitizer,accuracy
 only=$all out=${OUT:-runs/gpu_check} device=cuda budget=570 common=()
 if [ -x .venv/bin/python ]; then python=${PYTHON:-.venv/bin/python}; else python=${PYTHON:-python3}; fi
 
@@ -47,12 +48,14 @@ for stage in "${stages[@]}"; do
     [[ ,$all, = *,$stage,* ]] || { echo "gpu_check: unknown stage $stage, there are $all" >&2 && exit 2; }
 done
 
-# The most that a stage may take, in seconds; less where the budget ends before.
-limit_of() {
+# What is kept for a stage, in seconds; with all of them the budget.
+share_of() {
     case $1 in
-        build | benchmarks) echo 240 ;;
-        parity | sanitizer) echo 180 ;;
-        *) echo 90 ;;
+        build | parity | benchmarks) echo 130 ;;
+        sanitizer) echo 80 ;;
+        capture) echo 45 ;;
+        accuracy) echo 35 ;;
+        *) echo 20 ;;
     esac
 }
 
@@ -60,16 +63,19 @@ mkdir -p "$out"
 script() { # stage
     case $1 in
         benchmarks) echo benchmarks/gpu/timings.py ;;
-        triton) echo benchmarks/gpu/triton_times.py ;;
         *) echo "benchmarks/gpu/$1.py" ;;
     esac
 }
+later=0
+for stage in "${stages[@]}"; do
+    later=$((later + $(share_of "$stage")))
+done
 for stage in "${stages[@]}"; do
     rm -f "$out/$stage.json"
     echo "== $stage"
     file=$(script "$stage")
-    left=$((budget - SECONDS)) limit=$(limit_of "$stage")
-    [ "$left" -lt "$limit" ] && limit=$left
+    later=$((later - $(share_of "$stage")))
+    limit=$((budget - SECONDS - later))
     if [ "$limit" -lt 5 ]; then
         echo "$stage: no time left"
         continue

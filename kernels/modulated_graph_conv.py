@@ -245,8 +245,8 @@ def modulated_graph_conv_bwd(
     poses, joints, channels = grad_out.shape
     parts = min(max(poses // _POSES_PER_PART, 1), _MOST_PARTS)
     block_j = max(16, _launch.next_power_of_2(joints))  # what a product of tiles takes at least
-    # More joints leave room for fewer channels, and for fewer of both in a thread; so do addresses that are multiples of
-    # nothing.
+    # More joints leave room for fewer channels, and for fewer of both in a thread; so do addresses of odd numbers of
+    # channels.
     many = block_j > 32
     block_c, warps = 16 if many else 32, 8 if many or channels % 16 else 4
     tiles = triton.cdiv(channels, block_c)

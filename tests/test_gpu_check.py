@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from diffupose.testing import requires_cpp
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "gpu"
-STAGES = ("build", "rates", "parity", "capture", "benchmarks", "triton", "sanitizer", "accuracy")
+STAGES = ("build", "rates", "parity", "capture", "benchmarks", "sanitizer", "accuracy")
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_a_failing_stage_does_not_stop_the_others(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
     parity = content(out, "parity")
-    assert parity["counts"] == {"passed": 1, "failed": 1, "skipped": 0}
     assert [row["ok"] for row in parity["rows"]] == [False, False]
+    assert [parity["rows"][1][name] for name in ("passed", "failed", "skipped")] == [1, 1, 0]
     assert parity["rows"][0]["name"].endswith("test_two::test_bad")
     assert "assert 1 == 2" in parity["rows"][0]["message"]
     assert (content(out, "sanitizer")["status"], content(out, "accuracy")["status"]) == ("skipped", "skipped")
@@ -112,16 +113,42 @@ def test_no_time_left(tmp_path):
     assert not (tmp_path / "rates.json").exists()
 
 
+def test_the_gpu_stage_runs_all_tests_of_triton(gpu, tmp_path):
+    """Its choice of tests finds as many as it asks for; too few are a failure."""
+    for tests, select, least in gpu.parity.ON_GPU:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-k", select, *tests]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if importlib.util.find_spec("triton") is None and "tests/kernels" in tests:
+            continue
+        assert done.stdout.count("::") >= least, (tests, done.stdout[-500:] + done.stderr)
+    (tmp_path / "test_one.py").write_text("def test_good(): pass\n")
+    for least, ok in ((1, True), (2, False)):
+        record = gpu.record.Record(tmp_path, "parity")
+        gpu.parity.run(record, (str(tmp_path / "test_one.py"),), "", least)
+        assert [row["ok"] for row in record.content["rows"]] == [ok]
+
+
 @requires_cpp
-def test_benchmarks_are_written(tmp_path):
-    """Every op and both networks at tiny sizes, with the floors of the same call."""
+@pytest.mark.parametrize("triton", [False, True])
+def test_benchmarks_are_written(tmp_path, triton, monkeypatch):
+    """Every op and both networks at tiny sizes, with the floors of the same call; by Triton in its interpreter."""
+    if triton:
+        pytest.importorskip("triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = check(tmp_path, "--only", "rates,benchmarks", "--", "--no-compile")
     assert done.returncode == 0, done.stdout + done.stderr
     rates = {row["name"]: row for row in content(tmp_path, "rates")["rows"]}
     rows = content(tmp_path, "benchmarks")["rows"]
     ops = {row["case"].split()[0] for row in rows}
     assert ops == {"modulated_graph_conv", "reverse_step", "hypothesis_statistics", "philox_normal", "sample"}
-    assert {row["variant"] for row in rows} >= {"eager", "cpp", "cpp-bf16", "cpp-fp32", "eager-fp32", "eager-bf16"}
+    variants = {row["variant"] for row in rows}
+    assert variants >= {"eager", "cpp", "cpp-bf16", "cpp-fp32", "eager-fp32", "eager-bf16"}
+    assert not triton or variants >= {"triton", "triton-bf16", "triton-fp32", "triton-module-fp32"}
+    # Only what a backend does not take may be without a time.
+    unfit = [row for row in rows if "not_run" in row]
+    assert all("takes float32" in row["not_run"] for row in unfit)
+    rows = [row for row in rows if row not in unfit]
     for row in rows:
         assert row["milliseconds"] > 0
         assert row["error"] <= row["limit"] < 0.1

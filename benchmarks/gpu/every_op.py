@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffupose import ops
 from diffupose.errors import BackendUnavailableError
-from diffupose.ops._backend import _DEVICE_OF
+from diffupose.ops._backend import _DEVICE_OF, TRITON_IS_INTERPRETED
 from diffupose.testing import make_inputs
 
 POSES, STEPS = 16, 2
@@ -32,7 +32,8 @@ Call = Callable[[], Any]
 def backends(device: torch.device) -> list[str]:
     """Return the backends of our own code that run on a device, the reference left out."""
     states = ops.available_backends()
-    return [name for name, where in _DEVICE_OF.items() if where == device.type and states[name][0]]
+    kinds = dict(_DEVICE_OF) | ({"triton": "cpu"} if TRITON_IS_INTERPRETED else {})
+    return [name for name, where in kinds.items() if where == device.type and states[name][0]]
 
 
 def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:

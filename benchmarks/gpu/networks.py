@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffupose import Lifter, ops
+from diffupose import Lifter, ops, reference
 from diffupose.config import PAPER
 from diffupose.denoiser import build_denoiser
 from diffupose.ops import PackedDenoiser, _backend
 from diffupose.ops.cuda_denoiser import CudaDenoiser
+from diffupose.ops.fused_network import FusedNetwork
 from diffupose.programs import denoiser_flops, layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 
@@ -90,25 +91,52 @@ def loop(
     hypotheses: int,
     steps: int,
     autocast: bool,
-    backend: str = "torch",
 ) -> Callable[[], Tensor]:
-    """Return a call of the sampling loop with a network as it is, or compiled: in plain PyTorch, or by ``"triton"``."""
+    """Return a call of the sampling loop in plain PyTorch, with a network as it is, or compiled.
+
+    The noise it starts from, the only one that these samplers draw, is there already: counted noise is slow in PyTorch,
+    and who writes such a loop takes ``torch.randn``.
+    """
     inputs, table = conditions(model, frames, device), steps_of(model, steps)
+    ids = torch.arange(frames, device=device), torch.arange(hypotheses, device=device)
+    noise = ops.philox_normal(0, *ids, ops.INITIAL_NOISE_STEP, 3 * JOINTS)
+    coefficients, timesteps = table.tensor(), torch.from_numpy(table.timesteps).to(device)
 
     def run() -> Tensor:
-        plain = plain_pytorch() if backend == "torch" else contextlib.nullcontext()
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast), plain:
-            return ops.sample(
-                net, inputs, table, num_hypotheses=hypotheses, clip_sample_range=clip_of(model), backend=backend
+        precision = torch.autocast(device.type, torch.bfloat16, enabled=autocast)
+        with torch.inference_mode(), precision, modules_by("torch"):
+            return reference.sample(
+                net, inputs, coefficients, timesteps, 0, *ids, clip_of(model), None, lambda *_: noise
             ).float()
 
     return run
 
 
+def triton_loop(
+    net: nn.Module, model: str, device: torch.device, *, frames: int, hypotheses: int, steps: int
+) -> Callable[[], Tensor]:
+    """Return a call of the sampler by Triton, which captures a step: as a machine without nvcc has it."""
+    inputs, table = conditions(model, frames, device), steps_of(model, steps)
+
+    def run() -> Tensor:
+        with torch.inference_mode(), modules_by("triton"):
+            return ops.sample(
+                net, inputs, table, num_hypotheses=hypotheses, clip_sample_range=clip_of(model), backend="triton"
+            )
+
+    return run
+
+
+@cache
+def fused_network(model: str, precision: str, device: torch.device) -> FusedNetwork:
+    """Return a network of PyTorch's products and Triton kernels."""
+    return FusedNetwork(layer_program(network(model)), 1000, precision, device)
+
+
 @contextlib.contextmanager
-def plain_pytorch() -> Iterator[None]:
-    """Let modules take the reference: left to themselves they would run our own graph convolution."""
-    kept, _backend._FROM_ENVIRONMENT = _backend._FROM_ENVIRONMENT, "torch"
+def modules_by(backend: str) -> Iterator[None]:
+    """Let modules take a backend: left to themselves they would run the fastest there is."""
+    kept, _backend._FROM_ENVIRONMENT = _backend._FROM_ENVIRONMENT, backend
     try:
         yield
     finally:

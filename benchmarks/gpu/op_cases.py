@@ -24,9 +24,13 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
         yield graph_conv((8 if small else 8192, JOINTS, *((16, 24) if small else (384, 384))), dtype, device)
     for autocast in (False, True):
         yield training((8 if small else 1024, JOINTS, *((16, 24) if small else (384, 384))), autocast, device)
-    for drawn in (False, True):
-        yield reverse_step((4, 3, JOINTS, 5) if small else (32768, 16, JOINTS, 5), drawn, device)
-    yield hypothesis_statistics((4, 5, JOINTS) if small else (8192, 100, JOINTS), device)
+    for dtype in (torch.float32, torch.bfloat16):
+        for drawn in (False, True):
+            yield reverse_step((4, 3, JOINTS, 3) if small else (65536, 16, JOINTS, 3), dtype, drawn, device)
+    yield reverse_step((4, 3, JOINTS, 5) if small else (65536, 16, JOINTS, 5), torch.float32, False, device)
+    for frames, hypotheses in ((4, 5),) if small else ((100_000, 10), (8192, 100)):
+        for view in (False, True):
+            yield hypothesis_statistics((frames, hypotheses, JOINTS), view, device)
     yield philox_normal((4, 5, 51) if small else (16384, 50, 51), device)
 
 
@@ -44,8 +48,9 @@ def inputs_of(make: Callable[[], Sequence[Any]], device: torch.device) -> Inputs
     @cache
     def sets() -> list[Sequence[Any]]:
         torch.manual_seed(0)
-        first = make()
-        return [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
+        with device:  # random numbers are made there, not copied
+            first = make()
+            return [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
 
     return sets
 
@@ -55,11 +60,12 @@ def called(function: Callable[..., Any], inputs: Inputs) -> Sequence[Call]:
     return [partial(function, *values) for values in inputs()]
 
 
-def variants(function: Callable[..., Any], device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Return a public op under each backend, and its reference compiled."""
-    plain = partial(function, backend="torch")
-    named = {"eager": plain, "compile": torch.compile(plain, dynamic=False)}
-    return named | {name: partial(function, backend=name) for name in backends(device)}
+def variants(
+    function: Callable[..., Any], plain: Callable[..., Any], device: torch.device
+) -> dict[str, Callable[..., Any]]:
+    """Return a public op under each backend, ours first, and the same in plain PyTorch, eager and compiled."""
+    ours = {name: partial(function, backend=name) for name in backends(device)}
+    return ours | {"eager": plain, "compile": torch.compile(plain, dynamic=False)}
 
 
 def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
@@ -72,7 +78,7 @@ def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         x, *others = inputs()[0]
         return [reference.modulated_graph_conv(*(value.double() for value in (x[:64], *others)))]
 
-    named = variants(inference(ops.modulated_graph_conv), device)
+    named = variants(inference(ops.modulated_graph_conv), inference(reference.modulated_graph_conv), device)
     return Case(
         f"modulated_graph_conv {shape_id(shape)} {shape_id(dtype)}",
         {name + suffix: partial(called, call, inputs) for name, call in named.items()},
@@ -98,7 +104,7 @@ def training(shape: tuple[int, ...], autocast: bool, device: torch.device) -> Ca
         out = reference.modulated_graph_conv(*doubles)
         return list(torch.autograd.grad(out, doubles, torch.ones_like(out)))
 
-    named = variants(ops.modulated_graph_conv, device)
+    named = variants(ops.modulated_graph_conv, reference.modulated_graph_conv, device)
     return Case(
         f"modulated_graph_conv {shape_id(shape)} {'autocast' if autocast else 'fp32'} forward and backward",
         {name + suffix: partial(called, partial(step, call), inputs) for name, call in named.items()},
@@ -107,58 +113,82 @@ def training(shape: tuple[int, ...], autocast: bool, device: torch.device) -> Ca
     )
 
 
-def reverse_step(shape: tuple[int, ...], drawn: bool, device: torch.device) -> Case:
-    """Return one step, deterministic or with noise drawn inside."""
+def reverse_step(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool, device: torch.device) -> Case:
+    """Return one step with every term, deterministic or with noise drawn inside.
+
+    Ours reads its row on the device, as a captured loop does; PyTorch's has it as numbers, which it can compile, and
+    draws noise by its own generator.
+    """
 
     def make() -> Sequence[Any]:
-        sample, output, coefficients, step, x0_last, _, _ = make_inputs("reverse_step", shape, device=device)
-        coefficients = coefficients.cpu()
+        sample, output, table, step, x0_last, _, _ = make_inputs("reverse_step", shape, dtype=dtype, device=device)
+        table = table.float()
         if not drawn:
-            coefficients[:, 5] = 0.0
+            table[:, 5] = 0.0
         ids = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
-        return sample, output, coefficients, step, x0_last, *ids
+        return sample, output, table, torch.tensor([step], device=device), x0_last, *ids
 
-    def call(sample: Tensor, output: Tensor, coefficients: Tensor, step: int, x0_last: Tensor, frames: Tensor,
+    def call(sample: Tensor, output: Tensor, table: Tensor, step: Tensor, x0_last: Tensor, frames: Tensor,
              hypotheses: Tensor, backend: str) -> Any:  # fmt: skip
         return ops.reverse_step(
-            sample, output, coefficients, step, x0_last=x0_last, frame_ids=frames, hypothesis_ids=hypotheses,
-            backend=backend,
-        )  # fmt: skip
+            sample, output, table, step, x0_last=x0_last, frame_ids=frames, hypothesis_ids=hypotheses, backend=backend
+        )
+
+    p, q, c_x, c_0, c_1, s = make_inputs("reverse_step", (1, 1, 1))[2][1].tolist()
+
+    def plain(sample: Tensor, output: Tensor, table: Tensor, step: Tensor, x0_last: Tensor, *ids: Tensor) -> Any:
+        x0 = p * sample + q * output[..., :3]
+        previous = c_x * sample + c_0 * x0 + c_1 * x0_last
+        return (previous + s * torch.randn_like(sample) if drawn else previous), x0
 
     def truth() -> list[Tensor]:
-        sample, output, coefficients, step, x0_last, frames, hypotheses = inputs()[0]
-        few = [value[:16] for value in (sample, output, x0_last, frames)]
-        return list(call(few[0], few[1], coefficients, step, few[2], few[3], hypotheses, "torch"))
+        sample, output, table, step, x0_last, frames, hypotheses = inputs()[0]
+        few = [value[:16] for value in (sample.double(), output.double(), x0_last.double(), frames)]
+        return list(call(few[0], few[1], table, step, few[2], few[3], hypotheses, "torch"))
 
     inputs = inputs_of(make, device)
     poses = shape[0] * shape[1] * shape[2]
+    suffix = "-bf16" if dtype == torch.bfloat16 else ""
+    named = variants(inference(call), inference(plain), device)
     return Case(
-        f"reverse_step {shape_id(shape)} {'drawn' if drawn else 'deterministic'}",
-        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
+        f"reverse_step {shape_id(shape)} {shape_id(dtype)} {'drawn' if drawn else 'deterministic'}",
+        {name + suffix: partial(called, f, inputs) for name, f in named.items()},
         truth,
-        bytes=4 * poses * (3 + shape[3] + 3 + 3 + 3),  # x_t, output, x0_last; x_prev and x0
+        # x_t, the three channels of the output that are read, x0_last; x_prev and x0. Of wider outputs whole sectors of
+        # 32 bytes are read, which is all of them.
+        bytes=dtype.itemsize * poses * (3 + shape[3] + 3 + 3 + 3),
+        other_noise=("eager", "compile") if drawn else (),
     )
 
 
-def hypothesis_statistics(shape: tuple[int, ...], device: torch.device) -> Case:
-    """Return mean, covariance and the mean weighted by reprojection."""
-    inputs = inputs_of(partial(make_inputs, "hypothesis_statistics", shape, device=device), device)
+def hypothesis_statistics(shape: tuple[int, ...], view: bool, device: torch.device) -> Case:
+    """Return mean and covariance, and with a view the mean weighted by reprojection."""
 
-    def call(hypotheses: Tensor, keypoints: Tensor, confidence: Tensor, intrinsics: Tensor, backend: str) -> Any:
-        return ops.hypothesis_statistics(
-            hypotheses, keypoints_2d=keypoints, confidence=confidence, intrinsics=intrinsics, backend=backend
-        )
+    def make() -> Sequence[Any]:
+        inputs = make_inputs("hypothesis_statistics", shape, device=device)
+        return inputs if view else inputs[:1]
+
+    def call(hypotheses: Tensor, *seen: Tensor, backend: str) -> Any:
+        names = ("keypoints_2d", "confidence", "intrinsics")
+        return ops.hypothesis_statistics(hypotheses, **dict(zip(names, seen, strict=False)), backend=backend)
+
+    def plain(hypotheses: Tensor, *seen: Tensor) -> Any:
+        results = reference.hypothesis_statistics(hypotheses, *(seen or (None, None, None)))
+        return results if seen else results[:2]
 
     def truth() -> list[Tensor]:
-        return list(call(*(value[:16].double() for value in inputs()[0]), backend="torch"))
+        return [value for value in call(*(value[:16].double() for value in inputs()[0]), backend="torch")
+                if value is not None]  # fmt: skip
 
+    inputs = inputs_of(make, device)
     frames, hypotheses, joints = shape
+    named = variants(inference(call), inference(plain), device)
     return Case(
-        f"hypothesis_statistics {shape_id(shape)}",
-        {name: partial(called, f, inputs) for name, f in variants(inference(call), device).items()},
+        f"hypothesis_statistics {shape_id(shape)} {'view' if view else 'moments'}",
+        {name: partial(called, f, inputs) for name, f in named.items()},
         truth,
-        # Hypotheses, keypoints, confidence and intrinsics; both means, covariance and weights.
-        bytes=4 * frames * (hypotheses * joints * 3 + joints * 3 + 9 + joints * 15 + hypotheses),
+        # Hypotheses, mean and covariance; keypoints, confidence and intrinsics, weights and the weighted mean.
+        bytes=4 * frames * (hypotheses * joints * 3 + joints * 12 + view * (joints * 6 + 9 + hypotheses)),
     )
 
 
@@ -171,9 +201,10 @@ def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
         seed, frames, hypotheses, step, count = inputs()[0]
         return [reference.philox_normal(seed, frames[:16], hypotheses, step, count)]
 
+    named = variants(inference(ops.philox_normal), inference(reference.philox_normal), device)
     return Case(
         f"philox_normal {shape_id(shape)}",
-        {name: partial(called, f, inputs) for name, f in variants(inference(ops.philox_normal), device).items()},
+        {name: partial(called, f, inputs) for name, f in named.items()},
         truth,
         bytes=4 * shape[0] * shape[1] * shape[2],
     )

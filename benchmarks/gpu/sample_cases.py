@@ -10,6 +10,7 @@ from typing import Any
 import networks
 import torch
 from case import Case
+from every_op import backends
 from measure import Call
 from torch import Tensor, nn
 
@@ -41,9 +42,12 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
     def engine(backend: str, precision: str, mode: str | None) -> Sequence[Call]:
         return [networks.sampler(model, backend, precision, mode, device, **sizes)]
 
-    def modules(autocast: bool, backend: str = "torch") -> Sequence[Call]:
-        net = on_device(model, device)
-        return [networks.loop(net, model, device, **sizes, autocast=autocast, backend=backend)]
+    def modules(autocast: bool) -> Sequence[Call]:
+        return [networks.loop(on_device(model, device), model, device, **sizes, autocast=autocast)]
+
+    def triton(precision: str | None) -> Sequence[Call]:
+        fused = on_device(model, device) if precision is None else networks.fused_network(model, precision, device)
+        return [networks.triton_loop(fused, model, device, **sizes)]
 
     def compiled(mode: str | None) -> Sequence[Call]:
         torch._dynamo.reset()
@@ -61,8 +65,11 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
     variants: dict[str, Callable[[], Sequence[Call]]] = {
         name: partial(engine, *how) for name, how in ENGINES.get(device.type, {}).items()
     }
-    if device.type == "cuda":
-        variants["triton-bf16"] = partial(modules, True, "triton")
+    if "triton" in backends(device):
+        variants["triton-bf16"] = partial(triton, "bfloat16")
+        variants["triton-fp32"] = partial(triton, "float32")
+        if chains <= 1000:
+            variants["triton-module-fp32"] = partial(triton, None)
     variants["eager-bf16"] = partial(modules, True)
     variants["compile-bf16"] = partial(compiled, None)
     if device.type == "cuda":

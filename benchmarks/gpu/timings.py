@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import op_cases
@@ -30,15 +31,21 @@ def body(record: Record, arguments: Any) -> None:
         rates.body(record, arguments)
         measured = rates.by_name(record.content["rows"])
     small = device.type != "cuda"  # nothing is learnt there but whether the code runs
+    # What matters most comes first, and what torch.compile makes, which takes its time, last.
+    for compiled in (False,) if arguments.no_compile else (False, True):
+        for case in cases(device, small):
+            for variant in case.variants:
+                if variant.startswith("compile") == compiled and arguments.cases in f"{case.name} {variant}":
+                    record.add(case=case.name, variant=variant, **row_of(case, variant, device, measured))
+            case.forget()
+
+
+def cases(device: torch.device, small: bool) -> Iterator[Case]:
+    """Return all cases: the paper's network, the ops, the bundled one."""
     samples = list(sample_cases.cases(device, small))
     first = [case for case in samples if "paper" in case.name]
     last = [case for case in samples if "paper" not in case.name]
-    for case in itertools.chain(first, op_cases.cases(device, small), last):  # what matters most first
-        for variant in case.variants:
-            wanted = arguments.cases in f"{case.name} {variant}"
-            if wanted and not (arguments.no_compile and variant.startswith("compile")):
-                record.add(case=case.name, variant=variant, **row_of(case, variant, device, measured))
-        case.forget()
+    return itertools.chain(first, op_cases.cases(device, small), last)
 
 
 def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, float]) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, f
     on_gpu = device.type == "cuda"
     try:
         calls = case.variants[variant]()
-        row: dict[str, Any] = {"error": case.error(calls[0]()), "limit": case.limit(variant)}
+        row: dict[str, Any] = {"error": case.error(variant, calls[0]()), "limit": case.limit(variant)}
         if not row["error"] <= row["limit"]:  # NaN is not
             return row | {"ok": False}
         row |= milliseconds(calls, device, seconds=case.seconds if on_gpu else 0.05, least=case.least if on_gpu else 2)
