@@ -89,7 +89,7 @@ def reverse_step_kernel(
         x_prev += c_1 * last
     elif c_1 != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
-    if (noise_ptr is not None) or (seed_ptr is not None):  # noqa: SIM102 (as above)
+    if (noise_ptr is not None) or (seed_ptr is not None):
         # A real branch: drawing costs more than the rest together.
         if s != 0.0:
             if noise_ptr is not None:
@@ -108,6 +108,8 @@ def reverse_step_kernel(
             if scale_ptr is not None:
                 z = tl.load(scale_ptr + step * numel + element, mask=mask, other=0.0).to(tl.float32) * z
             x_prev += s * z
+    elif s != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)
     tl.store(prev_ptr + at, x_prev, mask=mask)
     if x0_ptr is not None:
         tl.store(x0_ptr + at, x0, mask=mask)
@@ -141,8 +143,8 @@ def reverse_step(
         noise: Given noise.
         noise_scale: ``[S, J, 3]``.
         seed: Of drawn noise, as in ``philox_normal``.
-        ids: Frame and hypothesis ids of drawn noise, int64; None where no row that will be taken has noise, or it is
-            given.
+        ids: Frame and hypothesis ids of drawn noise, int64. Where a row has noise and neither it nor these are given,
+            ``x_prev`` becomes NaN.
         clip_sample_range: Limit of x0.
         antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
         out: Where the results go, contiguous; ``(sample, x0_last)`` works in place, with None x0 is not kept.
@@ -154,6 +156,8 @@ def reverse_step(
     )
     flat = model_output[..., :3].flatten(0, 2)  # [B H J, 3]
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
+    if out is not None and not all(tensor is None or tensor.is_contiguous() for tensor in out):
+        raise ValueError("out must be contiguous")
     if out is None:
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
         out = torch.empty_like(sample, dtype=dtype), torch.empty_like(sample, dtype=dtype)

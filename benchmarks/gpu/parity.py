@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,8 @@ def run(record: Record, tests: tuple[str, ...], select: str, least: int) -> None
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["-q", "--maxfail=40", f"--junitxml={report}", *chosen]
+        if importlib.util.find_spec("xdist") is not None and os.cpu_count() >= 8:
+            options += ["-n", "8"]  # compiling Triton's kernels takes most of the time
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, capture_output=True, text=True, check=False
         )

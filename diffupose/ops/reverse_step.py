@@ -88,6 +88,8 @@ def reverse_step(
     for name, tensor in (("x0_last", x0_last), ("noise", noise)):
         if tensor is not None and tensor.shape != sample.shape:
             raise ValueError(f"{name} must have the shape of sample, {tuple(sample.shape)}, got {tuple(tensor.shape)}")
+    if clip_sample_range is not None and not clip_sample_range >= 0:
+        raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
     scale_shape = (coefficients.shape[0], *sample.shape[2:])
     if noise_scale is not None and noise_scale.shape != scale_shape:
         raise ValueError(f"noise_scale must have shape {list(scale_shape)}, got {tuple(noise_scale.shape)}")

@@ -67,6 +67,32 @@ def test_equal_hypotheses(device):
     assert float(covariance.abs().max()) == 0.0
 
 
+def test_a_missing_joint_may_be_anywhere(device):
+    """Behind the camera, or no number: what is missing has no say in how well a pose projects."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 6, 17), device=device)
+    confidence[:, 5] = 0.0
+    expected = fused(hypotheses, keypoints, confidence, intrinsics)
+    assert float(expected[2].std()) > 0.0
+    behind = hypotheses.clone()
+    behind[:, :, 5, 2] -= 1e4
+    torch.testing.assert_close(fused(behind, keypoints, confidence, intrinsics)[2], expected[2])
+    lost = keypoints.clone()
+    lost[:, 5] = torch.nan
+    for value, other in zip(fused(hypotheses, lost, confidence, intrinsics), expected, strict=True):
+        torch.testing.assert_close(value, other)
+
+
+def test_confidence_above_one(device):
+    """As a weight among others it counts; no joint goes further than to its ray."""
+    inputs = list(make_inputs("hypothesis_statistics", (2, 6, 17), device=device))
+    inputs[2] = inputs[2] + 3.0 * torch.rand(2, 17, device=device)
+    assert_parity(
+        lambda *given: fused(*given)[2:],
+        lambda h, k, c, i: reference.hypothesis_statistics(h, k, c, i)[2:],
+        inputs,
+    )
+
+
 def test_nothing_to_place(device):
     """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)

@@ -32,6 +32,31 @@ def test_parity(shape, dtype, device):
     assert_parity(fused, reference.modulated_graph_conv, inputs[:4])
 
 
+def test_an_adjacency_that_is_not_symmetric(device):
+    """Forward and backward against autograd of the sums written out, in float64: A and its transpose differ."""
+    x, weight, modulation, _, bias = make_inputs("modulated_graph_conv", (4, 6, 5, 7), device=device)
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, modulation, torch.randn(6, 6, device=device), bias)]
+    doubles = [tensor.detach().double().requires_grad_() for tensor in leaves]
+
+    def written_out(x, weight, modulation, adjacency, bias):
+        rows = []
+        for j in range(6):
+            row = adjacency[j, j] * modulation[j] * (x[:, j] @ weight[0])
+            for i in range(6):
+                if i != j:
+                    row = row + adjacency[j, i] * modulation[i] * (x[:, i] @ weight[1])
+            rows.append(row + bias)
+        return torch.stack(rows, dim=1)
+
+    grad_out = torch.randn(4, 6, 7, device=device)
+    out, truth = fused(*leaves), written_out(*doubles)
+    torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+    for value, exact in zip(
+        torch.autograd.grad(out, leaves, grad_out), torch.autograd.grad(truth, doubles, grad_out.double()), strict=True
+    ):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=shape_id)
 def test_autocast(dtype, device):
     """As exact as the reference under autocast, in its dtypes: the product is in 16 bits, what follows is not."""

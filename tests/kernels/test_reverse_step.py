@@ -74,6 +74,8 @@ def test_nan_stays_out_of_what_it_is_not_in(device):
     nan = torch.full_like(sample, torch.nan)
     prev_sample, x0 = fused(nan, output, torch.tensor([[0.0, 1, 1, 0, 0, 0]]), 0, None, None, None)
     assert bool(prev_sample.isnan().all()) and torch.equal(x0, output[..., :3])
+    prev_sample, x0 = fused(nan, output, torch.tensor([[1.0, 1, 0, 0, 1, 0]]), 0, sample, None, None)
+    assert torch.equal(prev_sample, sample) and bool(x0.isnan().all())
     prev_sample, x0 = fused(sample, nan, torch.tensor([[0.0, 1, 1, 0, 0, 0]]), 0, None, None, None)
     assert torch.equal(prev_sample, sample) and bool(x0.isnan().all())
 
@@ -161,6 +163,11 @@ def test_step_in_a_tensor(device):
     step = torch.ones(1, dtype=torch.int64, device=device)
     previous, x0 = ops.reverse_step(sample, output, coefficients, step, noise=noise, backend="triton")
     assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
+    previous, x0 = kernel(sample, output, coefficients, step, x0_last)  # noise is drawn by ids
+    assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
+    spaced = torch.stack((sample, sample), dim=-1)[..., 0]
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        kernel(spaced, output, coefficients, step, x0_last, noise, out=(spaced, None))
 
 
 @requires_cuda

@@ -545,6 +545,9 @@ def test_errors_of_fused_code(fused, kernel_backend, device):
         fused(sample, output, coefficients, step, x0_last, None, scale, frame_ids=torch.arange(3, device=device))
     with pytest.raises(ValueError, match="hypothesis_ids must be int64"):
         fused(sample, output, coefficients, step, x0_last, None, scale, hypothesis_ids=torch.zeros(3, device=device))
+    for clip in (-0.5, math.nan):
+        with pytest.raises(ValueError, match="clip_sample_range must not be negative, got"):
+            fused(sample, output, coefficients, step, x0_last, noise, scale, clip)
     with pytest.raises(ValueError, match="seed must fit 64 bits"):
         fused(sample, output, coefficients, step, x0_last, None, scale, seed=2**64)
     with pytest.raises(ValueError, match=r"all tensors must be on the device of sample, .*, got meta"):
