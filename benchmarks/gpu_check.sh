@@ -80,7 +80,8 @@ for stage in "${stages[@]}"; do
         echo "$stage: no time left"
         continue
     fi
-    timeout --kill-after=10 "$limit" "$python" "$file" --out "$out" --device "$device" "${common[@]}" "$@" 2>&1
+    timeout --kill-after=10 "$limit" "$python" "$file" --out "$out" --device "$device" --seconds "$limit" \
+        "${common[@]}" "$@" 2>&1
     [ $? -eq 3 ] && break # there is no GPU
 done
 echo "== summary after $SECONDS s"

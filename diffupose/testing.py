@@ -154,7 +154,7 @@ def assert_parity(
     actual = _outputs_and_gradients(_with_names_of(reference, fused), inputs)
     assert actual.keys() == baseline.keys(), f"got {sorted(actual)}, expected {sorted(baseline)}"
     for name, value in actual.items():
-        truth = expected[name]
+        truth = expected[name].to(value.device)
         assert truth.dtype == torch.float64, f"the exact {name} must be float64, got {truth.dtype}"
         assert value.shape == truth.shape, f"{name} has shape {tuple(value.shape)}, expected {tuple(truth.shape)}"
         assert value.dtype == baseline[name].dtype, f"{name} is {value.dtype}, expected {baseline[name].dtype}"

@@ -164,14 +164,22 @@ def test_benchmarks_are_written(tmp_path, triton, monkeypatch):
 def test_table_of_times(gpu):
     rows = [
         {"case": "one", "variant": "eager-bf16", "milliseconds": 3.0, "of_product_rate": 0.1},
-        {"case": "one", "variant": "ours", "milliseconds": 2.0, "of_product_rate": 0.4, "kernel_of_copy_rate": 0.8},
+        {"case": "one", "variant": "eager-fp32", "milliseconds": 9.0, "of_product_rate": 0.1},
+        {
+            "case": "one",
+            "variant": "ours-bf16",
+            "milliseconds": 2.0,
+            "of_product_rate": 0.4,
+            "kernel_of_copy_rate": 0.8,
+        },
         {"case": "two", "variant": "ours", "milliseconds": 1.0, "of_copy_rate": 0.5},
         {"case": "two", "variant": "wrong", "error": 1.0, "ok": False},
     ]
     table = gpu.summary.table({"rows": rows, "machine": {"device": "cpu", "torch": "2"}})
     assert table.splitlines()[4:] == [
         "| one | eager-bf16 | 3 | 1.00 | 10 % (product) |",
-        "| one | ours | 2 | 1.50 | 80 % (copy) |",
+        "| one | eager-fp32 | 9 | 1.00 | 10 % (product) |",
+        "| one | ours-bf16 | 2 | 1.50 | 80 % (copy) |",
         "| two | ours | 1 |  | 50 % (copy) |",
     ]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from record import ROOT, Record, Skip, arguments_of, run_stage
 # What is run, and what of it: the tests of all backends by the device's name or a backend's of it, and all of Triton's,
 # which have no other device. Fewer passed tests than the last number are a failure: something was not found.
 ON_GPU = (
+    (("tests/ops",), "cuda and not cpu and not emulated", 300),
     (("tests/kernels",), "not ahead_of_time", 150),
-    (("tests/ops", "tests/test_lifter.py", "tests/test_cuda_binary.py"), "cuda or triton", 300),
 )
 ON_CPU = ((("tests/ops", "tests/test_lifter.py"), "not cuda", 300),)
 
@@ -27,30 +29,48 @@ def body(record: Record, arguments: Any) -> None:
     """Run pytest and write what it found."""
     if importlib.util.find_spec("pytest") is None:
         raise Skip("no pytest")
+    begin = time.monotonic()
     runs = ON_GPU if arguments.device.startswith("cuda") else ON_CPU
     if arguments.tests:
         runs = ((tuple(arguments.tests), arguments.select or "", 1),)
-    for tests, select, least in runs:
-        run(record, tests, arguments.select or select, least)
+    for index, (tests, select, least) in enumerate(runs):
+        left = arguments.seconds and (arguments.seconds - 5 - (time.monotonic() - begin)) / (len(runs) - index)
+        run(record, tests, arguments.select or select, least, left)
 
 
-def run(record: Record, tests: tuple[str, ...], select: str, least: int) -> None:
-    """Run some tests and write what they found."""
+def run(record: Record, tests: tuple[str, ...], select: str, least: int, seconds: float | None = None) -> None:
+    """Run some tests and write what they found; what pytest prints stands in a file as it comes."""
     chosen = ["-k", select] if select else []
+    name = " ".join(["pytest", *tests, *chosen])
+    log = record.path.with_name(f"parity-{len(record.content['rows'])}.log")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-q", "--maxfail=40", f"--junitxml={report}", *chosen]
-        if importlib.util.find_spec("xdist") is not None and os.cpu_count() >= 8:
+        options = ["-v", "--maxfail=60", f"--junitxml={report}", *chosen]
+        if importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) >= 8:
             options += ["-n", "8"]  # compiling Triton's kernels takes most of the time
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        print(done.stdout[-3000:])
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "pytest", *options, *tests], cwd=ROOT, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                status = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                failed = [line for line in lines if "FAILED" in line]
+                record.add(
+                    name=name, ok=False, message=f"no end within {seconds:.0f} s", failed=failed, last=lines[-5:]
+                )
+                return
+        text = log.read_text(encoding="utf-8", errors="replace")
+        print(text[-1500:])
         if not report.is_file():
-            raise RuntimeError(f"pytest wrote no report: {(done.stdout + done.stderr)[-2000:]}")
-        write(record, report, " ".join(["pytest", *tests, *chosen]), least)
-    if done.returncode and not record.failures:
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}")
+            raise RuntimeError(f"pytest wrote no report: {text[-2000:]}")
+        failures = len(record.failures)
+        write(record, report, name, least)
+    if status and len(record.failures) == failures:
+        raise RuntimeError(f"pytest ended with {status}: {text[-2000:]}")
 
 
 def write(record: Record, report: Path, command: str, least: int) -> None:

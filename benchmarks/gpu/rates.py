@@ -23,12 +23,13 @@ def body(record: Record, arguments: Any) -> None:
     record.add(name="float32", flops_a_second=matmul_rate(size // 2, torch.float32, device))
 
 
-def measured(out: Path) -> dict[str, float]:
-    """Return the rates of this call by name, empty without the stage."""
+def measured(out: Path, machine: dict[str, Any]) -> dict[str, float]:
+    """Return the rates that the stage measured by name, empty where it has not, or on another machine, or not all."""
     path = out / "rates.json"
-    if not path.is_file():
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if content.get("status") != "passed" or content.get("machine") != machine:
         return {}
-    return by_name(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    return by_name(content["rows"])
 
 
 def by_name(rows: list[dict[str, Any]]) -> dict[str, float]:

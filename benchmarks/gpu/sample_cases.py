@@ -63,12 +63,14 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
         return [result]
 
     variants: dict[str, Callable[[], Sequence[Call]]] = {
-        name: partial(engine, *how) for name, how in ENGINES.get(device.type, {}).items()
+        name: partial(engine, *how)
+        for name, how in ENGINES.get(device.type, {}).items()
+        if chains <= 1000 or "fp32" not in name or device.type == "cpu"
     }
     if "triton" in backends(device):
         variants["triton-bf16"] = partial(triton, "bfloat16")
-        variants["triton-fp32"] = partial(triton, "float32")
         if chains <= 1000:
+            variants["triton-fp32"] = partial(triton, "float32")
             variants["triton-module-fp32"] = partial(triton, None)
     variants["eager-bf16"] = partial(modules, True)
     variants["compile-bf16"] = partial(compiled, None)
@@ -81,9 +83,18 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
         variants,
         truth,
         flops=networks.flops(model) * chains * steps,
-        seconds=3.0,
+        seconds=1.0,
         least=2 if chains > 1000 else 5,
     )
+
+
+def crossover(device: torch.device) -> Iterator[Case]:
+    """Return what says from how many hypotheses on the persistent kernel is the faster one: ten steps each."""
+    for hypotheses in (32, 64, 128, 256, 512, 1024, 2048):
+        whole = case("paper-384", 1, hypotheses, 10, device)
+        whole.variants = {name: whole.variants[name] for name in ("layers-bf16", "persistent-bf16")}
+        whole.seconds = 0.3
+        yield whole
 
 
 @cache

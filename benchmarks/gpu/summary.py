@@ -41,7 +41,8 @@ def main() -> int:
 def table(content: dict[str, Any]) -> str:
     """Return the times of a call as a Markdown table, with what each variant is of the eager one and of its floor."""
     rows = [row for row in content["rows"] if "milliseconds" in row]
-    eager = {row["case"]: row["milliseconds"] for row in rows if row["variant"].startswith("eager")}
+    # Beside the eager one of the same precision.
+    eager = {(row["case"], precision(row)): row["milliseconds"] for row in rows if row["variant"].startswith("eager")}
     machine = content["machine"]
     lines = [
         f"{machine.get('gpu', machine['device'])}, PyTorch {machine['torch']}:",
@@ -50,12 +51,18 @@ def table(content: dict[str, Any]) -> str:
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
-        times = f"{eager[row['case']] / row['milliseconds']:.2f}" if row["case"] in eager else ""
+        peer = eager.get((row["case"], precision(row)))
+        times = f"{peer / row['milliseconds']:.2f}" if peer else ""
         share = row.get("kernel_of_copy_rate") or row.get("of_copy_rate") or row.get("of_product_rate")
         unit = "product" if "of_product_rate" in row and "kernel_of_copy_rate" not in row else "copy"
         floor = f"{100 * share:.0f} % ({unit})" if share else ""
         lines.append(f"| {row['case']} | {row['variant']} | {row['milliseconds']:.4g} | {times} | {floor} |")
     return "\n".join(lines)
+
+
+def precision(row: dict[str, Any]) -> str:
+    """Return what the products of a row are taken in, as its variant's name says."""
+    return "bf16" if "bf16" in row["variant"] else "fp32"
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -26,16 +26,19 @@ def body(record: Record, arguments: Any) -> None:
     """Time everything."""
     device = torch.device(arguments.device)
     torch.set_float32_matmul_precision("highest")
-    measured = rates.measured(arguments.out)
+    measured = rates.measured(arguments.out, record.content["machine"])
     if not measured:
         rates.body(record, arguments)
         measured = rates.by_name(record.content["rows"])
     small = device.type != "cuda"  # nothing is learnt there but whether the code runs
-    # What matters most comes first, and what torch.compile makes, which takes its time, last.
+    # What matters most comes first; what torch.compile makes, which takes its time, last, but for one pose.
     for compiled in (False,) if arguments.no_compile else (False, True):
         for case in cases(device, small):
             for variant in case.variants:
-                if variant.startswith("compile") == compiled and arguments.cases in f"{case.name} {variant}":
+                late = variant.startswith("compile") and not ("B=1," in case.name and "paper" in case.name)
+                if late != compiled or (arguments.no_compile and variant.startswith("compile")):
+                    continue
+                if arguments.cases in f"{case.name} {variant}":
                     record.add(case=case.name, variant=variant, **row_of(case, variant, device, measured))
             case.forget()
 
@@ -45,7 +48,8 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
     samples = list(sample_cases.cases(device, small))
     first = [case for case in samples if "paper" in case.name]
     last = [case for case in samples if "paper" not in case.name]
-    return itertools.chain(first, op_cases.cases(device, small), last)
+    crossover = [] if small else sample_cases.crossover(device)
+    return itertools.chain(first, op_cases.cases(device, small), last, crossover)
 
 
 def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, float]) -> dict[str, Any]:

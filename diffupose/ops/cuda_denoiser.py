@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import OrderedDict
@@ -197,7 +198,9 @@ class CudaDenoiser(PackedDenoiser):
                 seen = key in self._graphs
                 captured = self._graphs.pop(key, None)
                 if captured is None and seen:
-                    captured = _Captured(build, given)
+                    # No memory, say, or another capture in the way; another time it may work.
+                    with contextlib.suppress(RuntimeError):
+                        captured = _Captured(build, given)
                 self._graphs[key] = captured
                 if len(self._graphs) > _MOST_KEPT:
                     self._graphs.popitem(last=False)

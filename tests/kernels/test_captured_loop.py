@@ -336,4 +336,5 @@ def test_a_failed_capture_leaves_the_stream_alone(device):
     with pytest.warns(UserWarning, match="runs without a CUDA graph"):
         torch.testing.assert_close(draw(network, inputs), expected, rtol=0, atol=1e-6)
     assert torch.cuda.current_stream() == stream
+    assert bool(torch.randn(1000, device=device).isfinite().all())  # the generator is not left in the capture
     torch.testing.assert_close(draw(network, inputs), expected, rtol=0, atol=1e-6)

@@ -475,15 +475,15 @@ def test_ids_on_another_device_are_refused(gpu):
 @pytest.mark.parametrize("kind", ["image", "person"])
 def test_a_lift_gives_the_same_poses_as_with_pytorch(gpu, tmp_path, kind):
     lifter = tiny_lifter(tmp_path, kind)
+    if gpu.type == "cuda":
+        lifter = type(lifter).from_pretrained(tmp_path / f"{kind}.safetensors", device=gpu)
     if kind == "person":  # its heads have eight channels
         with pytest.raises(BackendUnavailableError, match=r'"cuda" is not available: .*heads of a multiple of 16'):
             lifter(people(1), image_size=(1000, 800), backend="cuda")
-        lifter.denoiser = random_denoiser(CONFIGS["base"])
+        lifter.denoiser = random_denoiser(CONFIGS["base"]).to(gpu)
     keypoints = people(3)
     options = {"image_size": (1000, 800), "num_hypotheses": 4, "seed": 3}
-    expected = lifter(keypoints, backend="torch", **options).hypotheses
-    if gpu.type == "cuda":
-        lifter = type(lifter).from_pretrained(tmp_path / f"{kind}.safetensors", device=gpu)
+    expected = lifter(keypoints, backend="torch", **options).hypotheses.cpu()
     result = lifter(keypoints, backend="cuda", **options)
     assert torch.allclose(result.hypotheses.cpu(), expected, atol=1e-4)
     assert result.meta["engine"] == "cuda layers"
