@@ -37,6 +37,8 @@ def layer_program(denoiser: nn.Module) -> LayerProgram:
         raise ValueError(
             f"denoiser must be a network of this library in evaluation mode, got {type(denoiser).__name__}"
         )
+    if any(parameter.device.type != "cpu" for parameter in denoiser.parameters()):
+        denoiser = copy.deepcopy(denoiser).cpu()  # folded there, in float64, whatever runs it
     if isinstance(denoiser, ModulatedGCN):
         return _modulated_gcn(denoiser)
     assert isinstance(denoiser, ParallelGCN)

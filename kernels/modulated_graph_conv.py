@@ -31,8 +31,9 @@ def modulated_graph_conv_fwd_kernel(
     film_ptr,  # [S, 2 C], scales and shifts, float32, or None
     step_ptr,  # [1], int64, the row of film
     out_ptr,  # [N, J, C]
-    num_joints,
     channels,
+    num_joints: tl.constexpr,
+    UNROLL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -55,7 +56,7 @@ def modulated_graph_conv_fwd_kernel(
         total = diagonal[:, None] * modulation * own
     if bias_ptr is not None:
         total += tl.load(bias_ptr + column, mask=inside_c, other=0.0)[None, :]
-    for i in range(num_joints):
+    for i in tl.range(num_joints, loop_unroll_factor=UNROLL):
         neighbor = tl.load(hidden + (2 * i + 1) * channels + column, mask=inside_c, other=0.0).to(tl.float32)
         scaled = neighbor * tl.load(modulation_ptr + i * channels + column, mask=inside_c, other=0.0)
         weights = tl.load(adjacency_ptr + joint * num_joints + i, mask=inside_j & (joint != i), other=0.0)
@@ -222,8 +223,9 @@ def modulated_graph_conv_fwd(
     _launch.launch(
         modulated_graph_conv_fwd_kernel,
         (poses, triton.cdiv(channels, block_c)),
-        hidden, modulation, adjacency, own, bias, residual, film, step, out, joints, channels,
-        ACTIVATION=activation, BLOCK_J=_launch.next_power_of_2(joints), BLOCK_C=block_c,
+        hidden, modulation, adjacency, own, bias, residual, film, step, out, channels,
+        # Unrolled the loads are in flight at once; more joints leave no registers for that.
+        num_joints=joints, UNROLL=joints if joints <= 32 else 1, ACTIVATION=activation, BLOCK_J=_launch.next_power_of_2(joints), BLOCK_C=block_c,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out

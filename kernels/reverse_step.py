@@ -11,7 +11,7 @@ from diffupose.kernels import _launch
 from diffupose.kernels.philox import philox_normal_blocks
 from diffupose.kernels.philox_normal import seed_tensor
 
-_BLOCK = 1024  # numbers for one program
+_BLOCK = 1024  # numbers for one program, twice as many of 16 bits
 
 
 @triton.jit
@@ -162,7 +162,7 @@ def reverse_step(
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
         out = torch.empty_like(sample, dtype=dtype), torch.empty_like(sample, dtype=dtype)
     seed_on_device, frame_ids, hypothesis_ids = None, None, None
-    per_program = _BLOCK
+    block = per_program = _BLOCK * (2 if ids is None and max(sample.itemsize, flat.itemsize) == 2 else 1)
     blocks = frames * hypotheses * 3 * joints
     if ids is not None and noise is None:
         seed_on_device = seed_tensor(seed, sample.device)
@@ -174,7 +174,7 @@ def reverse_step(
         sample, flat, table, step, x0_last, noise, noise_scale, seed_on_device, frame_ids, hypothesis_ids, *out,
         clip_sample_range, sample.numel(), frames, hypotheses,
         NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0), ANTITHETIC=antithetic,
-        LARGE=_launch.is_large(sample, flat), BLOCK=_BLOCK, num_warps=4,
+        LARGE=_launch.is_large(sample, flat), BLOCK=block, num_warps=block // 256,
         # The operations of the other backends, each rounded by itself.
         enable_fp_fusion=False,
     )  # fmt: skip

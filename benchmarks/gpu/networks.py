@@ -30,11 +30,12 @@ def network(model: str) -> Any:
     torch.manual_seed(0)  # the time does not depend on the weights
     net = build_denoiser(type(PAPER.denoiser)(hidden_dim=int(model.removeprefix("paper-")))).eval()
     # An untrained network gives little more than its last bias. Here what comes of the input is about as large as poses
-    # differ: a wrong result shows, and clipping does not hide it.
+    # differ, or less where what is common to all would be as large as what is clipped: a wrong result shows.
     sample, condition = torch.randn(64, JOINTS, 3), torch.randn(64, JOINTS, net.config.num_condition_channels)
     with torch.no_grad():
         net.gconv_output.bias.zero_()
-        net.gconv_output.weight.mul_(0.08 / net(sample, condition, torch.tensor([50])).std(dim=0).mean())
+        out = net(sample, condition, torch.tensor([50]))
+        net.gconv_output.weight.mul_(min(0.08 / out.std(dim=0).mean(), 0.3 / out.abs().mean()))
     return net
 
 
@@ -60,8 +61,9 @@ def steps_of(model: str, steps: int) -> StepTable:
 
 def conditions(model: str, frames: int, device: torch.device) -> Tensor:
     """Return random conditions of some frames."""
-    channels = network(model).config.num_condition_channels
-    return torch.randn(frames, JOINTS, channels, generator=torch.Generator().manual_seed(0)).to(device)
+    channels, most = network(model).config.num_condition_channels, max(frames, 1024)
+    # A frame's numbers are the same however many there are.
+    return torch.randn(most, JOINTS, channels, generator=torch.Generator().manual_seed(0))[:frames].to(device)
 
 
 def sampler(

@@ -58,10 +58,8 @@ def run(record: Record, tests: tuple[str, ...], select: str, least: int, seconds
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                failed = [line for line in lines if "FAILED" in line]
-                record.add(
-                    name=name, ok=False, message=f"no end within {seconds:.0f} s", failed=failed, last=lines[-5:]
-                )
+                failed, message = [line for line in lines if "FAILED" in line], f"no end within {seconds:.0f} s"
+                record.add(name=name, ok=False, message=message, failed=failed, last=lines[-5:])
                 return
         text = log.read_text(encoding="utf-8", errors="replace")
         print(text[-1500:])

@@ -149,6 +149,37 @@ __device__ __forceinline__ void load(const T* from, float (&to)[kCount]) {
     }
 }
 
+// kCount neighbours as they lie in memory, to be read early in as few registers as they take.
+template <int kCount, typename T>
+struct Packed {
+    static constexpr int kAtOnce = kPerAccess<T, kCount>;
+    using Word = typename AccessWord<kAtOnce* static_cast<int>(sizeof(T))>::Type;
+    Word words[kCount / kAtOnce];
+};
+
+template <int kCount, typename T>
+__device__ __forceinline__ void load_packed(const T* from, Packed<kCount, T>& to) {
+    using Word = typename Packed<kCount, T>::Word;
+    check_alignment<sizeof(Word)>(from);
+#pragma unroll
+    for (int i = 0; i < kCount / Packed<kCount, T>::kAtOnce; ++i) to.words[i] = reinterpret_cast<const Word*>(from)[i];
+}
+
+template <int kCount, typename T>
+__device__ __forceinline__ void unpack(const Packed<kCount, T>& from, float (&to)[kCount]) {
+    constexpr int kAtOnce = Packed<kCount, T>::kAtOnce;
+#pragma unroll
+    for (int first = 0; first < kCount; first += kAtOnce) {
+        union {
+            typename Packed<kCount, T>::Word word;
+            T elements[kAtOnce];
+        } access;
+        access.word = from.words[first / kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) to[first + i] = to_float(access.elements[i]);
+    }
+}
+
 // Writes kCount neighbours, aligned likewise.
 template <int kCount, typename T>
 __device__ __forceinline__ void store(T* to, const float (&from)[kCount]) {

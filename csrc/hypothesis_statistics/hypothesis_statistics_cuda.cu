@@ -192,15 +192,13 @@ __global__ void __launch_bounds__(kBlock, 4)
     Frame frame = {
         hypotheses + b * count * joints * 3, count, joints, thread % joints, thread / joints, kBlock / joints};
     if (frame.first >= frame.step) frame.step = 0;  // left over
-    const bool looks = reprojection.keypoints_2d != nullptr;
     const double* camera = reprojection.cameras + (reprojection.shared_camera ? 0 : 4 * b);
     SeenFrame seen = in_shared(shared, {});
-    if (looks && thread < joints) {
+    if (thread < joints) {
         seen.look_at_joint(reprojection.keypoints_2d + 2 * b * joints, reprojection.confidence + b * joints, camera,
                            reprojection.weight, thread);
     }
     moments(shared, frame, mean + b * joints * 3, covariance + b * joints * 9);
-    if (!looks) return;
     if (thread == 0) {
         seen.sum_up(camera, joints);
         shared.frame = seen;
@@ -233,12 +231,65 @@ __global__ void __launch_bounds__(kBlock, 4)
     }
 }
 
+// Mean and covariance alone: a thread for each joint of a frame. Eight hypotheses at a time, read from memory once and
+// from the cache again: their mean and products of differences from it, which are then joined to those before (Chan et
+// al. 1983): no digits are lost however long the sum. In differences from the first hypothesis, so that equal ones have
+// exactly that mean and a covariance of zero.
+__global__ void __launch_bounds__(kBlock) moments_kernel(const float* __restrict__ hypotheses, float* __restrict__ mean,
+                                                         float* __restrict__ covariance, HypothesisSizes sizes) {
+    constexpr int kPart = 8;
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
+    if (i >= sizes.num_frames * sizes.num_joints) return;
+    const int64_t numel = 3 * sizes.num_joints, count = sizes.num_hypotheses;
+    const float* own = hypotheses + i / sizes.num_joints * count * numel + i % sizes.num_joints * 3;
+    const float first[3] = {own[0], own[1], own[2]};
+    float means[3] = {}, products[kSums] = {};
+    for (int64_t begin = 0; begin < count; begin += kPart) {
+        const int size = static_cast<int>(count - begin < kPart ? count - begin : kPart);
+        float values[kPart][3], center[3] = {};
+#pragma unroll
+        for (int h = 0; h < kPart; ++h) {
+            for (int k = 0; k < 3; ++k) {
+                values[h][k] = h < size ? own[(begin + h) * numel + k] - first[k] : 0.0f;
+                center[k] += values[h][k];
+            }
+        }
+        for (int k = 0; k < 3; ++k) center[k] /= static_cast<float>(size);
+#pragma unroll
+        for (int h = 0; h < kPart; ++h) {
+            if (h >= size) continue;
+            const float x = values[h][0] - center[0], y = values[h][1] - center[1], z = values[h][2] - center[2];
+            products[0] += x * x, products[1] += y * y, products[2] += z * z;
+            products[3] += x * y, products[4] += y * z, products[5] += x * z;
+        }
+        const float share = static_cast<float>(size) / static_cast<float>(begin + size);
+        const float x = center[0] - means[0], y = center[1] - means[1], z = center[2] - means[2];
+        const float both = static_cast<float>(begin) * share;
+        products[0] += both * x * x, products[1] += both * y * y, products[2] += both * z * z;
+        products[3] += both * x * y, products[4] += both * y * z, products[5] += both * x * z;
+        means[0] += share * x, means[1] += share * y, means[2] += share * z;
+    }
+    for (int k = 0; k < 3; ++k) mean[3 * i + k] = first[k] + means[k];
+    const float below = count < kMinHypotheses ? kNan : static_cast<float>(count - 1);
+    for (int k = 0; k < kSums; ++k) products[k] /= below;
+    const auto [xx, yy, zz, xy, yz, xz] = products;
+    const float matrix[9] = {xx, xy, xz, xy, yy, yz, xz, yz, zz};
+    for (int k = 0; k < 9; ++k) covariance[9 * i + k] = matrix[k];
+}
+
 }  // namespace
 
 void launch_hypothesis_statistics_cuda(const float* hypotheses, const Reprojection& reprojection, float* mean,
                                        float* covariance, float* weights, float* weighted_mean, HypothesisSizes sizes,
                                        void* stream) {
     if (sizes.num_frames == 0) return;
+    if (reprojection.keypoints_2d == nullptr) {
+        const int64_t blocks = (sizes.num_frames * sizes.num_joints + kBlock - 1) / kBlock;
+        DIFFUPOSE_LAUNCH(moments_kernel, static_cast<unsigned>(blocks), kBlock, 0, stream, hypotheses, mean, covariance,
+                         sizes);
+        check_launch("moments_kernel");
+        return;
+    }
     DIFFUPOSE_LAUNCH(hypothesis_statistics_kernel, static_cast<unsigned>(sizes.num_frames), kBlock, 0, stream,
                      hypotheses, reprojection, mean, covariance, weights, weighted_mean, sizes);
     check_launch("hypothesis_statistics");

@@ -7,8 +7,8 @@ namespace {
 // A thread takes all joints of a few channels of one pose: what the neighbours give stays in its registers, and the
 // adjacency product needs no other thread. Memory is the limit: with 17 joints a channel of a pose is 204 bytes in
 // float32 and 102 in bfloat16, for about 310 multiply-adds. Four channels make accesses of 16 and 8 bytes and 68
-// registers of neighbours, below 128 in all; the 17 loads of neighbours are in flight at once. Small blocks leave
-// little behind at the end of the grid.
+// registers of neighbours; all loads of the product are in flight at once, the joints' own as they lie in memory. Small
+// blocks leave little behind at the end of the grid.
 constexpr int kForwardThreads = 128;
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
@@ -46,15 +46,13 @@ __device__ __forceinline__ void finish(const GraphConvEpilogue& epilogue, int64_
 }
 
 template <int kJoints, int kChannels, typename Hidden, typename Out>
-__global__ void __launch_bounds__(kForwardThreads, kChannels == 2   ? 4
-                                                   : kChannels == 4 ? 3
-                                                                    : 2)
+__global__ void __launch_bounds__(kForwardThreads, kChannels == 2 ? 3 : 2)
     modulated_graph_conv_fwd_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
                                     const float* __restrict__ adjacency, const float* __restrict__ bias,
                                     GraphConvEpilogue epilogue, Out* out, GraphConvSizes sizes) {
     constexpr bool kExact = kJoints != kGraphConvMaxJoints;
     constexpr int kPitch = (kJoints + 3) / 4 * 4;
-    [[maybe_unused]] constexpr int kUnroll = kExact ? 2 : 1;
+    [[maybe_unused]] constexpr int kUnroll = kExact ? kJoints : 1;
     const int joints = kExact ? kJoints : static_cast<int>(sizes.num_joints);
     // The adjacency with a diagonal of 0, in rows that are read four numbers at a time.
     __shared__ __align__(16) float rows[kJoints * kPitch];
@@ -73,11 +71,17 @@ __global__ void __launch_bounds__(kForwardThreads, kChannels == 2   ? 4
     const int64_t pose = unit / groups, channel = unit % groups * kChannels;
     const Hidden* own = hidden + pose * joints * 2 * channels + channel;
     float neighbors[kPitch][kChannels] = {};
+    Packed<kChannels, Hidden> early[kExact ? kJoints : 1];
+#pragma unroll
+    for (int i = 0; i < kJoints; ++i) {
+        if (i >= joints) continue;
+        load<kChannels>(own + (2 * i + 1) * channels, neighbors[i]);
+        if constexpr (kExact) load_packed<kChannels>(own + 2 * i * channels, early[i]);
+    }
 #pragma unroll
     for (int i = 0; i < kJoints; ++i) {
         if (i >= joints) continue;
         float factor[kChannels];
-        load<kChannels>(own + (2 * i + 1) * channels, neighbors[i]);
         load<kChannels>(modulation + i * channels + channel, factor);
 #pragma unroll
         for (int v = 0; v < kChannels; ++v) neighbors[i][v] *= factor[v];
@@ -87,7 +91,11 @@ __global__ void __launch_bounds__(kForwardThreads, kChannels == 2   ? 4
 #pragma unroll kUnroll
     for (int j = 0; j < joints; ++j) {
         float y[kChannels], factor[kChannels];
-        load<kChannels>(own + 2 * j * channels, y);
+        if constexpr (kExact) {
+            unpack<kChannels>(early[j], y);
+        } else {
+            load<kChannels>(own + 2 * j * channels, y);
+        }
         load<kChannels>(modulation + j * channels + channel, factor);
 #pragma unroll
         for (int v = 0; v < kChannels; ++v) y[v] *= diagonal[j] * factor[v];

@@ -15,7 +15,9 @@ namespace {
 // of the flat array, which begins at a multiple of 16 bytes and at a joint in every storage (24 divides it). Noise
 // comes in fours that begin at poses, which is another grid: it is drawn into shared memory first, so that nothing is
 // drawn twice but at the ends. With 17 joints (13 counters a pose) a piece takes at most 510 counters: two a thread.
-constexpr int kPiece = 1992;
+// Of the smaller storages twice as many, for as many bytes in flight.
+template <int kCount>
+constexpr int kPiece = kCount == 8 ? 3984 : 1992;
 
 struct Piece {
     int64_t first;
@@ -99,10 +101,10 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
 template <int kCount, typename T, typename Output>
 __global__ void __launch_bounds__(kThreads)
     reverse_step_kernel(StepChoice choice, float clip, ReverseStepTensors tensors, ReverseStepSizes sizes) {
-    __shared__ __align__(16) float drawn[kPiece];
+    __shared__ __align__(16) float drawn[kPiece<kCount>];
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece;
-    const int count = static_cast<int>(numel - first < kPiece ? numel - first : kPiece);
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece<kCount>;
+    const int count = static_cast<int>(numel - first < kPiece<kCount> ? numel - first : kPiece<kCount>);
     StepRow row = choice.row;
     int64_t step = choice.step;
     if (choice.table != nullptr) {
@@ -128,8 +130,8 @@ void launch(const StepChoice& choice, float clip, const ReverseStepTensors& tens
             void* stream) {
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
     const auto kernel = reverse_step_kernel<kCount, T, Output>;
-    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece - 1) / kPiece), kThreads, 0, stream, choice, clip,
-                     tensors, sizes);
+    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece<kCount> - 1) / kPiece<kCount>), kThreads, 0, stream,
+                     choice, clip, tensors, sizes);
     check_launch("reverse_step");
 }
 

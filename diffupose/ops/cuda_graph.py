@@ -43,7 +43,7 @@ def capture(work: Callable[[], object], device: torch.device) -> torch.cuda.CUDA
 
 
 def _clean_up(pool: tuple[int, int], current: torch.cuda.Stream) -> None:
-    """Undo what PyTorch leaves behind where a capture fails: its stream, an open pool, a generator that awaits its end."""
+    """Undo what PyTorch leaves where a capture fails: its stream, an open pool, a generator that awaits the end."""
     torch.cuda.set_stream(current)
     # If it had not come so far there is nothing to end.
     with contextlib.suppress(RuntimeError):

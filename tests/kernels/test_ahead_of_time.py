@@ -19,6 +19,7 @@ KERNELS = {
     "philox_normal_kernel",
     "reverse_step_kernel",
     "hypothesis_statistics_kernel",
+    "moments_kernel",
     "modulated_graph_conv_fwd_kernel",
     "modulated_graph_conv_bwd_kernel",
     "modulated_graph_conv_sum_kernel",

@@ -148,7 +148,7 @@ def test_opcheck(kernel_backend, bias, dtype, device):
 def test_compile(kernel_backend, device):
     inputs = make_inputs("modulated_graph_conv", (33, 17, 8, 24), device=device, requires_grad=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*Dynamo")  # of what it cannot look into
+        warnings.filterwarnings("error", message=".*Dynamo detected")  # of what it cannot look into
         assert_parity(torch.compile(named(kernel_backend), fullgraph=True), reference.modulated_graph_conv, inputs)
 
 
