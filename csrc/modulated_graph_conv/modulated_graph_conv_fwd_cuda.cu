@@ -72,19 +72,25 @@ __global__ void __launch_bounds__(kForwardThreads, kChannels == 2 ? 3 : 2)
     const Hidden* own = hidden + pose * joints * 2 * channels + channel;
     float neighbors[kPitch][kChannels] = {};
     Packed<kChannels, Hidden> early[kExact ? kJoints : 1];
-#pragma unroll
-    for (int i = 0; i < kJoints; ++i) {
-        if (i >= joints) continue;
-        load<kChannels>(own + (2 * i + 1) * channels, neighbors[i]);
-        if constexpr (kExact) load_packed<kChannels>(own + 2 * i * channels, early[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kJoints; ++i) {
-        if (i >= joints) continue;
+    const auto modulate = [&](int i) {
         float factor[kChannels];
         load<kChannels>(modulation + i * channels + channel, factor);
 #pragma unroll
         for (int v = 0; v < kChannels; ++v) neighbors[i][v] *= factor[v];
+    };
+#pragma unroll
+    for (int i = 0; i < kJoints; ++i) {
+        if (i >= joints) continue;
+        load<kChannels>(own + (2 * i + 1) * channels, neighbors[i]);
+        if constexpr (kExact) {
+            load_packed<kChannels>(own + 2 * i * channels, early[i]);
+        } else {
+            modulate(i);
+        }
+    }
+    if constexpr (kExact) {
+#pragma unroll
+        for (int i = 0; i < kJoints; ++i) modulate(i);
     }
     float shift[kChannels] = {};
     if (bias != nullptr) load<kChannels>(bias + channel, shift);

@@ -15,9 +15,7 @@ namespace {
 // of the flat array, which begins at a multiple of 16 bytes and at a joint in every storage (24 divides it). Noise
 // comes in fours that begin at poses, which is another grid: it is drawn into shared memory first, so that nothing is
 // drawn twice but at the ends. With 17 joints (13 counters a pose) a piece takes at most 510 counters: two a thread.
-// Of the smaller storages twice as many, for as many bytes in flight.
-template <int kCount>
-constexpr int kPiece = kCount == 8 ? 3984 : 1992;
+constexpr int kPiece = 1992;
 
 struct Piece {
     int64_t first;
@@ -54,27 +52,24 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
                                               const float* drawn) {
     const int64_t at = first + i;
     float x_t[kCount] = {}, output[kCount] = {}, last[kCount] = {}, z[kCount] = {}, x0[kCount], previous[kCount];
-    if (row.p != 0.0f || row.c_x != 0.0f) load<kCount>(static_cast<const T*>(tensors.sample) + at, x_t);
-    if (row.q != 0.0f) {
-        const Output* from = static_cast<const Output*>(tensors.model_output);
-        if (sizes.output_stride == 3) {
-            load<kCount>(from + at, output);
-        } else {
-            // A piece begins at a joint.
-            from += first / 3 * sizes.output_stride;
+    // All is read, whatever the row says, which may be yet to come: a term whose coefficient is 0 is skipped below.
+    load<kCount>(static_cast<const T*>(tensors.sample) + at, x_t);
+    const Output* from = static_cast<const Output*>(tensors.model_output);
+    if (sizes.output_stride == 3) {
+        load<kCount>(from + at, output);
+    } else {
+        // A piece begins at a joint.
+        from += first / 3 * sizes.output_stride;
 #pragma unroll
-            for (int k = 0; k < kCount; ++k) {
-                output[k] = to_float(from[(i + k) / 3 * sizes.output_stride + (i + k) % 3]);
-            }
+        for (int k = 0; k < kCount; ++k) {
+            output[k] = to_float(from[(i + k) / 3 * sizes.output_stride + (i + k) % 3]);
         }
     }
-    if (row.c_1 != 0.0f) {
-        if (tensors.x0_last != nullptr) {
-            load<kCount>(static_cast<const T*>(tensors.x0_last) + at, last);
-        } else {  // the host could not know that this row needs it
+    if (tensors.x0_last != nullptr) {
+        load<kCount>(static_cast<const T*>(tensors.x0_last) + at, last);
+    } else if (row.c_1 != 0.0f) {  // the host could not know that this row needs it
 #pragma unroll
-            for (int k = 0; k < kCount; ++k) last[k] = NAN;
-        }
+        for (int k = 0; k < kCount; ++k) last[k] = NAN;
     }
     if (row.s != 0.0f) {
         load<kCount>(tensors.given_noise == nullptr ? drawn + i : tensors.given_noise + at, z);
@@ -101,10 +96,10 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
 template <int kCount, typename T, typename Output>
 __global__ void __launch_bounds__(kThreads)
     reverse_step_kernel(StepChoice choice, float clip, ReverseStepTensors tensors, ReverseStepSizes sizes) {
-    __shared__ __align__(16) float drawn[kPiece<kCount>];
+    __shared__ __align__(16) float drawn[kPiece];
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece<kCount>;
-    const int count = static_cast<int>(numel - first < kPiece<kCount> ? numel - first : kPiece<kCount>);
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece;
+    const int count = static_cast<int>(numel - first < kPiece ? numel - first : kPiece);
     StepRow row = choice.row;
     int64_t step = choice.step;
     if (choice.table != nullptr) {
@@ -130,8 +125,8 @@ void launch(const StepChoice& choice, float clip, const ReverseStepTensors& tens
             void* stream) {
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
     const auto kernel = reverse_step_kernel<kCount, T, Output>;
-    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece<kCount> - 1) / kPiece<kCount>), kThreads, 0, stream,
-                     choice, clip, tensors, sizes);
+    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece - 1) / kPiece), kThreads, 0, stream, choice, clip,
+                     tensors, sizes);
     check_launch("reverse_step");
 }
 
