@@ -25,8 +25,8 @@ Mode = Literal["layers", "persistent"]
 
 PERSISTENT_FROM = 256
 """Hypotheses from which the persistent kernel is taken. Measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper`
-at width 384, `benchmarks/results/h200/benchmarks.json`): ten steps take 3.0 ms by layers and 4.9 ms persistent at 128,
-5.0 ms and 5.0 ms at 256, 9.2 ms and 5.0 ms at 512."""
+at width 384, `benchmarks/results/h200/benchmarks.json`): ten steps take 2.9 ms by layers and 4.8 ms persistent at 128,
+5.0 ms and 4.9 ms at 256, 9.0 ms and 5.0 ms at 512."""
 
 _MOST_KEPT = 8  # graphs, and tables of steps, of those used last
 _MOST_CAPTURED = 1024
