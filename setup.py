@@ -58,8 +58,11 @@ def build_mode() -> str:
 def find_nvcc() -> list[str]:
     """Return nvcc as a command, empty if there is none."""
     if os.environ.get("NVCC"):
-        command = shlex.split(os.environ["NVCC"])
-        if not shutil.which(command[0]):
+        try:
+            command = shlex.split(os.environ["NVCC"])
+        except ValueError as error:
+            raise RuntimeError(f"NVCC is {os.environ['NVCC']!r}: {error}") from None
+        if not command or not shutil.which(command[0]):
             raise RuntimeError(f"NVCC names {os.environ['NVCC']!r}, which is not there")
         return command
     folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]

@@ -170,17 +170,23 @@ def available_backends() -> dict[str, tuple[bool, str]]:
         >>> available_backends()["torch"][0]
         True
     """
-    return {
-        "torch": (True, f"PyTorch {torch.__version__}"),
-        "cpp": _cpp_state(),
-        "cuda": _cuda_state(),
-        "triton": _triton_state(),
-    }
+    return {name: backend_state(name) for name in _NAMES}
+
+
+def backend_state(name: str) -> tuple[bool, str]:
+    """Return the same of one backend. No other is asked: the question may wake a GPU, which a forked process cannot."""
+    if name == "cpp":
+        return _cpp_state()
+    if name == "cuda":
+        return _cuda_state()
+    if name == "triton":
+        return _triton_state()
+    return True, f"PyTorch {torch.__version__}"
 
 
 # They ask the extensions and the driver, which torch.compile cannot look into. This is what
 # torch.compiler.assume_constant_result does; calling that imports the whole compiler, and Triton with it.
-available_backends._dynamo_marked_constant = True  # type: ignore[attr-defined]
+backend_state._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _is_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -207,20 +213,19 @@ def choose_backend(
     if name not in (*_NAMES, "auto"):
         source = "the environment variable DIFFUPOSE_BACKEND" if requested is None else "backend"
         raise ValueError(f"{source} must be one of auto, {', '.join(_NAMES)}; got {name!r}")
-    states = available_backends()
     unfit = dict(unfit or {})
     if _is_old(device):
         unfit["triton"] = f"Triton takes GPUs of compute capability 8.0 or more, not {device}"
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
-        able = (backend for backend in order if backend in implemented and states[backend][0] and backend not in unfit)
+        able = (name for name in order if name in implemented and name not in unfit and backend_state(name)[0])
         found = next(able, None)
         if found is None:
             raise BackendUnavailableError(
                 f"none of the backends of this op, {', '.join(implemented)}, runs on {device}"
             )
         return found
-    active, reason = states[name]
+    active, reason = backend_state(name)
     if not active:
         raise BackendUnavailableError(f'backend "{name}" is not available: {reason}')
     if name not in implemented:

@@ -63,12 +63,12 @@ class CudaDenoiser(PackedDenoiser):
         if mode is not None and mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))} or None, got {mode!r}")
         extension = cuda()
-        reason = unfit(program, extension.MAX_JOINTS)
-        if reason is not None:
-            raise ValueError(f"program does not fit: {reason}")
         for layer in program.layers:
             check_shapes(layer, program.num_joints)
         check_buffers(program)
+        reason = unfit(program, extension.MAX_JOINTS)
+        if reason is not None:
+            raise ValueError(f"program does not fit: {reason}")
         self.program, self.precision, self.device = program, precision, torch.device(device)
         self._packed = packed = pack_program(program, precision == "bfloat16", self.device, extension)
         self._offsets = list(packed.slots)

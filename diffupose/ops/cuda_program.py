@@ -29,13 +29,22 @@ def unfit(program: LayerProgram, max_joints: int) -> str | None:
     """Return why the CUDA engine cannot run a program, or None."""
     if program.num_joints > max_joints:
         return f"the CUDA engine takes {max_joints} joints at most, got {program.num_joints}"
+    last = len(program.widths) - 1
+    taken: set[int] = set()  # queries, keys and values that attention has used up
     for before, layer in zip((None, *program.layers), program.layers, strict=False):
-        if not isinstance(layer, Attention):
-            continue
-        if layer.channels % STEP:
-            return f"the CUDA engine takes heads of a multiple of {STEP} channels, got {layer.channels}"
-        if not isinstance(before, Linear) or before.output != layer.input or before.residual >= 0:
-            return "the CUDA engine takes attention behind the linear layer of its queries, keys and values only"
+        if isinstance(layer, Attention):
+            if layer.channels % STEP:
+                return f"the CUDA engine takes heads of a multiple of {STEP} channels, got {layer.channels}"
+            if not isinstance(before, Linear) or before.output != layer.input or before.residual >= 0:
+                return "the CUDA engine takes attention behind the linear layer of its queries, keys and values only"
+        residual = getattr(layer, "residual", -1)
+        if last in (layer.input, residual) or (layer.output == last and not isinstance(layer, GraphConv | Linear)):
+            return "the CUDA engine takes a last buffer that a product writes and nothing reads"
+        if isinstance(layer, GraphConv | Linear) and layer.input == layer.output:
+            return "the CUDA engine takes products that do not overwrite their input"
+        if taken & {layer.input, residual}:
+            return "the CUDA engine takes queries, keys and values that attention alone reads"
+        taken = (taken | {layer.input} if isinstance(layer, Attention) else taken) - {layer.output}
     return None
 
 

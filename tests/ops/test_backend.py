@@ -36,19 +36,19 @@ def states(**changes: bool) -> dict[str, tuple[bool, str]]:
 
 def test_auto_takes_the_first_that_can(monkeypatch):
     every = ("torch", "cpp", "cuda", "triton")
-    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states()[name])
     assert choose_backend("auto", CPU, every) == "cpp"
     assert choose_backend("auto", CPU, ("torch", "cuda")) == "torch"
     assert choose_backend("auto", CUDA, every) == "cuda"
     assert choose_backend("auto", CUDA, ("torch", "triton")) == "triton"
     assert choose_backend("auto", torch.device("mps"), every) == "torch"
-    monkeypatch.setattr(_backend, "available_backends", lambda: states(cpp=False, cuda=False))
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states(cpp=False, cuda=False)[name])
     assert choose_backend("auto", CPU, every) == "torch"
     assert choose_backend("auto", CUDA, every) == "triton"
 
 
 def test_a_named_backend_runs_or_says_why_not(monkeypatch):
-    monkeypatch.setattr(_backend, "available_backends", lambda: states(cuda=False))
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states(cuda=False)[name])
     assert choose_backend("torch", CUDA, ("torch",)) == "torch"
     assert choose_backend("cpp", CPU, ("torch", "cpp")) == "cpp"
     with pytest.raises(BackendUnavailableError, match='"cuda" is not available: about cuda'):
@@ -62,7 +62,7 @@ def test_a_named_backend_runs_or_says_why_not(monkeypatch):
 
 
 def test_inputs_that_a_backend_cannot_take(monkeypatch):
-    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states()[name])
     unfit = {"cpp": "it takes float32, got float64"}
     assert choose_backend("auto", CPU, ("torch", "cpp"), unfit=unfit) == "torch"
     assert choose_backend("torch", CPU, ("torch", "cpp"), unfit=unfit) == "torch"
@@ -71,7 +71,7 @@ def test_inputs_that_a_backend_cannot_take(monkeypatch):
 
 
 def test_argument_wins_over_environment(monkeypatch):
-    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states()[name])
     monkeypatch.setattr(_backend, "_FROM_ENVIRONMENT", "torch")
     assert choose_backend(None, CPU, ("torch", "cpp")) == "torch"
     assert choose_backend("cpp", CPU, ("torch", "cpp")) == "cpp"
@@ -149,6 +149,19 @@ class FakeCuda:
 
 def cuda_state() -> tuple[bool, str]:
     return _backend._cuda_state.__wrapped__()  # as at its first call
+
+
+def test_an_op_on_the_cpu_does_not_ask_for_a_gpu(monkeypatch):
+    """In a process that was forked from one that used a GPU, the question alone is an error."""
+
+    def fail():
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(_backend, "_cuda_state", fail)
+    monkeypatch.setattr(_backend, "_triton_state", fail)
+    ids = torch.arange(2)
+    for backend in (None, "auto", "torch"):
+        assert ops.philox_normal(0, ids, ids, 0, 3, backend=backend).shape == (2, 2, 3)
 
 
 def test_cuda_without_a_gpu_or_an_extension_says_why(monkeypatch):
@@ -238,7 +251,7 @@ def test_pythons_headers_where_debian_has_them(monkeypatch, tmp_path):
 
 
 def test_triton_without_a_gpu_needs_the_interpreter(monkeypatch):
-    monkeypatch.setattr(_backend, "available_backends", states)
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states()[name])
     monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", False)
     with pytest.raises(BackendUnavailableError, match='"triton" runs on cuda tensors, these are on cpu'):
         choose_backend("triton", CPU, ("torch", "triton"))
@@ -248,7 +261,7 @@ def test_triton_without_a_gpu_needs_the_interpreter(monkeypatch):
 
 
 def test_triton_leaves_old_gpus_to_others(monkeypatch):
-    monkeypatch.setattr(_backend, "available_backends", lambda: states(cuda=False))
+    monkeypatch.setattr(_backend, "backend_state", lambda name: states(cuda=False)[name])
     monkeypatch.setattr(_backend, "_is_old", lambda device: device.type == "cuda")
     assert choose_backend("auto", CUDA, ("torch", "triton")) == "torch"
     with pytest.raises(BackendUnavailableError, match=r"GPUs of compute capability 8\.0 or more, not cuda"):

@@ -399,10 +399,18 @@ def test_programs_that_the_engine_cannot_run(gpu):
     alone = program_of(linear(0, 1, 17, 5, 48), graph_conv(1, 2, 17, 48, 48), Attention(2, 3, 1, 16),
                        joints=17, widths=(5, 48, 48, 16))  # fmt: skip
     many = program_of(graph_conv(0, 1, 19, 5, 3), joints=19, widths=(5, 3))
+    scaled = program_of(linear(0, 1, 17, 5, 3), ScaleShift(1, 1, 0, 3, normalize=False), joints=17, widths=(5, 3))
+    itself = program_of(linear(0, 1, 17, 5, 16), linear(1, 1, 17, 16, 16, residual=1), linear(1, 2, 17, 16, 3),
+                        joints=17, widths=(5, 16, 3))  # fmt: skip
+    again = program_of(linear(0, 1, 17, 5, 48), Attention(1, 2, 1, 16), linear(1, 3, 17, 48, 3),
+                       joints=17, widths=(5, 48, 16, 3))  # fmt: skip
     for program, message in (
         (heads, "heads of a multiple of 16 channels, got 8"),
         (alone, "attention behind the linear layer of its queries, keys and values only"),
         (many, "takes 18 joints at most, got 19"),
+        (scaled, "a last buffer that a product writes and nothing reads"),
+        (itself, "products that do not overwrite their input"),
+        (again, "queries, keys and values that attention alone reads"),
     ):
         assert message in unfit(program, 18)
         with pytest.raises(ValueError, match=message):

@@ -45,6 +45,11 @@ CUDA_CASE(hypothesis_statistics) {
         expect_near("covariance", got.covariance, expected.covariance, 1e-5);
         expect_near("weights", got.weights, expected.weights, 2e-5);
         expect_near("weighted_mean", got.weighted_mean, expected.weighted_mean, 2e-5);
+        Statistics alone(sizes);  // without a view: a kernel of its own
+        launch_hypothesis_statistics_cuda(poses.data(), {}, alone.mean.data(), alone.covariance.data(), nullptr,
+                                          nullptr, sizes, nullptr);
+        expect_near("mean alone", alone.mean, expected.mean, 1e-5);
+        expect_near("covariance alone", alone.covariance, expected.covariance, 1e-5);
     }
 }
 
