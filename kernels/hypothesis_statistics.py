@@ -95,12 +95,13 @@ def moments_kernel(
     first_y = tl.load(own + 1, mask=mask, other=0.0)
     first_z = tl.load(own + 2, mask=mask, other=0.0)
     zeros = tl.zeros((BLOCK,), tl.float32)
+    nothing = tl.zeros((BLOCK,), tl.int32)  # makes a mask of what is one number for all
     mean_x, mean_y, mean_z = zeros, zeros, zeros
     xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros
     for begin in range(0, num_hypotheses, 8):
         center_x, center_y, center_z = zeros, zeros, zeros
         for h in tl.static_range(8):
-            there = mask & (begin + h < num_hypotheses)
+            there = mask & (nothing + begin + h < num_hypotheses)
             at = own + (begin + h) * (3 * NUM_JOINTS)
             center_x += tl.where(there, tl.load(at, mask=there, other=0.0) - first_x, 0.0)
             center_y += tl.where(there, tl.load(at + 1, mask=there, other=0.0) - first_y, 0.0)
@@ -110,7 +111,7 @@ def moments_kernel(
         center_y = tl.div_rn(center_y, size)
         center_z = tl.div_rn(center_z, size)
         for h in tl.static_range(8):
-            there = mask & (begin + h < num_hypotheses)
+            there = mask & (nothing + begin + h < num_hypotheses)
             at = own + (begin + h) * (3 * NUM_JOINTS)
             x = tl.where(there, tl.load(at, mask=there, other=0.0) - first_x - center_x, 0.0)
             y = tl.where(there, tl.load(at + 1, mask=there, other=0.0) - first_y - center_y, 0.0)

@@ -60,21 +60,25 @@ def reverse_step_kernel(
         element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
         at = pose[:, None] * numel + element
         mask = (frame < num_frames)[:, None] & (element < numel)
-    # All is read first, whatever the row says, which is yet to come: so the reads overlap. What a coefficient of 0
-    # stands before is not added: a NaN in it does not matter.
-    x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if OUTPUT_STRIDE == 3:
-        out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    else:
-        joint = at // 3
-        out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
-    if x0_last_ptr is not None:
-        last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    # What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
+    # read first, so that the reads overlap.
+    x_t = tl.zeros(at.shape, tl.float32)
+    out, last = x_t, x_t
+    if (p != 0.0) | (c_x != 0.0):
+        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if q != 0.0:
+        if OUTPUT_STRIDE == 3:
+            out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        else:
+            joint = at // 3
+            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
+    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
+        if c_1 != 0.0:
+            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
     x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
     if p != 0.0:
         x0 = p * x_t
-    if q != 0.0:
-        x0 += q * out
+    x0 += q * out  # 0 times 0 where it was not read
     if clip is not None:
         x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
     if c_x != 0.0:
@@ -82,7 +86,7 @@ def reverse_step_kernel(
     if c_0 != 0.0:
         x_prev += c_0 * x0
     if x0_last_ptr is not None:
-        x_prev = tl.where(c_1 != 0.0, x_prev + c_1 * last, x_prev)
+        x_prev += c_1 * last
     elif c_1 != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
     if (noise_ptr is not None) or (seed_ptr is not None):
