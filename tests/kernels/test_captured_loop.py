@@ -228,8 +228,9 @@ def test_what_needs_another_graph(name, captured, network, device):
         expected = draw(network, inputs, backend="torch", **options)
         for count in (1, 2, 2):
             result = draw(network, inputs, **options)
-            # In smaller types, and TF32 that a GPU takes, the order of sums shows.
-            torch.testing.assert_close(result, expected, rtol=0, atol=5e-3 if name in ("dtype", "precision") else 1e-5)
+            # In float16, and in TF32, which only a GPU has, the order of sums shows.
+            rounded = name == "dtype" or (name == "precision" and device.type == "cuda")
+            torch.testing.assert_close(result, expected, rtol=0, atol=5e-3 if rounded else 1e-5)
             assert len(captured) == count
     finally:
         torch.set_float32_matmul_precision(precision)
