@@ -111,9 +111,9 @@ def test_steps_are_those_of_the_optimizer(start, monkeypatch, loss, optimizer):
     seen = {}
 
     class Spy(train_module._Trainer):
-        def _train_step(self):
+        def _train_step(self, batch):
             before = {name: value.detach().clone() for name, value in self.denoiser.named_parameters()}
-            result = super()._train_step()
+            result = super()._train_step(batch)
             seen.setdefault("first", (before, dict(self.denoiser.named_parameters()), self.optimizer, result))
             return result
 
