@@ -68,6 +68,7 @@ class NoiseSchedule:
             self.betas = np.minimum(np.linspace(scale * 1e-4, scale * 0.02, num_train_timesteps), 0.999)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
+        self._cumprods: dict[torch.device, Tensor] = {}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise (eq. 2).
@@ -85,8 +86,14 @@ class NoiseSchedule:
         signal, sigma = self._signal_and_sigma(timesteps, sample)
         return signal * noise - sigma * sample
 
+    def _cumprod_on(self, device: torch.device) -> Tensor:
+        # Copied once: a copy from the host would stall a GPU at every step, and a CUDA graph has none.
+        if device not in self._cumprods:
+            self._cumprods[device] = torch.as_tensor(self.alphas_cumprod, device=device)
+        return self._cumprods[device]
+
     def _signal_and_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        cumprod = torch.as_tensor(self.alphas_cumprod, device=timesteps.device)[timesteps]
+        cumprod = self._cumprod_on(timesteps.device)[timesteps]
         shape = (-1,) + (1,) * (like.ndim - 1)
         return cumprod.sqrt().to(like.dtype).reshape(shape), (1 - cumprod).sqrt().to(like.dtype).reshape(shape)
 
