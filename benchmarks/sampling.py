@@ -42,9 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="NPZ", help="mocap_train.npz")
     parser.add_argument("--model", default="mocap", metavar="NAME|PATH")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-poses", type=int, default=150, help="a rig (default: %(default)s)")
     options = parser.parse_args()
-    lifter = Lifter.from_pretrained(options.model, device="cpu")
+    lifter = Lifter.from_pretrained(options.model, device=options.device)
     cells = calibration_cells(load_mocap(options.data, include=SELECTION_SUBJECTS), options.num_poses)
 
     def score(count: int, **settings: Any) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def main() -> None:
                 cell.keypoints, image_size=cell.views.image_size, num_hypotheses=count, flip=False, progress=False,
                 **settings,
             )  # fmt: skip
-            scores[cell.name] = score_hypotheses(result.hypotheses, cell, lifter.covariance_scale)
+            scores[cell.name] = score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())
         return scores
 
     runs: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
@@ -77,13 +78,13 @@ def main() -> None:
         result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=NUM_HYPOTHESES, flip=False,
                         progress=False)  # fmt: skip
         for method in ("mean", "medoid", "density"):
-            aggregation.setdefault(method, {})[cell.name] = score_poses(result.best(method), cell)
+            aggregation.setdefault(method, {})[cell.name] = score_poses(result.best(method).cpu(), cell)
         keypoints, intrinsics = calibrated(cell)
         result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES, flip=False, progress=False)
         for weight in WEIGHTS:
             for temperature in TEMPERATURES:
                 poses_3d = mean_by_reprojection(
-                    result.hypotheses, result.keypoints_2d, result.confidence, intrinsics,
+                    result.hypotheses.cpu(), result.keypoints_2d.cpu(), result.confidence.cpu(), intrinsics,
                     weight=weight, temperature=temperature or float("inf"),
                 )  # fmt: skip
                 camera.append({"weight": weight, "temperature": temperature, "cell": cell.name,

@@ -53,8 +53,9 @@ def noisy_cells(lifter: Lifter, mocap: Mocap, counts: tuple[int, ...], **setting
         result = lifter(
             cell.keypoints, image_size=cell.views.image_size, num_hypotheses=max(counts), flip=False, **settings
         )
+        hypotheses = result.hypotheses.cpu()
         cells[cell.name] = {
-            f"N={count}": score_hypotheses(result.hypotheses[:, :count], cell, lifter.covariance_scale)
+            f"N={count}": score_hypotheses(hypotheses[:, :count], cell, lifter.covariance_scale.cpu())
             for count in counts
         }
         cells["settings"] = result.meta
@@ -73,20 +74,22 @@ def depth_and_reprojection(lifter: Lifter, mocap: Mocap, num_poses: int = 400) -
         keypoints, intrinsics = calibrated(make_cell(poses, rig, False))
         result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=10, flip=False)
         present = result.confidence > 0
-        error, _ = reprojection_error(result.hypotheses, result.keypoints_2d, result.confidence, intrinsics)
-        _, half = person_box(result.keypoints_2d, present)
+        error, _ = reprojection_error(
+            result.hypotheses.cpu(), result.keypoints_2d.cpu(), result.confidence.cpu(), intrinsics
+        )
+        _, half = person_box(result.keypoints_2d.cpu(), present.cpu())
         rows[f"{rig} clean"]["reprojection_error_of_box_side"] = float((error / (2 * half)).mean())
     return {"num_poses": num_poses, "num_hypotheses": 10, "cells": rows}
 
 
 def of_a_run(name: str, options: argparse.Namespace, mocap: Mocap) -> dict[str, Any]:
     """Score a lifter of ``RUNS``; ``base`` with the noise and the steps of the bundled model."""
-    lifter = Lifter.from_pretrained(Path(options.runs) / name / "model.safetensors", device="cpu")
+    lifter = Lifter.from_pretrained(Path(options.runs) / name / "model.safetensors", device=options.device)
     if name == "base":
         sampling = replace(lifter.config.sampling, variance="analytic", num_inference_steps=5)
         lifter.config = replace(lifter.config, sampling=sampling)
         cells = calibration_cells(load_mocap(options.reference, include=SELECTION_SUBJECTS), 400)
-        lifter.prediction_error = torch.tensor(NOISE_FACTOR) * measure_prediction_error(lifter, cells)
+        lifter.prediction_error = torch.tensor(NOISE_FACTOR) * measure_prediction_error(lifter, cells).cpu()
     counts = {"base": (10, 50), "regressor": (1,)}.get(name, (10,))
     parameters = sum(value.numel() for value in lifter.denoiser.parameters())
     return {"trained_by": RUNS[name], "parameters": parameters, **noisy_cells(lifter, mocap, counts)}
@@ -99,9 +102,10 @@ def main() -> None:
     parser.add_argument("--reference", required=True, metavar="NPZ", help="mocap_train.npz")
     parser.add_argument("--runs", metavar="FOLDER")
     parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     mocap = load_mocap(options.data)
-    bundled = partial(Lifter.from_pretrained, "mocap", device="cpu")
+    bundled = partial(Lifter.from_pretrained, "mocap", device=options.device)
     items: dict[str, Callable[[], dict[str, Any]]] = {
         "raw": lambda: evaluate_mocap(bundled(), mocap, load_mocap(options.reference), num_hypotheses=(1, 10, 50)),
         "camera": lambda: evaluate_mocap(bundled(), mocap, None, tier="camera", num_hypotheses=(10,)),
@@ -124,7 +128,7 @@ def main() -> None:
             + f" --only {name}",
             "commit": commit,
             "versions": {"diffupose": diffupose.__version__, "torch": torch.__version__},
-            "machine": platform.machine(),
+            "machine": platform.machine() if options.device == "cpu" else torch.cuda.get_device_name(options.device),
             **make(),
         }
         with atomic_path(path) as temporary:
