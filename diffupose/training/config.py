@@ -49,7 +49,7 @@ class TrainConfig:
         seed: Seed of weights, data and noise.
         log_every, checkpoint_every, validate_every: In steps; ``validate_every`` 0 means never.
         workers: Processes that draw batches on the CPU, ahead of time; 0 draws them on the training device. On a GPU
-            drawing takes longer than learning, and some workers (4, say) make training twice as fast.
+            drawing takes longer than learning: let some (4, say) do it.
         cuda_graph: On a GPU, replay each step's gradients as a CUDA graph.
         compile: Compile the network with ``torch.compile``.
         precision: ``bfloat16`` takes the matrix products of the network in bfloat16 (weights, loss and averages stay
