@@ -254,10 +254,13 @@ def cuda_sources() -> list[Path]:
 
 def nvcc_command(compiler: list[str], nvcc: list[str]) -> list[str]:
     """Return what .cu files are compiled with. IEEE division and square roots: no fast math."""
+    architectures = cuda_architectures(nvcc)
+    # The host asks for Hopper's kernel only where there is machine code with its matrix instructions.
+    defines = ["-DDIFFUPOSE_HAS_SM90A"] if any(flag.endswith("sm_90a") for flag in architectures) else []
     return [
         *[*nvcc, "-ccbin", host_compiler(compiler), "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
         *["-Werror", "all-warnings", "-Xcompiler", "-Wall", "--threads", "2"],
-        *[*cuda_architectures(nvcc), "-I", str(CSRC)],
+        *[*architectures, *defines, "-I", str(CSRC)],
     ]
 
 

@@ -65,10 +65,12 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
 }
 
 CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
-                       int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16) {
+                       int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
+                       bool wgmma) {
     const auto size = static_cast<std::size_t>(py::len(layers));
     require(size > 0 && size % sizeof(LayerRecord) == 0, "layers must be records, one after the other");
     require(num_joints >= 1 && num_joints <= kCudaMaxJoints, "num_joints must lie in [1, 18]");
+    require(!wgmma || (bfloat16 && num_joints <= kWgmmaMaxJoints), "wgmma takes bfloat16 and 17 joints at most");
     require(num_condition_channels >= 0 && num_output_channels >= 3, "the output must be at least 3 wide");
     require(input >= 0 && output >= 0 && input < tile_bytes && output < tile_bytes,
             "input and output must lie within tile_bytes");
@@ -81,7 +83,8 @@ CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_j
             input,
             output,
             tile_bytes,
-            bfloat16};
+            bfloat16,
+            wgmma};
 }
 
 struct CudaEngine {
@@ -95,6 +98,7 @@ void denoise(const CudaEngine& engine, uintptr_t sample, uintptr_t condition, ui
              uintptr_t workspace, uintptr_t out, uintptr_t stream) {
     require(num_poses >= 0, "num_poses must not be negative");
     require(tiles_of(numel_of({num_poses})) < int64_t{1} << 31, "num_poses must be below 2^34");
+    require(!engine.program.wgmma, "a program for wgmma only samples");
     if (num_poses == 0) return;
     const CudaDenoiseArgs args = {pointer<const float>(sample, 1, "sample"),
                                   pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
@@ -127,7 +131,10 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
                                  clip.value_or(std::numeric_limits<float>::infinity()),
                                  reinterpret_cast<float*>(x0_last),
                                  pointer<float>(out, 1, "out")};
-    if (num_blocks > 0) {
+    if (engine.program.wgmma) {
+        require(num_blocks > 0, "a program for wgmma is sampled by the persistent kernel");
+        launch_sample_wgmma(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
+    } else if (num_blocks > 0) {
         require(engine.program.bfloat16, "the persistent kernel takes bfloat16 only");
         launch_sample_persistent(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
     } else {
@@ -142,7 +149,10 @@ void bind_engine_cuda(py::module_& m) {
     m.attr("TILE_POSES") = kTilePoses;
     m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
     m.attr("MAX_JOINTS") = kCudaMaxJoints;
+    m.attr("WGMMA_MAX_JOINTS") = kWgmmaMaxJoints;
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
+    m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));
+    m.def("wgmma_available", &wgmma_available);
     m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",
           py::arg("input_steps"), py::arg("output_steps"), py::arg("channels") = 0, py::arg("num_heads") = 1,
           py::arg("bias_per_joint") = false, py::arg("normalize") = false, py::arg("output_is_float") = false,
@@ -151,13 +161,14 @@ void bind_engine_cuda(py::module_& m) {
           py::arg("neighbors") = 0, py::arg("adjacency") = 0, py::arg("bias") = 0);
     py::class_<CudaEngine>(m, "CudaEngine")
         .def(py::init([](const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
-                         int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16) {
+                         int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
+                         bool wgmma) {
                  return CudaEngine{layers, program_of(layers, layers_cuda, num_joints, num_condition_channels,
-                                                      num_output_channels, input, output, tile_bytes, bfloat16)};
+                                                      num_output_channels, input, output, tile_bytes, bfloat16, wgmma)};
              }),
              py::kw_only(), py::arg("layers"), py::arg("layers_cuda"), py::arg("num_joints"),
              py::arg("num_condition_channels"), py::arg("num_output_channels"), py::arg("input"), py::arg("output"),
-             py::arg("tile_bytes"), py::arg("bfloat16"))
+             py::arg("tile_bytes"), py::arg("bfloat16"), py::arg("wgmma") = false)
         .def("denoise", &denoise, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("sample"),
              py::arg("condition"), py::arg("parameters"), py::arg("num_poses"), py::arg("workspace"), py::arg("out"),
              py::arg("stream"))

@@ -18,6 +18,7 @@ from support.cuda_binary import (
     parse_bounds,
     parse_usages,
     product_loops,
+    serialized_products,
 )
 
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
@@ -81,11 +82,11 @@ def test_every_kernel_is_compiled_for_every_gpu():
 
 
 def is_persistent(usage: KernelUsage) -> bool:
-    return "::sample_kernel<" in usage.name
+    return "::sample_kernel<" in usage.name or "::wgmma_kernel<" in usage.name
 
 
 def test_no_kernel_spills():
-    """The persistent kernel alone may: it takes all registers there are, and counts its steps in memory."""
+    """The persistent kernels alone may: they take all registers there are, and count their steps in memory."""
     spilling = [usage for usage in kernel_usages() if usage.spill_stores or usage.spill_loads]
     assert not [usage for usage in spilling if not is_persistent(usage)], named(spilling)
     assert all(usage.spill_stores <= 64 and usage.spill_loads <= 64 for usage in spilling), named(spilling)
@@ -97,6 +98,14 @@ def test_the_persistent_kernel_multiplies_out_of_registers():
     # Two blocks of columns of every pair of joints: of a linear layer, and of both products of a graph convolution.
     assert sorted(loops) == sorted(2 * products * pairs for products in (1, 2) for pairs in (8, 9))
     assert not any(loops.values()), loops
+
+
+def test_hoppers_kernel_multiplies_out_of_registers():
+    """As above: four steps of one product or two, the tensor cores waiting for none of them."""
+    loops = product_loops("engine/engine_wgmma.cu", "wgmma_kernel", "HGMMA")
+    assert sorted(loops) == [4, 8]
+    assert not any(loops.values()), loops
+    assert not serialized_products()
 
 
 def test_no_kernel_needs_a_stack():

@@ -21,6 +21,10 @@ constexpr int kCudaMaxJoints = 18;
 
 inline int joint_pairs(int joints) { return joints <= 16 ? 8 : 9; }
 
+// Hopper's kernel pads to 16 or 17 joints.
+constexpr int kWgmmaMaxJoints = 17;
+inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
+
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };
 enum class CudaActivation : int32_t { none, relu, gelu };
 
@@ -53,6 +57,7 @@ struct CudaProgram {
     int64_t input, output;  // offsets; the output is float32
     int64_t tile_bytes;
     bool bfloat16;  // else float32
+    bool wgmma;     // laid out for launch_sample_wgmma, and for nothing else
 };
 
 struct CudaSampleArgs {
@@ -85,5 +90,10 @@ void launch_sample_layers(const CudaProgram& program, const CudaSampleArgs& args
                           void* stream);
 // bfloat16 only; tile_bytes must fit a block's shared memory.
 void launch_sample_persistent(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream);
+// The same by Hopper's matrix instructions: for a program that is laid out as wgmma_layers.cuh says, of
+// kWgmmaMaxJoints at most, where wgmma_available().
+void launch_sample_wgmma(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream);
+// Whether the current device is a Hopper GPU, and the extension was built with machine code for sm_90a.
+bool wgmma_available();
 
 }  // namespace diffupose

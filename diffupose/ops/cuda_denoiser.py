@@ -7,6 +7,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -70,23 +71,22 @@ class CudaDenoiser(PackedDenoiser):
         if reason is not None:
             raise ValueError(f"program does not fit: {reason}")
         self.program, self.precision, self.device = program, precision, torch.device(device)
-        self._packed = packed = pack_program(program, precision == "bfloat16", self.device, extension)
-        self._offsets = list(packed.slots)
-        self._records = torch.frombuffer(bytearray(packed.records), dtype=torch.uint8).to(self.device)
-        self._engine = extension.CudaEngine(
-            layers=packed.records, layers_cuda=self._records.data_ptr(), num_joints=program.num_joints,
-            num_condition_channels=program.widths[0] - 3, num_output_channels=program.widths[-1], input=packed.input,
-            output=packed.output, tile_bytes=packed.tile_bytes, bfloat16=precision == "bfloat16",
-        )  # fmt: skip
-        with on_device(self._records):
-            self._multiprocessors = extension.multiprocessors()
-            fits = packed.tile_bytes <= extension.shared_bytes()
+        bfloat16 = precision == "bfloat16"
+        self._engine = self._persistent_engine = _Engine(program, bfloat16, False, self.device, extension)
+        self._offsets = list(self._engine.packed.slots)
+        self.device = self._engine.records.device  # with its number
+        with on_device(self._engine.records):
+            self._multiprocessors, most_bytes = extension.multiprocessors(), extension.shared_bytes()
+            hopper = bfloat16 and program.num_joints <= extension.WGMMA_MAX_JOINTS and extension.wgmma_available()
+        if hopper:  # whose kernel wants everything laid out in another way
+            self._persistent_engine = _Engine(program, bfloat16, True, self.device, extension)
+        tile_bytes = self._persistent_engine.packed.tile_bytes
         self._why_not_persistent = (
             "it takes bfloat16 only"
-            if precision != "bfloat16"
+            if not bfloat16
             else None
-            if fits
-            else f"a tile takes {packed.tile_bytes} bytes of shared memory, a block of this GPU has fewer"
+            if tile_bytes <= most_bytes
+            else f"a tile takes {tile_bytes} bytes of shared memory, a block of this GPU has fewer"
         )
         if mode == "persistent" and self._why_not_persistent is not None:
             raise ValueError(f"mode cannot be persistent here: {self._why_not_persistent}")
@@ -96,7 +96,6 @@ class CudaDenoiser(PackedDenoiser):
         self._graphs: OrderedDict[object, _Captured | None] = OrderedDict()  # None: seen once
         self._steps: OrderedDict[object, _Steps] = OrderedDict()
         self._lock = threading.Lock()
-        self.device = self._records.device  # with its number
         self._wait_for_copies()
         self._by_mode: dict[Mode, CudaDenoiser] = {}
 
@@ -107,13 +106,14 @@ class CudaDenoiser(PackedDenoiser):
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the packed weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._packed.tensors)
+        """Memory of the packed weights: on Hopper in both layouts."""
+        tensors = {id(t): t for engine in (self._engine, self._persistent_engine) for t in engine.packed.tensors}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     @property
     def tile_bytes(self) -> int:
-        """Memory of the activations of eight poses: shared memory in the persistent kernel."""
-        return self._packed.tile_bytes
+        """Memory of the activations of eight poses by layers."""
+        return self._engine.packed.tile_bytes
 
     def for_hypotheses(self, count: int) -> CudaDenoiser:
         """Return this denoiser with the mode that is best for so many hypotheses, unless one is chosen already."""
@@ -140,7 +140,7 @@ class CudaDenoiser(PackedDenoiser):
         return STEP * steps_of(channels)
 
     def _num_parameters(self) -> int:
-        return self._packed.num_parameters
+        return self._engine.packed.num_parameters
 
     def _place(self, value: Tensor) -> Tensor:
         return value.detach().to(self.device, torch.float32).contiguous()
@@ -157,7 +157,7 @@ class CudaDenoiser(PackedDenoiser):
     def _denoise(self, sample: Tensor, condition: Tensor, parameters: Tensor, out: Tensor) -> None:
         workspace = self._workspace(len(sample))
         with on_device(out):
-            self._engine.denoise(
+            self._engine.handle.denoise(
                 sample=sample.data_ptr(), condition=condition.data_ptr(), parameters=parameters.data_ptr(),
                 num_poses=len(sample), workspace=workspace.data_ptr(), out=out.data_ptr(), stream=stream_of(out),
             )  # fmt: skip
@@ -177,7 +177,7 @@ class CudaDenoiser(PackedDenoiser):
         if count == 0:
             return torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3, device=self.device)
         mode = self._mode_for(count)
-        with on_device(self._records):
+        with on_device(self._engine.records):
             # Filled on the device: nothing is copied from the host once a table of steps is known, so that a caller can
             # capture the call.
             capturing = inputs.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -221,6 +221,21 @@ class CudaDenoiser(PackedDenoiser):
         return key, steps
 
 
+class _Engine:
+    """A packed program, and what the extension runs it with."""
+
+    def __init__(
+        self, program: LayerProgram, bfloat16: bool, wgmma: bool, device: torch.device, extension: ModuleType
+    ) -> None:
+        self.packed = packed = pack_program(program, bfloat16, device, extension, wgmma)
+        self.records = torch.frombuffer(bytearray(packed.records), dtype=torch.uint8).to(device)
+        self.handle = extension.CudaEngine(
+            layers=packed.records, layers_cuda=self.records.data_ptr(), num_joints=program.num_joints,
+            num_condition_channels=program.widths[0] - 3, num_output_channels=program.widths[-1], input=packed.input,
+            output=packed.output, tile_bytes=packed.tile_bytes, bfloat16=bfloat16, wgmma=wgmma,
+        )  # fmt: skip
+
+
 class _Steps:
     """A table of steps where the engine reads it."""
 
@@ -260,7 +275,8 @@ class _Run:
         shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
         self.out = torch.empty(shape, device=inputs.device)
         poses = shape[0] * shape[1]
-        self._engine, self._num_steps = denoiser._engine, steps.count
+        self._engine = denoiser._persistent_engine if mode == "persistent" else denoiser._engine
+        self._num_steps = steps.count
         self._num_parameters = denoiser._num_parameters()
         self._num_blocks = denoiser._multiprocessors if mode == "persistent" else 0
         self._clip, self._antithetic = clip_sample_range, antithetic
@@ -279,7 +295,7 @@ class _Run:
 
     def __call__(self) -> Tensor:
         addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in self._tensors.items()}
-        self._engine.sample(
+        self._engine.handle.sample(
             **addresses, num_parameters=self._num_parameters, antithetic=self._antithetic, clip=self._clip,
             num_frames=self.out.shape[0], num_hypotheses=self.out.shape[1], num_steps=self._num_steps,
             num_blocks=self._num_blocks, stream=stream_of(self.out),

@@ -1,11 +1,12 @@
 """A layer program as the CUDA engine runs it: layers split, buffers placed in a tile's memory, weights packed.
 
-The layouts are those of ``csrc/engine/cuda_fragments.cuh``; ``csrc/engine/engine_cuda.h`` says what a layer's record
-holds.
+The layouts are those of ``csrc/engine/cuda_fragments.cuh`` and, for Hopper's kernel, ``csrc/engine/wgmma_layers.cuh``;
+``csrc/engine/engine_cuda.h`` says what a layer's record holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -87,7 +88,9 @@ class PackedProgram:
     num_parameters: int
 
 
-def pack_program(program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType) -> PackedProgram:
+def pack_program(
+    program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType, wgmma: bool = False
+) -> PackedProgram:
     """Return a program packed for a device.
 
     Args:
@@ -95,17 +98,21 @@ def pack_program(program: LayerProgram, bfloat16: bool, device: torch.device, ex
         bfloat16: Whether weights and activations are bfloat16, else float32.
         device: Where the weights go.
         extension: The CUDA extension, which makes the records.
+        wgmma: Whether it is for Hopper's kernel, which takes bfloat16 and ``WGMMA_MAX_JOINTS`` joints.
     """
-    pairs = extension.joint_pairs(program.num_joints)
-    lowering = _Lowering(program, pairs, 2 if bfloat16 else 4, extension.TILE_POSES)
+    joints = extension.wgmma_joints(program.num_joints) if wgmma else 2 * extension.joint_pairs(program.num_joints)
+    lowering = _Lowering(program, joints, 2 if bfloat16 else 4, extension.TILE_POSES)
     lowering.run()
     tile_bytes = _place(lowering.values)
-    pack = _pack_bfloat16 if bfloat16 else _pack_float32
+    pack_weight = _pack_wgmma if wgmma else _pack_bfloat16 if bfloat16 else _pack_float32
+    packers: dict[str, Callable[[Tensor], Tensor]] = {"weight": pack_weight}
+    if wgmma:
+        packers |= {"own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
     records: list[bytes] = []
     kept: list[Tensor] = []
     for layer in lowering.layers:
         tensors = {
-            name: _packed(name, tensor, pairs, extension.ADJACENCY_STRIDE, pack).to(device)
+            name: _packed(name, tensor, joints, extension.ADJACENCY_STRIDE, packers.get(name)).to(device)
             for name, tensor in layer.tensors.items()
         }
         kept += tensors.values()
@@ -129,8 +136,8 @@ def pack_program(program: LayerProgram, bfloat16: bool, device: torch.device, ex
 class _Lowering:
     """Turns layers into those of the engine, and buffers into values with a life."""
 
-    def __init__(self, program: LayerProgram, pairs: int, element_bytes: int, tile_poses: int) -> None:
-        self.program, self.pairs, self.element_bytes, self.tile_poses = program, pairs, element_bytes, tile_poses
+    def __init__(self, program: LayerProgram, joints: int, element_bytes: int, tile_poses: int) -> None:
+        self.program, self.joints, self.element_bytes, self.tile_poses = program, joints, element_bytes, tile_poses
         self.layers: list[_Lowered] = []
         self.values: list[_Value] = []
         self.slots: list[tuple[int, int]] = []
@@ -153,7 +160,7 @@ class _Lowering:
         self.result.last = len(self.layers)  # read behind the layers
 
     def _bytes(self, channels: int, element_bytes: int) -> int:
-        return 2 * self.pairs * self.tile_poses * STEP * steps_of(channels) * element_bytes
+        return self.joints * self.tile_poses * STEP * steps_of(channels) * element_bytes
 
     def _value(self, size: int, at: int) -> _Value:
         value = _Value(size, at, at)
@@ -239,7 +246,7 @@ class _Lowering:
 
         queries_and_keys = columns(0, 2 * width)
         queries_and_keys.last = len(self.layers)
-        weights = self._value(4 * attention.num_heads * (2 * self.pairs) ** 2 * self.tile_poses, len(self.layers))
+        weights = self._value(4 * attention.num_heads * self.joints**2 * self.tile_poses, len(self.layers))
         numbers: dict[str, Any] = {
             "input_steps": steps_of(2 * width), "output_steps": steps_of(width), "num_heads": attention.num_heads,
         }  # fmt: skip
@@ -274,14 +281,18 @@ def _pad(tensor: Tensor, *sizes: int) -> Tensor:
     return padded
 
 
-def _packed(name: str, tensor: Tensor, pairs: int, adjacency_stride: int, pack: Any) -> Tensor:
+def _packed(
+    name: str, tensor: Tensor, joints: int, adjacency_stride: int, pack: Callable[[Tensor], Tensor] | None
+) -> Tensor:
     tensor = tensor.detach().to("cpu", torch.float32)
-    if name == "adjacency":
-        return _pad(tensor, 2 * pairs, adjacency_stride).contiguous()
     channels = STEP * steps_of(tensor.shape[-1])
-    if name == "weight":
-        return pack(_pad(tensor, STEP * steps_of(tensor.shape[-2]), channels))
-    return (_pad(tensor, 2 * pairs, channels) if tensor.ndim == 2 else _pad(tensor, channels)).contiguous()
+    if name == "adjacency":
+        tensor = _pad(tensor, joints, adjacency_stride)
+    elif name == "weight":
+        tensor = _pad(tensor, STEP * steps_of(tensor.shape[-2]), channels)
+    else:
+        tensor = _pad(tensor, joints, channels) if tensor.ndim == 2 else _pad(tensor, channels)
+    return (tensor if pack is None else pack(tensor)).contiguous()
 
 
 def _pack_bfloat16(weight: Tensor) -> Tensor:
@@ -298,3 +309,26 @@ def _pack_float32(weight: Tensor) -> Tensor:
     # k = 16 step + 8 high + 2 q + low, n = 8 block + 2 t + column
     split = weight.view(products, rows // STEP, 2, 4, 2, columns // 8, 4, 2)
     return split.permute(5, 1, 3, 6, 7, 0, 2, 4).contiguous()
+
+
+def _pack_wgmma(weight: Tensor) -> Tensor:
+    """Return ``[products, K, N]`` as ``[block, step, product, warp, lane, 8]``, see ``wgmma_layers.cuh``."""
+    products, rows, columns = weight.shape
+    blocks = -(-columns // 64)
+    # k = 16 step + 8 high + 2 t + low, n = 64 block + 16 warp + 8 half + g
+    split = _pad(weight, rows, 64 * blocks).view(products, rows // STEP, 2, 4, 2, blocks, 4, 2, 8)
+    return split.permute(5, 1, 0, 6, 8, 3, 2, 7, 4).contiguous().to(torch.bfloat16)
+
+
+def _pack_factors(factors: Tensor) -> Tensor:
+    """Return ``[J, N]`` as ``[step, half, four joints, channel, 4]``, see ``wgmma_layers.cuh``."""
+    joints, channels = factors.shape
+    fours = -(-joints // 4)
+    split = _pad(factors, 4 * fours, channels).view(fours, 4, channels // STEP, 2, 8)
+    return split.permute(2, 3, 0, 4, 1).contiguous()
+
+
+def _pack_adjacency(adjacency: Tensor) -> Tensor:
+    """Return ``[J, stride]`` with a row of each neighbour: what it weighs in all joints."""
+    joints, stride = adjacency.shape
+    return _pad(adjacency[:, :joints].T, joints, stride)

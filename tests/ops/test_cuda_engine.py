@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,9 @@ from diffupose.schedule import NoiseSchedule, StepTable, step_table
 from diffupose.testing import assert_parity, requires_cuda
 
 STEP = torch.tensor([7])
-MODES = ["layers", "persistent"]
+# "persistent-mma" is the persistent kernel as GPUs other than Hopper's have it.
+MODES = ["layers", "persistent", "persistent-mma"]
+RUNS = [("float32", "layers"), *(("bfloat16", mode) for mode in MODES)]
 CONFIGS = {
     "paper": denoiser_config("paper", hidden_dim=32),
     "paper-mask": denoiser_config("paper", hidden_dim=64, condition_channels=3, adjacency_mask=True, num_layers=1),
@@ -42,7 +45,11 @@ def gpu(device, request):
 
 
 def packed_of(program, gpu, precision="float32", mode=None):
-    return CudaDenoiser(program, precision, gpu, mode)
+    if mode != "persistent-mma":
+        return CudaDenoiser(program, precision, gpu, mode)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend.cuda(), "wgmma_available", lambda: False)
+        return CudaDenoiser(program, precision, gpu, "persistent")
 
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
@@ -207,7 +214,7 @@ def through_the_formulas(program, inputs, table, precision, **options):
     return ops.sample(Plain(), inputs, table, hypothesis_ids=torch.arange(3), backend="torch", **options)
 
 
-@pytest.mark.parametrize(("precision", "mode"), [("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", MODES[1])])
+@pytest.mark.parametrize(("precision", "mode"), RUNS)
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 @pytest.mark.parametrize("name", ["paper", "base"])
 def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, sampler, precision, mode):
@@ -226,7 +233,7 @@ def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, s
         assert (out - expected).square().mean().sqrt() < 4e-3
 
 
-@pytest.mark.parametrize(("precision", "mode"), [("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", MODES[1])])
+@pytest.mark.parametrize(("precision", "mode"), RUNS)
 @pytest.mark.parametrize("name", ["paper", "base"])
 def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precision, mode):
     config = CONFIGS[name]
@@ -240,6 +247,63 @@ def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precisio
     assert torch.equal(out, expected[order][:, some])
     alone = draw(packed, inputs[2:3], table, gpu, frames[2:3], chains[4:], seed=-3)
     assert torch.equal(alone, expected[2:3, 4:])
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("joints", [15, 16, 17])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_persistent_kernels_draw_what_layers_do(gpu, name, joints, mode):
+    config = replace(CONFIGS[name], skeleton=SKELETON_OF[joints])
+    program = layer_program(random_denoiser(config))
+    inputs, table = torch.randn(3, joints, config.num_condition_channels), table_of("ddim")
+    expected = draw(packed_of(program, gpu, "bfloat16", "layers"), inputs, table, gpu)
+    out = draw(packed_of(program, gpu, "bfloat16", mode), inputs, table, gpu)
+    # An activation on the edge between two numbers may fall to either.
+    assert torch.allclose(out, expected, atol=3e-2)
+    assert (out - expected).square().mean().sqrt() < 4e-3
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("joints", [1, 16, 17, 18])
+@pytest.mark.parametrize("width", [3, 33, 64, 129, 160])
+def test_the_persistent_kernels_run_any_layers(gpu, joints, width, mode):
+    """Widths of parts of a block and of several, residuals in place and elsewhere, biases by joint, FiLM, attention."""
+    scaled = ScaleShift(2, 2, 0, width, normalize=False)
+    normed = ScaleShift(1, 2, 1, width, normalize=True, eps=1e-5)
+    layers = (
+        linear(0, 1, joints, 5, width),
+        graph_conv(1, 2, joints, width, width, activation="relu", residual=1),
+        graph_conv(2, 1, joints, width, width, activation="gelu", residual=1),
+        graph_conv(1, 2, joints, width, width, activation="relu", residual=1),
+        scaled,
+        linear(2, 1, joints, width, width, residual=1),
+        normed,
+        replace(linear(2, 3, joints, width, 96), weight=torch.randn(width, 96) * 0.3 / width**0.5),
+        Attention(3, 4, 2, 16),
+        linear(4, 1, joints, 32, width, residual=1),
+        graph_conv(1, 5, joints, width, 3, activation="none", residual=-1),
+    )
+    parameters = [(1 + 0.3 * torch.randn(1, width), 0.3 * torch.randn(1, width)) for _ in range(2)]
+    program = program_of(*layers, joints=joints, widths=(5, width, width, 96, 32, 3), parameters=parameters)
+    inputs = torch.randn(3, joints, 2)
+    table = StepTable(torch.tensor([[0, 1, 0, 1, 0, 0]]).double().numpy(), torch.zeros(1).long().numpy())
+    out, by_layers, exact = (
+        draw(packed_of(program, gpu, precision, name), inputs, table, gpu)
+        for precision, name in (("bfloat16", mode), ("bfloat16", "layers"), ("float32", "layers"))
+    )
+    error, baseline, largest = ((x - exact).abs().max() for x in (out, by_layers, torch.zeros(())))
+    assert error <= 2 * baseline + 1e-3 * largest
+
+
+def test_what_hoppers_kernel_does_not_take_goes_to_the_other(gpu):
+    def engines(joints, precision):
+        packed = packed_of(program_of(graph_conv(0, 1, joints, 5, 3), joints=joints, widths=(5, 3)), gpu, precision)
+        return packed._engine, packed._persistent_engine
+
+    available = _backend.cuda().wgmma_available()
+    for joints, precision, own in ((17, "bfloat16", available), (18, "bfloat16", False), (17, "float32", False)):
+        by_layers, persistent = engines(joints, precision)
+        assert (by_layers is not persistent) == own
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -313,7 +377,7 @@ def test_tables_of_steps_are_kept(gpu, monkeypatch):
 
 
 @requires_cuda
-@pytest.mark.parametrize(("precision", "mode"), [("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", MODES[1])])
+@pytest.mark.parametrize(("precision", "mode"), RUNS)
 def test_sampler_in_a_graph_of_the_caller(precision, mode):
     config = CONFIGS["paper"]
     packed = packed_of(layer_program(random_denoiser(config)), torch.device("cuda"), precision, mode)
@@ -381,9 +445,10 @@ def test_what_lives_at_the_same_time_does_not_overlap(gpu, monkeypatch):
         return result
 
     monkeypatch.setattr(cuda_program, "_place", remember)
-    for config in CONFIGS.values():
+    for config, wgmma in itertools.product(CONFIGS.values(), (False, True)):
         placed.clear()
-        packed = pack_program(layer_program(random_denoiser(config)), True, torch.device("cpu"), _backend.cuda())
+        program, cpu = layer_program(random_denoiser(config)), torch.device("cpu")
+        packed = pack_program(program, True, cpu, _backend.cuda(), wgmma)
         assert len(placed) > 4
         for index, one in enumerate(placed):
             assert 0 <= one.offset <= packed.tile_bytes - one.size
@@ -459,9 +524,17 @@ def test_sizes_and_offsets_out_of_bounds(gpu):
               "num_output_channels": 3, "input": 0, "output": 0, "tile_bytes": 128, "bfloat16": False}  # fmt: skip
     with pytest.raises(ValueError, match="input and output must lie within tile_bytes"):
         extension.CudaEngine(**(engine | {"output": 128}))
+    for wrong in ({"bfloat16": False}, {"num_joints": 18}):
+        with pytest.raises(ValueError, match="wgmma takes bfloat16 and 17 joints at most"):
+            extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True} | wrong))
+    hopper = extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True}))
+    with pytest.raises(ValueError, match="a program for wgmma only samples"):
+        hopper.denoise(sample=1, condition=1, parameters=1, num_poses=1, workspace=1, out=1, stream=0)
     names = ("condition", "coefficients", "noise_scale", "parameters", "seed", "frame_ids", "hypothesis_ids",
              "x0_last", "out", "workspace")  # fmt: skip
     rest = {"num_parameters": 0, "antithetic": False, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
+    with pytest.raises(ValueError, match="a program for wgmma is sampled by the persistent kernel"):
+        hopper.sample(**dict.fromkeys(names, 1), **rest, num_frames=1, num_hypotheses=1)
     for frames, hypotheses in ((2**62, 4), (2**32, 2**32)):
         with pytest.raises(ValueError, match=r"sizes must make at most 2\^41 numbers"):
             extension.CudaEngine(**engine).sample(

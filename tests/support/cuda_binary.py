@@ -80,6 +80,14 @@ def kernel_usages() -> list[KernelUsage]:
     return [dataclasses.replace(usage, name=name) for usage, name in zip(found, names, strict=True)]
 
 
+def serialized_products() -> list[str]:
+    """Return where the last compilation said that it lets a warpgroup's products wait for each other."""
+    cuda_extension()
+    logs = sorted((cuda_build().BUILD / "cuda").rglob("*.log"))
+    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "wgmma" in line and "serialized" in line]
+
+
 def parse_usages(file: str, log: str) -> list[KernelUsage]:
     """Return the kernels of ``nvcc --resource-usage``."""
     pattern = re.compile(
@@ -105,12 +113,13 @@ def parse_usages(file: str, log: str) -> list[KernelUsage]:
     return found
 
 
-def product_loops(file: str, kernel: str) -> dict[int, list[str]]:
+def product_loops(file: str, kernel: str, instruction: str = "HMMA") -> dict[int, list[str]]:
     """Return the loops of matrix products in the machine code of kernels for sm_90a.
 
     Args:
         file: A .cu file, by its path below csrc.
         kernel: What the names of the kernels contain.
+        instruction: The matrix instruction.
 
     Returns:
         By the number of matrix instructions in a loop, the instructions among them that reach for the stack.
@@ -128,7 +137,7 @@ def product_loops(file: str, kernel: str) -> dict[int, list[str]]:
         if kernel not in function.split("\n", 1)[0]:
             continue
         code = re.findall(r"/\*[0-9a-f]{4,}\*/ +([^;]+);", function)
-        places = [i for i, line in enumerate(code) if "HMMA" in line]
+        places = [i for i, line in enumerate(code) if instruction in line]
         begin = 0
         for i in range(1, len(places) + 1):
             if i == len(places) or places[i] - places[i - 1] > 100:

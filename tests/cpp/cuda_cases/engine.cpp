@@ -10,7 +10,8 @@
 namespace diffupose::cases {
 namespace {
 
-constexpr int kWidth = 32, kHead = 16, kCondition = 2, kSteps = 3;
+// More than a block of 64 channels, and the last one of them not whole.
+constexpr int kWidth = 80, kHead = 16, kCondition = 2, kSteps = 3;
 constexpr int64_t kFrames = 2, kChains = 5;  // ten poses: a tile and a part of one
 
 int64_t steps_of(int64_t channels) { return (channels + kStepChannels - 1) / kStepChannels; }
@@ -67,19 +68,59 @@ DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, in
     return result;
 }
 
+// The same as wgmma_layers.cuh lays it out.
+DeviceArray<Bfloat16> packed_for_wgmma(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
+    const int64_t steps = steps_of(k), blocks = (n + 63) / 64;
+    DeviceArray<Bfloat16> result(products * steps * 16 * blocks * 64);
+    int64_t at = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t step = 0; step < steps; ++step) {
+            for (int64_t product = 0; product < products; ++product) {
+                for (int64_t thread = 0; thread < 128; ++thread) {
+                    for (int64_t i = 0; i < 8; ++i) {
+                        const int64_t row = 16 * step + thread % 4 * 2 + i % 2 + i / 4 * 8;
+                        const int64_t column = 64 * block + thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+                        const bool inside = row < k && column < n;
+                        put(result.data() + at++, inside ? weight[row * products * n + product * n + column] : 0.0f);
+                    }
+                }
+            }
+        }
+    }
+    return result;
+}
+
+DeviceArray<float> factors_for_wgmma(const float* values, int64_t joints, int64_t n) {
+    const int64_t fours = (wgmma_joints(static_cast<int>(joints)) + 3) / 4;
+    DeviceArray<float> result(fours * 4 * steps_of(n) * 16);
+    int64_t at = 0;
+    for (int64_t eight = 0; eight < 2 * steps_of(n); ++eight) {
+        for (int64_t four = 0; four < fours; ++four) {
+            for (int64_t channel = 8 * eight; channel < 8 * eight + 8; ++channel) {
+                for (int64_t joint = 4 * four; joint < 4 * four + 4; ++joint) {
+                    result[at++] = joint < joints && channel < n ? values[joint * n + channel] : 0.0f;
+                }
+            }
+        }
+    }
+    return result;
+}
+
 // The same layers for both engines; the CUDA one's buffers lie behind each other.
 template <typename T>
 struct Network {
-    explicit Network(int joints_)
-        : joints(joints_), cpu(joints, {3 + kCondition, kWidth, kWidth, 3 * kHead, kHead, 3}, false) {
+    explicit Network(int joints_, bool wgmma_ = false)
+        : joints(joints_),
+          wgmma(wgmma_),
+          all_joints(wgmma ? wgmma_joints(joints) : 2 * joint_pairs(joints)),
+          cpu(joints, {3 + kCondition, kWidth, kWidth, 3 * kHead, kHead, 3}, false) {
         const int64_t widths[] = {3 + kCondition, kWidth, kWidth, 2 * kHead, kHead, kHead, 3};
         for (int i = 0; i < 7; ++i) {
             offsets[i] = tile_bytes;
-            tile_bytes +=
-                2 * joint_pairs(joints) * kTilePoses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
+            tile_bytes += all_joints * kTilePoses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
         }
         attention = tile_bytes;
-        tile_bytes += int64_t{4} * 4 * joint_pairs(joints) * joint_pairs(joints) * kTilePoses;
+        tile_bytes += int64_t{4} * all_joints * all_joints * kTilePoses;
 
         graph_conv(0, 1, 1, -1, 3 + kCondition, kWidth, true);
         graph_conv(1, 2, 2, -1, kWidth, kWidth, true);
@@ -115,8 +156,17 @@ struct Network {
         return kept.back().data();
     }
     const void* keep_weight(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
-        weights.push_back(packed<T>(weight, k, n, products));
+        if constexpr (sizeof(T) == 2) {
+            weights.push_back((wgmma ? packed_for_wgmma : packed<T>)(weight, k, n, products));
+        } else {
+            weights.push_back(packed<T>(weight, k, n, products));
+        }
         return weights.back().data();
+    }
+    const float* keep_factors(const float* values, int64_t n) {
+        if (!wgmma) return keep(values, joints, n, all_joints, 16 * steps_of(n));
+        kept.push_back(factors_for_wgmma(values, joints, n));
+        return kept.back().data();
     }
 
     // Buffers of the C++ engine; `gpu_output` that of the CUDA engine, whose inputs here have the same numbers.
@@ -128,14 +178,17 @@ struct Network {
         cpu.add(GraphConvLayer{input, cpu_output, residual, relu ? Activation::relu : Activation::gelu, c_in, c_out,
                                weight.data(), own.data(), neighbors.data(), adjacency.data(), bias.data()});
         LayerRecord& next = record(LayerKind::graph_conv, input, gpu_output, c_in, c_out);
-        const int64_t rows = 2 * joint_pairs(joints), stride = 16 * steps_of(c_out);
         next.activation = relu ? CudaActivation::relu : CudaActivation::gelu;
         if (residual >= 0) next.residual = offsets[residual];
         next.weight = keep_weight(weight, c_in, c_out, 2);
-        next.own = keep(own.data(), joints, c_out, rows, stride);
-        next.neighbors = keep(neighbors.data(), joints, c_out, rows, stride);
-        next.adjacency = keep(adjacency.data(), joints, joints, rows, kAdjacencyStride);
-        next.bias = keep(bias.data(), 1, c_out, 1, stride);
+        next.own = keep_factors(own.data(), c_out), next.neighbors = keep_factors(neighbors.data(), c_out);
+        if (wgmma) {
+            for (int64_t i = 0; i < joints; ++i) {
+                for (int64_t j = 0; j < i; ++j) std::swap(adjacency[i * joints + j], adjacency[j * joints + i]);
+            }
+        }
+        next.adjacency = keep(adjacency.data(), joints, joints, all_joints, kAdjacencyStride);
+        next.bias = keep(bias.data(), 1, c_out, 1, 16 * steps_of(c_out));
     }
 
     static DeviceArray<float> columns(const DeviceArray<float>& weight, int64_t first, int64_t count) {
@@ -168,10 +221,12 @@ struct Network {
         return {records.data(), records.data(), static_cast<int>(records.size()),
                 joints,         kCondition,     3,
                 offsets[0],     offsets[6],     tile_bytes,
-                sizeof(T) == 2};
+                sizeof(T) == 2, wgmma};
     }
 
     int joints;
+    bool wgmma;
+    int64_t all_joints;  // with the padded ones
     Engine cpu;
     int64_t offsets[7] = {}, tile_bytes = 0, attention = 0;
     std::vector<LayerRecord> records;
@@ -238,7 +293,9 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
                                  chain.clip,
                                  x0_last.data(),
                                  out.data()};
-    if (persistent) {
+    if (network.wgmma) {
+        launch_sample_wgmma(network.program(), args, 1, nullptr);
+    } else if (persistent) {
         launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
     } else {
         DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
@@ -262,6 +319,19 @@ CUDA_CASE(engine_bfloat16) {
     expect_near("samples", out, exact, 0.1);
     // Each warp adds up a part of the channels in the one, all of them in the other: not the same bits.
     expect_near("persistent samples", sampled(network, chain, true), out, 0.05);
+}
+
+CUDA_CASE(engine_wgmma) {
+    for (const int joints : {15, 17}) {
+        const auto before = random_bits();
+        const Network<Bfloat16> network(joints);
+        random_bits() = before;  // the same numbers again, laid out in another way
+        const Network<Bfloat16> hopper(joints, true);
+        const Chain chain(joints);
+        const auto out = sampled(hopper, chain, true);
+        expect_near("samples", out, expected(hopper, chain), 0.1);
+        expect_near("samples by mma", out, sampled(network, chain, true), 0.05);
+    }
 }
 
 CUDA_CASE(engine_denoise_of_15_joints) {

@@ -62,6 +62,30 @@ class Barrier {
     std::atomic<uint32_t> passed_{0};  // how often
 };
 
+// A barrier that some of the threads only arrive at.
+class NamedBarrier {
+   public:
+    void come(int expected, bool waits) {
+        const uint32_t passed = passed_.load(std::memory_order_acquire);
+        if (waits) waiting_.fetch_add(1, std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == expected) {
+            const int others = waiting_.exchange(0, std::memory_order_relaxed) - (waits ? 1 : 0);
+            arrived_.store(0, std::memory_order_relaxed);
+            idle.fetch_sub(others, std::memory_order_relaxed);
+            passed_.store(passed + 1, std::memory_order_release);
+            wake_threads(passed_);
+            return;
+        }
+        if (!waits) return;
+        idle.fetch_add(1, std::memory_order_relaxed);
+        while (passed_.load(std::memory_order_acquire) == passed) pause_thread(passed_, passed);
+    }
+
+   private:
+    std::atomic<int> arrived_{0}, waiting_{0};
+    std::atomic<uint32_t> passed_{0};  // how often
+};
+
 struct Warp {
     // By the first lane of the mask: parts of a warp that have no lane in common do not wait for each other.
     Barrier<true> barriers[kWarp];
@@ -89,6 +113,7 @@ class SharedMemory {
 
 struct Block {
     Barrier<true> barrier;
+    NamedBarrier named[kBarriers];
     std::vector<std::unique_ptr<Warp>> warps;
     std::unique_ptr<SharedMemory> shared;
     int count = 0;
@@ -328,6 +353,16 @@ void require_lane(uint32_t mask, int source) {
 }
 
 void sync_threads() { block.barrier.wait(block.count); }
+
+NamedBarrier& named_barrier(int number, int count) {
+    if (number < 1 || number >= kBarriers) fail("there is no barrier " + std::to_string(number));
+    if (count % kWarp != 0 || count > block.count) fail("a barrier of " + std::to_string(count) + " threads");
+    return block.named[number];
+}
+
+void sync_barrier(int barrier, int count) { named_barrier(barrier, count).come(count, true); }
+
+void arrive_at_barrier(int barrier, int count) { named_barrier(barrier, count).come(count, false); }
 
 void sync_warp(uint32_t mask) {
     const Party party = party_of(mask);

@@ -69,6 +69,11 @@ Indices& indices();
 unsigned char* shared_memory();
 
 void sync_threads();
+// Barriers of the block by their numbers, 1 to 15, which some threads wait at and others pass: `count` must come in
+// all.
+constexpr int kBarriers = 16;
+void sync_barrier(int barrier, int count);
+void arrive_at_barrier(int barrier, int count);
 // Orders what the threads of the mask wrote. All of them must come.
 void sync_warp(uint32_t mask);
 

@@ -1,0 +1,459 @@
+// The layers of one tile of eight poses by two warpgroups of Hopper, with its activations in shared memory.
+//
+// Products are transposed: rows are output channels, columns joints times poses. So 17 joints are 136 columns, which is
+// a width that the instruction has, weights are operand A, which comes from L2 to the registers that use it, and of its
+// channels and poses a thread has all joints: the product with the adjacency takes no exchange.
+//
+// Activations [joint][channel][pose 8]: eight channels of a joint are a core matrix of operand B. Weights
+// [block of 64 channels][step][product][warp][lane][8], the registers of operand A (wgmma.cuh); products are 2 for a
+// graph convolution, 1 for a linear layer. Factors (`own`, `neighbors`) [step][half][four joints][channel 8][4].
+// The adjacency is transposed: a row is what a neighbour weighs in all joints.
+//
+// The warpgroups take turns: while one multiplies a block of 64 channels, the other mixes the joints of the block
+// before and stores them. Turns are counted through all layers of all steps, and the first block of a layer is
+// multiplied while the last one of the layer before is being stored, up to where it needs it.
+#pragma once
+
+#include "engine/cuda_layers.cuh"
+#include "engine/wgmma.cuh"
+
+namespace diffupose {
+
+constexpr int kWgmmaWarps = kBlockThreads / kWarpSize;
+constexpr int kGroupSteps = kGroupRows / kStepChannels;  // steps of the next layer that a block of this one makes
+// Steps of weights that a thread holds: one is multiplied, the others are on their way from L2. As many as a block
+// makes, so that one look at the barrier between layers in each round of the ring is enough.
+constexpr int kRing = kGroupSteps;
+// Numbers of barriers: of a warpgroup's turn, the first one's and the second's, and of a layer's last block.
+constexpr int kTurnBarrier = 1, kLayerBarrier = 3;
+
+struct WgmmaLayout {
+    __device__ static int index(int joint, int pose, int channel, int steps) {
+        return (joint * steps * kStepChannels + channel) * kTilePoses + pose;
+    }
+};
+
+// Where a thread's numbers lie in a product and in the other layers: channel `row` of eight, poses 2 `quarter` and the
+// next; eight channels of all poses are 128 bytes behind each other.
+struct Place {
+    int group, warp, row, quarter;  // the warp within its group
+};
+
+__device__ inline Place this_place() {
+#ifdef DIFFUPOSE_WGMMA
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+#else
+    const int thread = static_cast<int>(threadIdx.x);
+#endif
+    const int lane = thread % kWarpSize;
+    return {thread / kGroupThreads, thread % kGroupThreads / kWarpSize, lane / 4, lane % 4};
+}
+
+// The parameters of a step of the reverse process: where they are is told when it is asked, to hold no register.
+struct Parameters {
+    const CudaSampleArgs& args;
+    int step;
+    __device__ const float* get() const { return args.parameters + step * args.num_parameters; }
+};
+
+// Numbers of poses 2 `quarter` and the next.
+__device__ inline float2 unpack_bfloat16(uint32_t word) {
+    return make_float2(to_float(word << 16), to_float(word & 0xffff0000u));
+}
+__device__ inline float2 load_poses(const Bfloat16* from) {
+    return unpack_bfloat16(*reinterpret_cast<const uint32_t*>(from));
+}
+__device__ inline float2 load_poses(const float* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ inline void store_poses(Bfloat16* to, float2 value) {
+    *reinterpret_cast<uint32_t*>(to) = pack_bfloat16(value.x, value.y);
+}
+__device__ inline void store_poses(float* to, float2 value) { *reinterpret_cast<float2*>(to) = value; }
+
+// --- Graph convolutions and linear layers ----------------------------------------------------------------------------
+
+// What a thread holds of a step's weights.
+template <int kProducts>
+struct StepWeights {
+    uint4 of[kProducts];
+
+    // Weights pass by: what is read again and again shall stay in L1.
+    __device__ void load(const uint4* weight, int step) {
+#pragma unroll
+        for (int product = 0; product < kProducts; ++product) {
+            const uint4* from = weight + (step * kProducts + product) * kGroupThreads;
+#ifdef DIFFUPOSE_WGMMA
+            asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                         : "=r"(of[product].x), "=r"(of[product].y), "=r"(of[product].z), "=r"(of[product].w)
+                         : "l"(from));
+#else
+            of[product] = *from;
+#endif
+        }
+    }
+};
+
+// Of a block: channel row, then channel row + 8, of two poses of every joint.
+template <int kJoints, int kProducts>
+struct GroupSums {
+    float values[kProducts][4 * kJoints];
+};
+
+// The products of all steps. `weight` is this thread's of the block; in the last round the group waits for the end of
+// the layer before if it must.
+template <int kJoints, int kProducts>
+__device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, const void* x, const uint4* weight,
+                                          int steps, int group, bool layer_before) {
+    StepWeights<kProducts> ring[kRing];
+#pragma unroll
+    for (int i = 0; i < kRing - 1; ++i) {
+        if (i < steps) ring[i].load(weight, i);
+    }
+    // A first product that adds to nothing would do as well, but the compiler would think that it reads what the block
+    // before has left, and keep the registers for that.
+#pragma unroll
+    for (int i = 0; i < kProducts * 4 * kJoints; ++i) (&sums.values[0][0])[i] = 0.0f;
+    const uint64_t b = describe(x, steps * kStepChannels * kTilePoses * 2);
+    sync_barrier(kTurnBarrier + group);
+    int first = 0;
+#pragma unroll 1
+    do {
+        if (layer_before && first + kRing >= steps) sync_barrier(kLayerBarrier);
+#pragma unroll
+        for (int i = 0; i < kRing; ++i) {
+            const int step = first + i;
+            if (step >= steps) break;
+            begin_products();
+#pragma unroll
+            for (int product = 0; product < kProducts; ++product) {
+                multiply_group<kJoints>(sums.values[product], ring[i].of[product],
+                                        advance(b, step * kStepChannels * kTilePoses * 2));
+            }
+            commit_products();
+            // Those of the step before are done, and its weights make room.
+            wait_for_products<1>();
+            if (step + kRing - 1 < steps) ring[(i + kRing - 1) % kRing].load(weight, step + kRing - 1);
+        }
+        first += kRing;
+    } while (first < steps);
+    arrive_at_barrier(kTurnBarrier + 1 - group);
+    wait_for_products<0>();
+}
+
+// Reads a row of the adjacency.
+template <int kJoints>
+__device__ inline void load_row(const float* adjacency, int joint, float* row) {
+#pragma unroll
+    for (int i = 0; i < kJoints; i += 4) load4(adjacency + joint * kAdjacencyStride + i, row + i);
+}
+
+// What is loaded behind it is not loaded before it: the compiler would load everything at once and have no registers.
+__device__ inline void keep_order() {
+#ifdef DIFFUPOSE_WGMMA
+    asm volatile("bar.warp.sync 0xffffffff;\n" ::: "memory");
+#endif
+}
+
+// A number that the compiler cannot follow: it would hold what it computes from a counter in registers of their own.
+__device__ inline void hide_from_compiler(int& number) {
+#ifdef DIFFUPOSE_WGMMA
+    asm volatile("" : "+r"(number));
+#else
+    (void)number;
+#endif
+}
+
+// own * H0 + A (neighbors * H1), in place of H0: neighbour by neighbour, whose numbers are done with then. `step` is
+// that of the warp's channels.
+template <int kJoints>
+__device__ inline void mix_joints(const LayerRecord& layer, GroupSums<kJoints, 2>& sums, int step, Place place) {
+    constexpr int kFours = (kJoints + 3) / 4, kFour = 8 * 4;  // factors of four joints, eight channels
+    const int begin = step * 2 * kFours * kFour + place.row * 4;
+    const float* own_factors = layer.own + begin;
+    const float* neighbor_factors = layer.neighbors + begin;
+    const float* adjacency = layer.adjacency;  // of a row the weights that a neighbour has in all joints
+    float* own = sums.values[0];
+#pragma unroll
+    for (int four = 0; four < kFours; ++four) {
+        keep_order();
+        float factor[2][4];
+        load4(own_factors + four * kFour, factor[0]), load4(own_factors + (kFours + four) * kFour, factor[1]);
+#pragma unroll
+        for (int i = 16 * four; i < 16 * four + 16 && i < 4 * kJoints; ++i) own[i] *= factor[i / 2 % 2][i / 4 % 4];
+    }
+    float factor[2][4], weights[2][4 * kFours];
+    load_row<kJoints>(adjacency, 0, weights[0]);
+#pragma unroll
+    for (int neighbor = 0; neighbor < kJoints; ++neighbor) {
+        keep_order();
+        if (neighbor + 1 < kJoints) load_row<kJoints>(adjacency, neighbor + 1, weights[(neighbor + 1) % 2]);
+        if (neighbor % 4 == 0) {
+            const float* factors = neighbor_factors + neighbor / 4 * kFour;
+            load4(factors, factor[0]), load4(factors + kFours * kFour, factor[1]);
+        }
+        float other[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) other[i] = sums.values[1][4 * neighbor + i] * factor[i / 2][neighbor % 4];
+#pragma unroll
+        for (int joint = 0; joint < kJoints; ++joint) {
+            if (joint == neighbor) continue;  // the diagonal is in `own`
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                own[4 * joint + i] = fmaf(weights[neighbor % 2][joint], other[i], own[4 * joint + i]);
+            }
+        }
+    }
+}
+
+// What is a piece of code of its own, without a branch from the first joint to the last but that of FiLM behind GELU.
+enum class Finish { plain, film, gelu };
+
+// Bias, activation, residual and FiLM of a warp's 16 channels, and where the result goes. What the record says is read
+// before the loop: the compiler cannot know that stores leave it as it is.
+template <Finish kFinish, int kJoints, int kProducts>
+__device__ inline void finish_block(const LayerRecord& layer, unsigned char* memory, Parameters parameters,
+                                    GroupSums<kJoints, kProducts>& sums, int step, Place place) {
+    const int channels = layer.output_steps * kStepChannels, first = step * kStepChannels + place.row;
+    const bool film = kFinish == Finish::film || (kFinish == Finish::gelu && layer.film);
+    const bool bias_per_joint = layer.bias_per_joint, is_float = layer.output_is_float;
+    const bool has_residual = layer.residual >= 0;
+    const float lowest = layer.activation == CudaActivation::relu ? 0.0f : -INFINITY;
+    const float* biases = layer.bias + first;
+    float bias[2] = {biases[0], biases[8]}, scale[2] = {}, shift[2] = {};
+    if (film) {
+        const float* at_channel = parameters.get() + layer.parameters + first;
+        scale[0] = at_channel[0], scale[1] = at_channel[8];
+        shift[0] = at_channel[channels], shift[1] = at_channel[channels + 8];
+    }
+    int index = WgmmaLayout::index(0, 2 * place.quarter, first, layer.output_steps);
+    const int residual = static_cast<int>(layer.residual), output = static_cast<int>(layer.output);
+#pragma unroll
+    for (int joint = 0; joint < kJoints; ++joint) {
+        const float* result = sums.values[0] + 4 * joint;
+        if (joint > 0 && kProducts == 1 && bias_per_joint) {
+            bias[0] = biases[joint * channels], bias[1] = biases[joint * channels + 8];
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int here = index + 8 * half * kTilePoses;
+            float2 value = {result[2 * half] + bias[half], result[2 * half + 1] + bias[half]};
+            if constexpr (kFinish == Finish::gelu) {
+                value = {activate<CudaActivation::gelu>(value.x), activate<CudaActivation::gelu>(value.y)};
+            } else {
+                value = {value.x < lowest ? lowest : value.x, value.y < lowest ? lowest : value.y};  // NaN stays NaN
+            }
+            const float2 before = unpack_bfloat16(load_shared_if(has_residual, memory, residual + 2 * here));
+            value.x += before.x, value.y += before.y;
+            if (film) value = {silu(value.x * scale[half] + shift[half]), silu(value.y * scale[half] + shift[half])};
+            store_shared_either(is_float, memory, output + 4 * here, output + 2 * here, value);
+        }
+        index += channels * kTilePoses;
+    }
+}
+
+__device__ inline bool is_product(const LayerRecord& layer) {
+    return layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
+}
+
+// Blocks of 64 channels, one turn each.
+__device__ inline int turns_of(const LayerRecord& layer) {
+    return is_product(layer) ? (layer.output_steps + kGroupSteps - 1) / kGroupSteps : 0;
+}
+
+// A graph convolution or a linear layer, by a group's share of its blocks. `turn` is how many there were before;
+// `product_before` and `product_behind` say whether such layers are its neighbours, with no barrier between them.
+template <int kJoints, int kProducts>
+__device__ inline void product_layer(const LayerRecord& layer, unsigned char* memory, Parameters parameters,
+                                     unsigned turn, bool product_before, bool product_behind) {
+    const int blocks = turns_of(layer);
+#pragma unroll 1
+    for (int block = static_cast<int>(turn + static_cast<unsigned>(this_place().group)) % 2; block < blocks;
+         block += 2) {
+        const Place place = this_place();
+        const int steps = layer.input_steps;
+        hide_from_compiler(block);
+        GroupSums<kJoints, kProducts> sums;
+        const uint4* weight = static_cast<const uint4*>(layer.weight) + block * steps * kProducts * kGroupThreads +
+                              place.warp * kWarpSize + place.row * 4 + place.quarter;
+        add_group_products(sums, at<const Bfloat16>(memory, layer.input), weight, steps, place.group,
+                           product_before && block == 0);
+        const int step = block * kGroupSteps + place.warp;
+        if (step < layer.output_steps) {
+            if constexpr (kProducts == 2) mix_joints(layer, sums, step, place);
+            // A linear layer has no activation.
+            if (kProducts == 2 && layer.activation == CudaActivation::gelu) {
+                finish_block<kProducts == 2 ? Finish::gelu : Finish::plain>(layer, memory, parameters, sums, step,
+                                                                            place);
+            } else if (layer.film) {
+                finish_block<Finish::film>(layer, memory, parameters, sums, step, place);
+            } else {
+                finish_block<Finish::plain>(layer, memory, parameters, sums, step, place);
+            }
+        }
+        publish_to_products();
+        if (product_behind && block + 1 == blocks) arrive_at_barrier(kLayerBarrier);
+    }
+}
+
+// --- Scale and shift -------------------------------------------------------------------------------------------------
+
+// Sum over the eight lanes that share two poses; all of them get it, in the same bits.
+__device__ inline float sum_over_rows(float value) {
+#pragma unroll
+    for (int bit = 4; bit < kWarpSize; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
+    return value;
+}
+
+// normalized(x) * scale + shift, or silu(x * scale + shift), of a joint of all poses.
+__device__ inline void scale_shift_joint(const LayerRecord& layer, unsigned char* memory, const float* parameters,
+                                         int joint, Place place) {
+    const int channels = layer.input_steps * kStepChannels;
+    const int begin = WgmmaLayout::index(joint, 2 * place.quarter, place.row, layer.input_steps);
+    const Bfloat16* x = at<const Bfloat16>(memory, layer.input) + begin;
+    Bfloat16* y = at<Bfloat16>(memory, layer.output) + begin;
+    float2 mean = {0.0f, 0.0f}, factor = {1.0f, 1.0f};
+    if (layer.normalize) {
+        const float count = static_cast<float>(layer.channels);
+#pragma unroll 2
+        for (int channel = 0; channel < channels; channel += 8) {
+            const float2 value = load_poses(x + channel * kTilePoses);
+            mean.x += value.x, mean.y += value.y;  // padded channels are 0
+        }
+        mean = {sum_over_rows(mean.x) / count, sum_over_rows(mean.y) / count};
+        float2 squares = {0.0f, 0.0f};
+#pragma unroll 2
+        for (int channel = 0; channel < channels; channel += 8) {
+            const float2 value = load_poses(x + channel * kTilePoses);
+            const float2 difference = {value.x - mean.x, value.y - mean.y};
+            if (channel + place.row < layer.channels) {
+                squares.x += difference.x * difference.x, squares.y += difference.y * difference.y;
+            }
+        }
+        factor = {1.0f / sqrtf(sum_over_rows(squares.x) / count + layer.eps),
+                  1.0f / sqrtf(sum_over_rows(squares.y) / count + layer.eps)};
+    }
+    const float* scale = parameters + layer.parameters + place.row;
+#pragma unroll 2
+    for (int channel = 0; channel < channels; channel += 8) {
+        const float2 value = load_poses(x + channel * kTilePoses);
+        const float2 result = {(value.x - mean.x) * factor.x * scale[channel] + scale[channels + channel],
+                               (value.y - mean.y) * factor.y * scale[channel] + scale[channels + channel]};
+        store_poses(y + channel * kTilePoses, layer.normalize ? result : make_float2(silu(result.x), silu(result.y)));
+    }
+}
+
+// --- Attention -------------------------------------------------------------------------------------------------------
+
+// Of kCount numbers of each of eight lanes the sums over the lanes, kCount / 8 of them to each: those from
+// `row * kCount / 8` on are in the first places.
+template <int kCount>
+__device__ inline void share_sums(float2* values, int row) {
+    int half = kCount / 2;
+#pragma unroll
+    for (int bit = 4; bit > 0; bit /= 2, half /= 2) {
+        const bool upper = (row & bit) != 0;
+#pragma unroll
+        for (int i = 0; i < kCount / 2; ++i) {
+            if (i >= half) continue;
+            const float2 kept = upper ? values[i + half] : values[i];
+            const float2 given = upper ? values[i] : values[i + half];
+            values[i] = {kept.x + __shfl_xor_sync(0xffffffffu, given.x, 4 * bit),
+                         kept.y + __shfl_xor_sync(0xffffffffu, given.y, 4 * bit)};
+        }
+    }
+}
+
+// softmax(q k^T) of one head and one joint of all poses against all joints: weights [head][joint][joint][pose]. The
+// input holds the queries of all heads and then the keys.
+template <int kJoints>
+__device__ inline void attention_weights_joint(const LayerRecord& layer, unsigned char* memory, int joints, int head,
+                                               int joint, Place place) {
+    constexpr int kShare = 3, kDots = 8 * kShare;  // of the eight lanes that share two poses
+    const int channels = layer.input_steps * kStepChannels / 2, head_channels = channels / layer.num_heads;
+    const Bfloat16* x = at<const Bfloat16>(memory, layer.input) +
+                        WgmmaLayout::index(0, 2 * place.quarter, head * head_channels + place.row, layer.input_steps);
+    float2 dots[kDots] = {};
+    for (int channel = 0; channel < head_channels; channel += 8) {
+        const Bfloat16* from = x + channel * kTilePoses;
+        const float2 query = load_poses(from + WgmmaLayout::index(joint, 0, 0, layer.input_steps));
+#pragma unroll
+        for (int j = 0; j < kJoints; ++j) {
+            const float2 key = load_poses(from + WgmmaLayout::index(j, 0, channels, layer.input_steps));
+            dots[j] = {fmaf(query.x, key.x, dots[j].x), fmaf(query.y, key.y, dots[j].y)};
+        }
+    }
+    share_sums<kDots>(dots, place.row);
+    float2 highest = {-INFINITY, -INFINITY}, total = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+        if (kShare * place.row + i >= joints) dots[i] = {-INFINITY, -INFINITY};
+        highest = {fmaxf(highest.x, dots[i].x), fmaxf(highest.y, dots[i].y)};
+    }
+#pragma unroll
+    for (int bit = 4; bit < kWarpSize; bit *= 2) {
+        highest = {fmaxf(highest.x, __shfl_xor_sync(0xffffffffu, highest.x, bit)),
+                   fmaxf(highest.y, __shfl_xor_sync(0xffffffffu, highest.y, bit))};
+    }
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+        dots[i] = {expf(dots[i].x - highest.x), expf(dots[i].y - highest.y)};
+        total.x += dots[i].x, total.y += dots[i].y;
+    }
+    const float2 factor = {1.0f / sum_over_rows(total.x), 1.0f / sum_over_rows(total.y)};
+    float* row = at<float>(memory, layer.weights) + (head * kJoints + joint) * kJoints * kTilePoses + 2 * place.quarter;
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+        const int j = kShare * place.row + i;
+        if (j < kJoints) store_poses(row + j * kTilePoses, {dots[i].x * factor.x, dots[i].y * factor.y});
+    }
+}
+
+// weights v of 16 channels.
+template <int kJoints>
+__device__ inline void attention_apply_step(const LayerRecord& layer, unsigned char* memory, int step, Place place) {
+    const int steps = layer.output_steps, head = step / (steps / layer.num_heads);
+    const int begin = WgmmaLayout::index(0, 2 * place.quarter, step * kStepChannels + place.row, steps);
+    const int upper = 8 * kTilePoses, next = WgmmaLayout::index(1, 0, 0, steps);
+    const Bfloat16* x = at<const Bfloat16>(memory, layer.input) + begin;
+    Bfloat16* y = at<Bfloat16>(memory, layer.output) + begin;
+    const float* weights =
+        at<const float>(memory, layer.weights) + head * kJoints * kJoints * kTilePoses + 2 * place.quarter;
+    float2 values[kJoints][2];
+#pragma unroll
+    for (int j = 0; j < kJoints; ++j) {
+        values[j][0] = load_poses(x + j * next), values[j][1] = load_poses(x + j * next + upper);
+    }
+    for (int joint = 0; joint < kJoints; ++joint) {
+        float2 result[2] = {};
+#pragma unroll
+        for (int j = 0; j < kJoints; ++j) {
+            const float2 weight = load_poses(weights + (joint * kJoints + j) * kTilePoses);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                result[half] = {fmaf(weight.x, values[j][half].x, result[half].x),
+                                fmaf(weight.y, values[j][half].y, result[half].y)};
+            }
+        }
+        store_poses(y + joint * next, result[0]), store_poses(y + joint * next + upper, result[1]);
+    }
+}
+
+// A layer that is no product, by all warps.
+template <int kJoints>
+__device__ inline void other_layer(const LayerRecord& layer, unsigned char* memory, int joints, Parameters parameters) {
+    const Place place = this_place();
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    if (layer.kind == LayerKind::scale_shift) {
+        for (int i = warp; i < kJoints; i += kWgmmaWarps) scale_shift_joint(layer, memory, parameters.get(), i, place);
+    } else if (layer.kind == LayerKind::attention_weights) {
+        for (int i = warp; i < layer.num_heads * kJoints; i += kWgmmaWarps) {
+            attention_weights_joint<kJoints>(layer, memory, joints, i / kJoints, i % kJoints, place);
+        }
+    } else {
+        for (int i = warp; i < layer.output_steps; i += kWgmmaWarps) {
+            attention_apply_step<kJoints>(layer, memory, i, place);
+        }
+    }
+}
+
+}  // namespace diffupose
