@@ -1,9 +1,9 @@
 """Show that every barrier is tested: ``python tools/mutate_barriers.py [FILE ...]``.
 
-Takes out one ``__syncthreads()`` or ``__syncwarp()`` of the .cu and .cuh files at a time and runs the cases of
-``tools/emulate_cuda.py`` that launch a kernel of the file, until one of the modes fails: a wrong result in some order
-of the threads, a race under ThreadSanitizer, or a barrier that is not reached. Prints which one it was. What was run
-is kept in the build folder: an interrupted run goes on where it was, as long as no source changes.
+Takes out one ``__syncthreads()``, ``__syncwarp()`` or other barrier of the .cu and .cuh files at a time and runs the
+cases of ``tools/emulate_cuda.py`` that launch a kernel of the file, until one of the modes fails: a wrong result in
+some order of the threads, a race under ThreadSanitizer, or a barrier that is not reached. Prints which one it was. What
+was run is kept in the build folder: an interrupted run goes on where it was, as long as no source changes.
 
 Exit status: 0 if every barrier was caught, 1 if one was missed, 2 if ``--budget`` ran out before all were tried.
 """
@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when it is impo
 from emulate_cuda import ROOT, Workspace
 
 # What orders threads, as the files spell it; wrappers around PTX are added here.
-BARRIER = re.compile(r"__sync(?:threads|warp)\s*\([^()]*\)")
+BARRIER = re.compile(
+    r"(?<![\w:])(?:__sync(?:threads|warp)|(?:sync|arrive_at)_barrier)\s*\((?:[^()]|\([^()]*\))*\)(?!\s*\{)"
+)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # The cheapest first: threads are compiled only for what the fibres let through.
 STEPS = (("fibres", "forward"), ("fibres", "reverse"), ("fibres", "random"), ("threads", "forward"))
