@@ -104,7 +104,8 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 def stream_of(tensor: Tensor) -> int:
     """Return the handle of the stream that work on a tensor's device is put on now."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    # What Triton and torch.compile ask; torch.cuda.current_stream makes an object of it first.
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
 
 
 def _cpp_state() -> tuple[bool, str]:

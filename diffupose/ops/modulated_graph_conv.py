@@ -60,18 +60,26 @@ def modulated_graph_conv(
     product = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
     parameters = (modulation, adjacency) if bias is None else (modulation, adjacency, bias)
     unfit = {}
+    other = _unfit(x, weight, product, parameters)
     for name, (code, dtypes) in _CODE.items():
-        if reason := _unfit(x, weight, product, parameters, dtypes):
-            unfit[name] = f"this op's {code} {reason}"
+        if product not in dtypes:
+            *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+            unfit[name] = f"this op's {code} takes {', '.join(first)} and {last}, got {product}"
+        elif other is not None:
+            unfit[name] = f"this op's {code} takes {other}"
     # C++ is the faster one wherever it was measured (forward and backward against the reference in one run, two busy
     # cores with AVX-512, torch 2.13): 2.2 times at N = 1024, C = 384 and 1.3 times or more at N = 128, C = 128 in eager
     # mode; 2.0 and 1.15 times under torch.compile; 1.8 and 1.2 times under autocast, compiled 1.1 times.
     chosen = choose_backend(backend, x.device, ("torch", *_CODE), unfit=unfit)
     if chosen == "torch":
         return reference.modulated_graph_conv(x, weight, modulation, adjacency, bias)
+    inputs = (x, weight, *parameters)
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if differentiated and _are_plain(inputs):
+        return _EagerGraphConv.apply(x, weight, modulation, adjacency, bias, product, chosen)
     x, weight = x.to(product), weight.to(product)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, *parameters)):
-        return _ModulatedGraphConv.apply(x, weight, modulation, adjacency, bias, chosen)
+    if differentiated:
+        return _TracedGraphConv.apply(x, weight, modulation, adjacency, bias, chosen)
     return torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias, chosen)[0]
 
 
@@ -81,15 +89,19 @@ def _check(x: Tensor, weight: Tensor, modulation: Tensor, adjacency: Tensor, bia
     joints, channels = x.shape[1:]
     if weight.ndim != 3 or weight.shape[:2] != (2, channels):
         raise ValueError(f"weight must have shape [2, {channels}, C_out], got {tuple(weight.shape)}")
-    expected = {"modulation": (joints, weight.shape[2]), "adjacency": (joints, joints), "bias": (weight.shape[2],)}
-    given = {"weight": weight, "modulation": modulation, "adjacency": adjacency, "bias": bias}
-    for name, tensor in given.items():
+    device, width = x.device, weight.shape[2]
+    for name, tensor, shape in (
+        ("weight", weight, weight.shape),
+        ("modulation", modulation, (joints, width)),
+        ("adjacency", adjacency, (joints, joints)),
+        ("bias", bias, (width,)),
+    ):
         if tensor is None:
             continue
-        if name in expected and tensor.shape != expected[name]:
-            raise ValueError(f"{name} must have shape {list(expected[name])}, got {tuple(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {tuple(tensor.shape)}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on the device of x, {device}, got {tensor.device}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     if weight.dtype != x.dtype and not _autocasts(x):
@@ -111,27 +123,81 @@ _CODE = {
 }
 
 
-def _unfit(
-    x: Tensor, weight: Tensor, product: torch.dtype, parameters: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...]
-) -> str | None:
-    """Return why code for some dtypes cannot take these inputs, to be put behind its name, or None."""
-    if product not in dtypes:
-        *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"takes {', '.join(first)} and {last}, got {product}"
-    if any(tensor.dtype != parameters[0].dtype for tensor in parameters) or parameters[0].dtype not in (
-        torch.float32,
-        product,
-    ):
-        return f"takes modulation, adjacency and bias all in float32 or all in {product}"
+def _unfit(x: Tensor, weight: Tensor, product: torch.dtype, parameters: tuple[Tensor, ...]) -> str | None:
+    """Return what no code but the reference's takes, as what it does take, or None."""
+    dtype = parameters[0].dtype
+    if dtype not in (torch.float32, product) or any(tensor.dtype != dtype for tensor in parameters):
+        return f"modulation, adjacency and bias all in float32 or all in {product}"
     if x.shape[1] > MAX_JOINTS:
-        return f"takes {MAX_JOINTS} joints at most, got {x.shape[1]}"
+        return f"{MAX_JOINTS} joints at most, got {x.shape[1]}"
     if 0 in (x.shape[1], x.shape[2], weight.shape[2]):
-        return "takes at least one joint and one channel"
+        return "at least one joint and one channel"
     return None
 
 
-class _ModulatedGraphConv(torch.autograd.Function):
-    """Autograd around the raw ops; old style, which costs a third of ``setup_context``."""
+def _are_plain(tensors: tuple[Tensor, ...]) -> bool:
+    """Return whether eager mode alone looks at these tensors: no compiler, mode, transform or subclass."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+
+
+class _EagerGraphConv(torch.autograd.Function):
+    """Autograd in eager mode, where the host is what small batches wait for: as few calls as it takes.
+
+    The dispatcher is not asked for the raw ops, the weights are put side by side once for both passes, and casts are
+    left to what is done anyway. Old style, which costs a third of ``setup_context``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        modulation: Tensor,
+        adjacency: Tensor,
+        bias: Tensor | None,
+        product: torch.dtype,
+        backend: str,
+    ) -> Tensor:
+        features = x.to(product).contiguous()
+        weights, factors, matrix = _parameters(weight, product, modulation, adjacency)
+        out, hidden = _forward(features, weights, factors, matrix, bias, modulation.dtype, backend)
+        ctx.save_for_backward(features, weights, factors, matrix, hidden)
+        ctx.dtypes, ctx.backend = (x.dtype, weight.dtype, modulation.dtype), backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable takes its time, and has something to do where gradients are recorded only.
+        if torch.is_grad_enabled():
+            return once_differentiable(_EagerGraphConv._gradients)(ctx, grad_out)
+        return _EagerGraphConv._gradients(ctx, grad_out)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        features, weights, factors, matrix, hidden = ctx.saved_tensors
+        for_x, for_weight, for_modulation, for_adjacency, for_bias, *_ = ctx.needs_input_grad
+        x_dtype, weight_dtype, dtype = ctx.dtypes
+        grad_x, grad_weight, grad_modulation, grad_adjacency, grad_bias = _backward(
+            grad_out, features, weights, factors, matrix, hidden,
+            x_dtype if for_x else None, weight_dtype if for_weight else None, ctx.backend,
+        )  # fmt: skip
+        return (
+            grad_x,
+            grad_weight,
+            grad_modulation.to(dtype) if for_modulation else None,
+            grad_adjacency.to(dtype) if for_adjacency else None,
+            grad_bias.to(dtype) if for_bias else None,
+            None,
+            None,
+        )
+
+
+class _TracedGraphConv(torch.autograd.Function):
+    """Autograd around the raw ops, which compilers and modes know, and casts that they see."""
 
     @staticmethod
     def forward(
@@ -177,29 +243,94 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     """Return the matrix product ``a b``."""
     # oneDNN's product in float32, which torch.mm does not take: on an AMD EPYC with AVX-512, two threads, it was 1.4
     # to 2.3 times as fast as torch.mm (MKL) for the three products here, 2176 x 128 x 256 and 17408 x 384 x 768.
-    on_cpu = a.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    device = a.device.type
+    on_cpu = device == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if a.dtype == torch.float32 and on_cpu:
         return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), None, "none", [], "")
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.mm(a, b)
+    # Turning it off takes three times as long as asking.
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != a.dtype:
+        with torch.autocast(device, enabled=False):
+            return torch.mm(a, b)
+    return torch.mm(a, b)
 
 
-def _side_by_side(weight: Tensor) -> Tensor:
-    return torch.cat((weight[0], weight[1]), dim=-1)  # [C_in, 2 C_out]
+def _multiply_to(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the matrix product in a dtype, float32 sums of 16 bits as they are."""
+    if a.dtype == dtype:
+        return _multiply(a, b)
+    if a.is_cuda and dtype == torch.float32 and not torch.is_autocast_enabled("cuda"):
+        return torch.mm(a, b, out_dtype=dtype)
+    return _multiply(a, b).to(dtype)
+
+
+def _parameters(
+    weight: Tensor, product: torch.dtype, modulation: Tensor, adjacency: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights side by side, ``[C_in, 2 C_out]``, by one copy, and the others in float32, contiguous."""
+    rows = weight.transpose(0, 1).to(product, memory_format=torch.contiguous_format)
+    weights = rows.reshape(weight.shape[1], 2 * weight.shape[2])
+    return weights, modulation.float().contiguous(), adjacency.float().contiguous()
+
+
+def _forward(
+    features: Tensor,  # x in the dtype of the product, contiguous
+    weights: Tensor,  # of _parameters, as are the next two
+    factors: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,  # of the modulation as it was given
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the result ``[N, J, C_out]`` and the product ``[N J, 2 C_out]``."""
+    (poses, joints, channels_in), channels = features.shape, factors.shape[1]
+    out = features.new_empty((poses, joints, channels), dtype=torch.promote_types(features.dtype, dtype))
+    if poses == 0:
+        return out, features.new_empty((0, 2 * channels))
+    hidden = _multiply(features.view(poses * joints, channels_in), weights)
+    _FORWARD[backend](hidden, factors, matrix, None if bias is None else bias.float().contiguous(), out)
+    return out, hidden
+
+
+def _backward(
+    grad_out: Tensor,
+    features: Tensor,  # as in _forward, and so are the next three
+    weights: Tensor,
+    factors: Tensor,
+    matrix: Tensor,
+    hidden: Tensor,
+    x_dtype: torch.dtype | None,
+    weight_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the gradients of x and weight in their dtypes, None where there is none, and the others in float32."""
+    (poses, joints, channels_in), channels = features.shape, factors.shape[1]
+    if poses == 0:
+        return (
+            None if x_dtype is None else features.new_empty((0, joints, channels_in), dtype=x_dtype),
+            None if weight_dtype is None else features.new_zeros((2, channels_in, channels), dtype=weight_dtype),
+            torch.zeros_like(factors),
+            torch.zeros_like(matrix),
+            factors.new_zeros(channels),
+        )
+    grad_hidden, grad_modulation, grad_adjacency, grad_bias = _BACKWARD[backend](
+        grad_out.contiguous(), hidden, factors, matrix
+    )
+    grad_x = grad_weight = None
+    if x_dtype is not None:
+        grad_x = _multiply_to(grad_hidden, weights.t(), x_dtype).view(poses, joints, channels_in)
+    if weight_dtype is not None:
+        rows = features.view(poses * joints, channels_in)
+        beside = _multiply_to(rows.t(), grad_hidden, weight_dtype)  # [C_in, 2 C_out]
+        grad_weight = beside.view(channels_in, 2, channels).transpose(0, 1).contiguous()
+    return grad_x, grad_weight, grad_modulation, grad_adjacency, grad_bias
 
 
 def _run_fwd(
     x: Tensor, weight: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, backend: str = "cpp"
 ) -> tuple[Tensor, Tensor]:
-    (poses, joints, _), channels = x.shape, weight.shape[2]
-    out = x.new_empty(poses, joints, channels, dtype=torch.promote_types(x.dtype, modulation.dtype))
-    if poses == 0:
-        return out, x.new_empty(0, joints, 2 * channels)
-    hidden = _multiply(x.contiguous().flatten(0, 1), _side_by_side(weight))  # [N J, 2 C_out]
-    modulation, adjacency = modulation.float().contiguous(), adjacency.float().contiguous()
-    bias = None if bias is None else bias.float().contiguous()
-    _FORWARD[backend](hidden, modulation, adjacency, bias, out)
-    return out, hidden.unflatten(0, (poses, joints))
+    weights, factors, matrix = _parameters(weight, x.dtype, modulation, adjacency)
+    out, hidden = _forward(x.contiguous(), weights, factors, matrix, bias, modulation.dtype, backend)
+    return out, hidden.view(*x.shape[:2], weights.shape[1])
 
 
 def _fwd_cpp(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -298,20 +429,14 @@ def _run_bwd(
     needs_x: bool,
     backend: str = "cpp",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _bwd_fake(grad_out, x, weight, modulation, adjacency, hidden, needs_x, backend)
-    poses, joints, _ = grad_out.shape
-    if poses == 0:
-        for grad in grads:
-            grad.zero_()
-        return grads
-    grad_out, hidden = grad_out.contiguous(), hidden.contiguous()
-    factors, matrix = modulation.float().contiguous(), adjacency.float().contiguous()
-    grad_hidden, *sums = _BACKWARD[backend](grad_out, hidden, factors, matrix)
-    rows = grad_hidden.flatten(0, 1)  # [N J, 2 C_out]
-    grad_x = _multiply(rows, _side_by_side(weight).t()).unflatten(0, (poses, joints)) if needs_x else grads[0]
-    grad_weight = torch.stack(_multiply(x.contiguous().flatten(0, 1).t(), rows).chunk(2, dim=-1))
+    weights, factors, matrix = _parameters(weight, x.dtype, modulation, adjacency)
+    grad_x, grad_weight, *sums = _backward(
+        grad_out, x.contiguous(), weights, factors, matrix, hidden.reshape(-1, hidden.shape[2]),
+        x.dtype if needs_x else None, weight.dtype, backend,
+    )  # fmt: skip
+    assert grad_weight is not None
     grad_modulation, grad_adjacency, grad_bias = (tensor.to(modulation.dtype) for tensor in sums)
-    return grad_x, grad_weight, grad_modulation, grad_adjacency, grad_bias
+    return x.new_empty(0) if grad_x is None else grad_x, grad_weight, grad_modulation, grad_adjacency, grad_bias
 
 
 def _empty_grads(hidden: Tensor, modulation: Tensor, adjacency: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
@@ -143,6 +145,47 @@ def test_opcheck(kernel_backend, bias, dtype, device):
     out, hidden = forward(*arguments, None, kernel_backend)
     more = torch.library.opcheck(backward, (torch.randn_like(out), *arguments, hidden, bias, kernel_backend))
     assert set(results.values()) | set(more.values()) == {"SUCCESS"}
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the ops that are dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.names.append(str(function))
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_modes_see_the_raw_ops(kernel_backend, autocast, device):
+    """Eager mode goes around them, with the same result."""
+    inputs = make_inputs("modulated_graph_conv", (9, 17, 8, 24), device=device, requires_grad=True)
+
+    def run():
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            out = named(kernel_backend)(*inputs)
+        return out, *torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    with Recorded() as recorded:
+        traced = run()
+    raw = [name for name in recorded.names if "diffupose" in name]
+    assert raw == [f"diffupose.modulated_graph_conv_{name}.default" for name in ("fwd", "bwd")]
+    for value, expected in zip(run(), traced, strict=True):
+        assert value.dtype == expected.dtype and value.stride() == expected.stride()
+        # Under autocast a gradient's product may come in float32.
+        tolerance = 1e-2 if autocast else 1e-5
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def test_fake_tensors(kernel_backend, device):
+    with FakeTensorMode():
+        inputs = make_inputs("modulated_graph_conv", (9, 17, 8, 24), device=device, requires_grad=True)
+        out = named(kernel_backend)(*inputs)
+        grads = torch.autograd.grad(out, inputs, torch.ones_like(out))
+    assert [grad.shape for grad in grads] == [value.shape for value in inputs]
 
 
 def test_compile(kernel_backend, device):
@@ -315,6 +358,36 @@ def test_unused_gradients(kernel_backend, device):
     (grad,) = torch.autograd.grad(named(kernel_backend)(*inputs).sum(), inputs[2:3])
     (expected,) = torch.autograd.grad(reference.modulated_graph_conv(*inputs).sum(), inputs[2:3])
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_products_that_nobody_wants_are_left_out(kernel_backend, wanted, device, monkeypatch):
+    """One product forward, one for the gradient of x or of the weight, none for the others."""
+    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device)
+    inputs[wanted].requires_grad_()
+    calls, multiply = [], MODULE._multiply
+    monkeypatch.setattr(MODULE, "_multiply", lambda a, b: calls.append(a) or multiply(a, b))
+    out = named(kernel_backend)(*inputs)
+    (grad,) = torch.autograd.grad(out.square().sum(), inputs[wanted])
+    assert len(calls) == (2 if wanted < 2 else 1)
+    (expected,) = torch.autograd.grad(reference.modulated_graph_conv(*inputs).square().sum(), inputs[wanted])
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("changed", range(4))
+def test_inputs_must_stay_as_they_were(kernel_backend, changed, device):
+    """Between both passes, as everywhere in PyTorch; the weights are copied, and so is x where it is cast."""
+    inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device, requires_grad=True)
+    expected = torch.autograd.grad(named(kernel_backend)(*inputs).sum(), inputs)
+    out = named(kernel_backend)(*inputs)
+    with torch.no_grad():
+        inputs[changed].zero_()
+    if changed == 1:
+        for grad, truth in zip(torch.autograd.grad(out.sum(), inputs), expected, strict=True):
+            assert torch.equal(grad, truth)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(out.sum(), inputs)
 
 
 def test_nan_stays_in_its_pose(fused, device):
