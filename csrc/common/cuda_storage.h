@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/bfloat16.h"
 #include "common/cuda.h"
@@ -43,8 +44,7 @@ bool is_aligned(const T* address, int count) {
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 
-__device__ __forceinline__ float to_float(Bfloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+__device__ __forceinline__ float float_of(uint32_t bits) {
 #ifdef __CUDACC__
     return __uint_as_float(bits);
 #else
@@ -53,6 +53,8 @@ __device__ __forceinline__ float to_float(Bfloat16 value) {
     return result;
 #endif
 }
+
+__device__ __forceinline__ float to_float(Bfloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
 __device__ __forceinline__ float to_float(Float16 value) {
 #ifdef __CUDACC__
@@ -123,6 +125,27 @@ struct AccessWord<16> {
 template <typename T, int kCount>
 constexpr int kPerAccess = kCount * static_cast<int>(sizeof(T)) < 16 ? kCount : 16 / static_cast<int>(sizeof(T));
 
+// The numbers of one access.
+template <typename T, int kAtOnce, typename Word>
+__device__ __forceinline__ void expand(Word word, float* to) {
+    union {
+        Word word;
+        T elements[kAtOnce];
+        uint32_t pairs[(kAtOnce + 1) / 2];
+    } access;
+    access.word = word;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+        if constexpr (std::is_same_v<T, Bfloat16> && kAtOnce > 1) {
+            // One instruction for either half; the compiler takes more to cut out the upper one and to shift it back.
+            const uint32_t pair = access.pairs[i / 2];
+            to[i] = float_of(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+        } else {
+            to[i] = to_float(access.elements[i]);
+        }
+    }
+}
+
 template <int kBytes>
 __device__ __forceinline__ void check_alignment([[maybe_unused]] const void* address) {
 #ifndef __CUDACC__
@@ -139,13 +162,7 @@ __device__ __forceinline__ void load(const T* from, float (&to)[kCount]) {
     check_alignment<sizeof(Word)>(from);
 #pragma unroll
     for (int first = 0; first < kCount; first += kAtOnce) {
-        union {
-            Word word;
-            T elements[kAtOnce];
-        } access;
-        access.word = *reinterpret_cast<const Word*>(from + first);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) to[first + i] = to_float(access.elements[i]);
+        expand<T, kAtOnce>(*reinterpret_cast<const Word*>(from + first), to + first);
     }
 }
 
@@ -169,15 +186,7 @@ template <int kCount, typename T>
 __device__ __forceinline__ void unpack(const Packed<kCount, T>& from, float (&to)[kCount]) {
     constexpr int kAtOnce = Packed<kCount, T>::kAtOnce;
 #pragma unroll
-    for (int first = 0; first < kCount; first += kAtOnce) {
-        union {
-            typename Packed<kCount, T>::Word word;
-            T elements[kAtOnce];
-        } access;
-        access.word = from.words[first / kAtOnce];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) to[first + i] = to_float(access.elements[i]);
-    }
+    for (int first = 0; first < kCount; first += kAtOnce) expand<T, kAtOnce>(from.words[first / kAtOnce], to + first);
 }
 
 // Writes kCount neighbours, aligned likewise.

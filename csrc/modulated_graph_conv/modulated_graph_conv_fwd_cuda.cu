@@ -4,11 +4,9 @@
 namespace diffupose {
 namespace {
 
-// A thread takes all joints of a few channels of one pose: what the neighbours give stays in its registers, and the
-// adjacency product needs no other thread. Memory is the limit: with 17 joints a channel of a pose is 204 bytes in
-// float32 and 102 in bfloat16, for about 310 multiply-adds. Four channels make accesses of 16 and 8 bytes and 68
-// registers of neighbours; all loads of the product are in flight at once, the joints' own as they lie in memory. Small
-// blocks leave little behind at the end of the grid.
+// A thread takes all joints of a few channels of one pose: the adjacency product needs no other thread. Memory is the
+// limit: with 17 joints a channel of a pose is 204 bytes in float32 and 102 in bfloat16, for about 310 multiply-adds.
+// Small blocks leave little behind at the end of the grid.
 constexpr int kForwardThreads = 128;
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
@@ -45,82 +43,131 @@ __device__ __forceinline__ void finish(const GraphConvEpilogue& epilogue, int64_
     }
 }
 
-template <int kJoints, int kChannels, typename Hidden, typename Out>
-__global__ void __launch_bounds__(kForwardThreads, kChannels == 2 ? 3 : 2)
+// Where the compiler knows the joints: the sums of all of them stay in registers, and each joint's features are added
+// to them once, as they come. All of these are asked for first, in accesses of 8 bytes, and wait as they lie in memory:
+// two or four channels a thread are 272 bytes in flight of each of 384 threads. kFinish: something may follow the sums.
+template <int kJoints, int kChannels, bool kFinish, typename Hidden, typename Out>
+__global__ void __launch_bounds__(kForwardThreads, kFinish ? 2 : 3)
     modulated_graph_conv_fwd_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
                                     const float* __restrict__ adjacency, const float* __restrict__ bias,
                                     GraphConvEpilogue epilogue, Out* out, GraphConvSizes sizes) {
-    constexpr bool kExact = kJoints != kGraphConvMaxJoints;
     constexpr int kPitch = (kJoints + 3) / 4 * 4;
-    [[maybe_unused]] constexpr int kUnroll = kExact ? kJoints : 1;
-    const int joints = kExact ? kJoints : static_cast<int>(sizes.num_joints);
+    const int64_t channels = sizes.channels, groups = channels / kChannels;
+    const int64_t unit = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
+    const bool inside = unit < sizes.num_poses * groups;
+    const int64_t pose = unit / groups, channel = unit % groups * kChannels;
+    Packed<kChannels, Hidden> own[kJoints], neighbors[kJoints];
+    if (inside) {
+        const Hidden* features = hidden + pose * kJoints * 2 * channels + channel;
+#pragma unroll
+        for (int i = 0; i < kJoints; ++i) {
+            load_packed<kChannels>(features + 2 * i * channels, own[i]);
+            load_packed<kChannels>(features + (2 * i + 1) * channels, neighbors[i]);
+        }
+    }
+    // columns[i]: what joint i gives to every joint, read four numbers at a time.
+    __shared__ __align__(16) float columns[kJoints * kPitch];
+    for (int i = static_cast<int>(threadIdx.x); i < kJoints * kPitch; i += kForwardThreads) {
+        const int from = i / kPitch, to = i % kPitch;
+        columns[i] = to < kJoints ? adjacency[to * kJoints + from] : 0.0f;
+    }
+    __syncthreads();
+    // No loop over poses: the compiler would keep the whole adjacency in registers.
+    if (!inside) return;
+
+    float y[kJoints][kChannels], shift[kChannels] = {};
+    if (bias != nullptr) load<kChannels>(bias + channel, shift);
+#pragma unroll
+    for (int j = 0; j < kJoints; ++j) {
+#pragma unroll
+        for (int v = 0; v < kChannels; ++v) y[j][v] = shift[v];
+    }
+#pragma unroll
+    for (int i = 0; i < kJoints; ++i) {
+        float factor[kChannels], itself[kChannels], other[kChannels];
+        load<kChannels>(modulation + i * channels + channel, factor);
+        unpack<kChannels>(own[i], itself);
+        unpack<kChannels>(neighbors[i], other);
+#pragma unroll
+        for (int v = 0; v < kChannels; ++v) itself[v] *= factor[v], other[v] *= factor[v];
+#pragma unroll
+        for (int first = 0; first < kJoints; first += 4) {
+            float weights[4];
+            load<4>(columns + i * kPitch + first, weights);
+#pragma unroll
+            for (int j = first; j < first + 4 && j < kJoints; ++j) {
+#pragma unroll
+                for (int v = 0; v < kChannels; ++v) y[j][v] += weights[j - first] * (j == i ? itself[v] : other[v]);
+            }
+        }
+    }
+    Out* result = out + pose * kJoints * channels + channel;
+    if constexpr (kFinish) {
+        // Through memory of the thread's own, for a loop that is not unrolled: its code would not fit the caches.
+        __shared__ float sums[kJoints][kChannels][kForwardThreads];
+#pragma unroll
+        for (int j = 0; j < kJoints; ++j) {
+#pragma unroll
+            for (int v = 0; v < kChannels; ++v) sums[j][v][threadIdx.x] = y[j][v];
+        }
+#pragma unroll 1
+        for (int j = 0; j < kJoints; ++j) {
+            float last[kChannels];
+#pragma unroll
+            for (int v = 0; v < kChannels; ++v) last[v] = sums[j][v][threadIdx.x];
+            finish<kChannels, Out>(epilogue, (pose * kJoints + j) * channels + channel, channel, last);
+            store<kChannels>(result + j * channels, last);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < kJoints; ++j) store<kChannels>(result + j * channels, y[j]);
+    }
+}
+
+// Of any number of joints: a channel a thread, with the neighbours' features in registers.
+template <typename Hidden, typename Out>
+__global__ void __launch_bounds__(kForwardThreads, 2)
+    modulated_graph_conv_fwd_any_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
+                                        const float* __restrict__ adjacency, const float* __restrict__ bias,
+                                        GraphConvEpilogue epilogue, Out* out, GraphConvSizes sizes) {
+    constexpr int kMost = static_cast<int>(kGraphConvMaxJoints);
+    const int joints = static_cast<int>(sizes.num_joints);
     // The adjacency with a diagonal of 0, in rows that are read four numbers at a time.
-    __shared__ __align__(16) float rows[kJoints * kPitch];
-    __shared__ float diagonal[kJoints];
-    for (int i = static_cast<int>(threadIdx.x); i < joints * kPitch; i += kForwardThreads) {
-        const int to = i / kPitch, from = i % kPitch;
+    __shared__ __align__(16) float rows[kMost * kMost];
+    __shared__ float diagonal[kMost];
+    for (int i = static_cast<int>(threadIdx.x); i < joints * kMost; i += kForwardThreads) {
+        const int to = i / kMost, from = i % kMost;
         rows[i] = from < joints && from != to ? adjacency[to * joints + from] : 0.0f;
         if (from == to) diagonal[to] = adjacency[to * joints + to];
     }
     __syncthreads();
 
-    // No loop over poses: the compiler would keep the whole adjacency in registers.
-    const int64_t channels = sizes.channels, groups = channels / kChannels;
+    const int64_t channels = sizes.channels;
     const int64_t unit = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
-    if (unit >= sizes.num_poses * groups) return;
-    const int64_t pose = unit / groups, channel = unit % groups * kChannels;
+    if (unit >= sizes.num_poses * channels) return;
+    const int64_t pose = unit / channels, channel = unit % channels;
     const Hidden* own = hidden + pose * joints * 2 * channels + channel;
-    float neighbors[kPitch][kChannels] = {};
-    Packed<kChannels, Hidden> early[kExact ? kJoints : 1];
-    const auto modulate = [&](int i) {
-        float factor[kChannels];
-        load<kChannels>(modulation + i * channels + channel, factor);
+    float neighbors[kMost] = {};
 #pragma unroll
-        for (int v = 0; v < kChannels; ++v) neighbors[i][v] *= factor[v];
-    };
-#pragma unroll
-    for (int i = 0; i < kJoints; ++i) {
-        if (i >= joints) continue;
-        load<kChannels>(own + (2 * i + 1) * channels, neighbors[i]);
-        if constexpr (kExact) {
-            load_packed<kChannels>(own + 2 * i * channels, early[i]);
-        } else {
-            modulate(i);
-        }
+    for (int i = 0; i < kMost; ++i) {
+        if (i < joints) neighbors[i] = to_float(own[(2 * i + 1) * channels]) * modulation[i * channels + channel];
     }
-    if constexpr (kExact) {
-#pragma unroll
-        for (int i = 0; i < kJoints; ++i) modulate(i);
-    }
-    float shift[kChannels] = {};
-    if (bias != nullptr) load<kChannels>(bias + channel, shift);
-#pragma unroll kUnroll
+    const float shift = bias != nullptr ? bias[channel] : 0.0f;
+#pragma unroll 1
     for (int j = 0; j < joints; ++j) {
-        float y[kChannels], factor[kChannels];
-        if constexpr (kExact) {
-            unpack<kChannels>(early[j], y);
-        } else {
-            load<kChannels>(own + 2 * j * channels, y);
-        }
-        load<kChannels>(modulation + j * channels + channel, factor);
+        float y[1] = {to_float(own[2 * j * channels]) * diagonal[j] * modulation[j * channels + channel]};
 #pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] *= diagonal[j] * factor[v];
-#pragma unroll
-        for (int first = 0; first < kJoints; first += 4) {
+        for (int first = 0; first < kMost; first += 4) {
             if (first >= joints) continue;
             float weights[4];
-            load<4>(rows + j * kPitch + first, weights);
+            load<4>(rows + j * kMost + first, weights);
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-#pragma unroll
-                for (int v = 0; v < kChannels; ++v) y[v] += weights[k] * neighbors[first + k][v];
-            }
+            for (int k = 0; k < 4; ++k) y[0] += weights[k] * neighbors[first + k];
         }
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] += shift[v];
+        y[0] += shift;
         const int64_t at = (pose * joints + j) * channels + channel;
-        finish<kChannels, Out>(epilogue, at, channel, y);
-        store<kChannels>(out + at, y);
+        finish<1, Out>(epilogue, at, channel, y);
+        store<1>(out + at, y);
     }
 }
 
@@ -136,17 +183,26 @@ void launch_modulated_graph_conv_fwd_cuda(ConstArray hidden, const float* modula
          {modulation, bias, epilogue.scale, epilogue.shift, epilogue.film_scale, epilogue.film_shift}) {
         vectors = vectors && is_aligned(row, 4);
     }
+    const bool follows = epilogue.scale != nullptr || epilogue.activation != EpilogueActivation::none ||
+                         epilogue.residual != nullptr || epilogue.film_scale != nullptr;
     with_graph_conv_instance(hidden.storage, out.storage, sizes, vectors, [&](auto instance) {
         using Instance = decltype(instance);
         using Hidden = typename Instance::Hidden;
         using Out = typename Instance::Out;
         const int64_t units = sizes.num_poses * (sizes.channels / Instance::kChannels);
-        const int64_t blocks = (units + kForwardThreads - 1) / kForwardThreads;
-        const auto kernel = modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, Hidden, Out>;
-        DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>(blocks), kForwardThreads, 0, stream,
-                         static_cast<const Hidden*>(hidden.data), modulation, adjacency, bias, epilogue,
-                         static_cast<Out*>(out.data), sizes);
-        check_launch("modulated_graph_conv_fwd");
+        const auto blocks = static_cast<unsigned>((units + kForwardThreads - 1) / kForwardThreads);
+        const auto launch = [&](auto kernel) {
+            DIFFUPOSE_LAUNCH(kernel, blocks, kForwardThreads, 0, stream, static_cast<const Hidden*>(hidden.data),
+                             modulation, adjacency, bias, epilogue, static_cast<Out*>(out.data), sizes);
+            check_launch("modulated_graph_conv_fwd");
+        };
+        if constexpr (Instance::kJoints == kGraphConvMaxJoints) {
+            launch(modulated_graph_conv_fwd_any_kernel<Hidden, Out>);
+        } else if (follows) {
+            launch(modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, true, Hidden, Out>);
+        } else {
+            launch(modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, false, Hidden, Out>);
+        }
     });
 }
 
