@@ -74,6 +74,7 @@ CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_j
     require(num_condition_channels >= 0 && num_output_channels >= 3, "the output must be at least 3 wide");
     require(input >= 0 && output >= 0 && input < tile_bytes && output < tile_bytes,
             "input and output must lie within tile_bytes");
+    require(!wgmma || tile_bytes >= kWgmmaStagingBytes, "tile_bytes must hold what wgmma stages");
     return {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
             pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
             static_cast<int>(size / sizeof(LayerRecord)),
@@ -150,6 +151,7 @@ void bind_engine_cuda(py::module_& m) {
     m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
     m.attr("MAX_JOINTS") = kCudaMaxJoints;
     m.attr("WGMMA_MAX_JOINTS") = kWgmmaMaxJoints;
+    m.attr("WGMMA_STAGING_BYTES") = kWgmmaStagingBytes;
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
     m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));
     m.def("wgmma_available", &wgmma_available);

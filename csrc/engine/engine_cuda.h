@@ -23,6 +23,8 @@ inline int joint_pairs(int joints) { return joints <= 16 ? 8 : 9; }
 
 // Hopper's kernel pads to 16 or 17 joints.
 constexpr int kWgmmaMaxJoints = 17;
+// Of its tile's memory the last bytes hold what it reads again and again.
+constexpr int kWgmmaStagingBytes = 4 * kWgmmaMaxJoints * 20 * 4;
 inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
 
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };

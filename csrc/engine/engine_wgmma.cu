@@ -10,7 +10,7 @@ namespace {
 template <int kJoints>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     wgmma_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
-                 const LayerRecord* layers, int num_layers, unsigned num_tiles) {
+                 const LayerRecord* layers, int num_layers, unsigned num_tiles, int staging) {
 #if !defined(__CUDA_ARCH__) || defined(DIFFUPOSE_WGMMA)
     DIFFUPOSE_DYNAMIC_SHARED(memory);
     unsigned turn = 0;  // the group turn % 2 multiplies
@@ -32,9 +32,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                 const LayerRecord& layer = layers[i];
                 const bool product_behind = is_product(layer) && i + 1 < num_layers && is_product(layers[i + 1]);
                 if (layer.kind == LayerKind::graph_conv) {
-                    product_layer<kJoints, 2>(layer, memory, parameters, turn, product_before, product_behind);
+                    product_layer<kJoints, 2>(layer, memory, memory + staging, parameters, turn, product_before,
+                                              product_behind);
                 } else if (layer.kind == LayerKind::linear) {
-                    product_layer<kJoints, 1>(layer, memory, parameters, turn, product_before, product_behind);
+                    product_layer<kJoints, 1>(layer, memory, memory + staging, parameters, turn, product_before,
+                                              product_behind);
                 } else {
                     other_layer<kJoints>(layer, memory, shape.joints, parameters);
                     publish_to_products();
@@ -59,7 +61,8 @@ void sample_wgmma(const CudaProgram& program, const CudaSampleArgs& args, int nu
     allow_shared_bytes(kernel, static_cast<int>(program.tile_bytes));
     const auto grid = static_cast<unsigned>(tiles < num_blocks ? tiles : num_blocks);
     DIFFUPOSE_LAUNCH(kernel, grid, kBlockThreads, static_cast<int>(program.tile_bytes), stream, shape_of(program), args,
-                     program.layers_cuda, program.num_layers, static_cast<unsigned>(tiles));
+                     program.layers_cuda, program.num_layers, static_cast<unsigned>(tiles),
+                     static_cast<int>(program.tile_bytes) - kWgmmaStagingBytes);
     check_launch("wgmma_kernel");
 }
 

@@ -99,8 +99,8 @@ struct GroupSums {
     float values[kProducts][4 * kJoints];
 };
 
-// The products of all steps. `weight` is this thread's of the block; in the last round the group waits for the end of
-// the layer before if it must.
+// Asks for the products of all steps: they are done when they have been waited for. `weight` is this thread's of the
+// block; in the last round the group waits for the end of the layer before if it must.
 template <int kJoints, int kProducts>
 __device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, const void* x, const uint4* weight,
                                           int steps, int group, bool layer_before) {
@@ -137,7 +137,6 @@ __device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, c
         first += kRing;
     } while (first < steps);
     arrive_at_barrier(kTurnBarrier + 1 - group);
-    wait_for_products<0>();
 }
 
 // Reads a row of the adjacency.
@@ -163,37 +162,63 @@ __device__ inline void hide_from_compiler(int& number) {
 #endif
 }
 
-// own * H0 + A (neighbors * H1), in place of H0: neighbour by neighbour, whose numbers are done with then. `step` is
-// that of the warp's channels.
+// Factors of four joints, of channel row and of channel row + 8.
+struct FourFactors {
+    float of[2][4];
+
+    __device__ void load(const float* from, int half) { load4(from, of[0]), load4(from + half, of[1]); }
+};
+
+// What a block's end reads from L2: the first of it is asked for while the last products are under way, the rest ahead
+// of its use.
 template <int kJoints>
-__device__ inline void mix_joints(const LayerRecord& layer, GroupSums<kJoints, 2>& sums, int step, Place place) {
-    constexpr int kFours = (kJoints + 3) / 4, kFour = 8 * 4;  // factors of four joints, eight channels
-    const int begin = step * 2 * kFours * kFour + place.row * 4;
-    const float* own_factors = layer.own + begin;
-    const float* neighbor_factors = layer.neighbors + begin;
-    const float* adjacency = layer.adjacency;  // of a row the weights that a neighbour has in all joints
+struct Factors {
+    static constexpr int kFours = (kJoints + 3) / 4, kFour = 8 * 4;  // factors of four joints, eight channels
+    static constexpr int kEarly = kJoints == 17 ? 3 : 4;             // before the products are done: more would spill
+    FourFactors own[kFours], neighbors[2];                           // of these as many as are at work or on their way
+    const LayerRecord& layer;
+    int begin;
+
+    // `step` is that of the warp's channels.
+    __device__ Factors(const LayerRecord& layer, int step, Place place)
+        : layer(layer), begin(step * 2 * kFours * kFour + place.row * 4) {}
+    __device__ void load_early() {
+#pragma unroll
+        for (int four = 0; four < kEarly; ++four) own[four].load(layer.own + begin + four * kFour, kFours * kFour);
+    }
+    __device__ void load_late() {
+#pragma unroll
+        for (int four = kEarly; four < kFours; ++four) own[four].load(layer.own + begin + four * kFour, kFours * kFour);
+    }
+    __device__ void load_neighbors(int four) {
+        neighbors[four % 2].load(layer.neighbors + begin + four * kFour, kFours * kFour);
+    }
+};
+
+// own * H0 + A (neighbors * H1), in place of H0: neighbour by neighbour, whose numbers are done with then. `adjacency`
+// lies in shared memory.
+template <int kJoints>
+__device__ inline void mix_joints(const float* adjacency, GroupSums<kJoints, 2>& sums, Factors<kJoints>& factors) {
+    constexpr int kFours = Factors<kJoints>::kFours;
     float* own = sums.values[0];
 #pragma unroll
-    for (int four = 0; four < kFours; ++four) {
-        keep_order();
-        float factor[2][4];
-        load4(own_factors + four * kFour, factor[0]), load4(own_factors + (kFours + four) * kFour, factor[1]);
-#pragma unroll
-        for (int i = 16 * four; i < 16 * four + 16 && i < 4 * kJoints; ++i) own[i] *= factor[i / 2 % 2][i / 4 % 4];
+    for (int i = 0; i < 4 * kJoints; ++i) {
+        if (i == 0) keep_order(), factors.load_late();
+        if (i == 16) keep_order(), factors.load_neighbors(0);
+        own[i] *= factors.own[i / 16].of[i / 2 % 2][i / 4 % 4];
     }
-    float factor[2][4], weights[2][4 * kFours];
+    float weights[2][4 * kFours];  // of a row what a neighbour weighs in all joints
     load_row<kJoints>(adjacency, 0, weights[0]);
 #pragma unroll
     for (int neighbor = 0; neighbor < kJoints; ++neighbor) {
         keep_order();
         if (neighbor + 1 < kJoints) load_row<kJoints>(adjacency, neighbor + 1, weights[(neighbor + 1) % 2]);
-        if (neighbor % 4 == 0) {
-            const float* factors = neighbor_factors + neighbor / 4 * kFour;
-            load4(factors, factor[0]), load4(factors + kFours * kFour, factor[1]);
-        }
+        if (neighbor % 4 == 0 && neighbor + 4 < kJoints) factors.load_neighbors(neighbor / 4 + 1);
         float other[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) other[i] = sums.values[1][4 * neighbor + i] * factor[i / 2][neighbor % 4];
+        for (int i = 0; i < 4; ++i) {
+            other[i] = sums.values[1][4 * neighbor + i] * factors.neighbors[neighbor / 4 % 2].of[i / 2][neighbor % 4];
+        }
 #pragma unroll
         for (int joint = 0; joint < kJoints; ++joint) {
             if (joint == neighbor) continue;  // the diagonal is in `own`
@@ -208,18 +233,31 @@ __device__ inline void mix_joints(const LayerRecord& layer, GroupSums<kJoints, 2
 // What is a piece of code of its own, without a branch from the first joint to the last but that of FiLM behind GELU.
 enum class Finish { plain, film, gelu };
 
+// Bias of channel row and channel row + 8 of a warp's 16 channels, of every joint where a linear layer has it so.
+template <int kJoints, int kProducts>
+struct Biases {
+    static constexpr int kCount = kProducts == 1 ? kJoints : 1;
+    float of[kCount][2];
+
+    __device__ void load(const LayerRecord& layer, int step, Place place) {
+        const float* from = layer.bias + step * kStepChannels + place.row;
+        const int next = kProducts == 1 && layer.bias_per_joint ? layer.output_steps * kStepChannels : 0;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) of[i][0] = from[i * next], of[i][1] = from[i * next + 8];
+    }
+};
+
 // Bias, activation, residual and FiLM of a warp's 16 channels, and where the result goes. What the record says is read
 // before the loop: the compiler cannot know that stores leave it as it is.
 template <Finish kFinish, int kJoints, int kProducts>
 __device__ inline void finish_block(const LayerRecord& layer, unsigned char* memory, Parameters parameters,
-                                    GroupSums<kJoints, kProducts>& sums, int step, Place place) {
+                                    GroupSums<kJoints, kProducts>& sums, const Biases<kJoints, kProducts>& biases,
+                                    int step, Place place) {
     const int channels = layer.output_steps * kStepChannels, first = step * kStepChannels + place.row;
     const bool film = kFinish == Finish::film || (kFinish == Finish::gelu && layer.film);
-    const bool bias_per_joint = layer.bias_per_joint, is_float = layer.output_is_float;
-    const bool has_residual = layer.residual >= 0;
+    const bool is_float = layer.output_is_float, has_residual = layer.residual >= 0;
     const float lowest = layer.activation == CudaActivation::relu ? 0.0f : -INFINITY;
-    const float* biases = layer.bias + first;
-    float bias[2] = {biases[0], biases[8]}, scale[2] = {}, shift[2] = {};
+    float scale[2] = {}, shift[2] = {};
     if (film) {
         const float* at_channel = parameters.get() + layer.parameters + first;
         scale[0] = at_channel[0], scale[1] = at_channel[8];
@@ -227,27 +265,41 @@ __device__ inline void finish_block(const LayerRecord& layer, unsigned char* mem
     }
     int index = WgmmaLayout::index(0, 2 * place.quarter, first, layer.output_steps);
     const int residual = static_cast<int>(layer.residual), output = static_cast<int>(layer.output);
+    const int next = channels * kTilePoses, upper = 8 * kTilePoses;
+    // Residuals of some joints are on their way while those before are used.
+    constexpr int kAhead = 4;
+    uint32_t before[2][kAhead][2];
+    const auto load_residuals = [&](int joint, int at_index) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            if (joint + i >= kJoints) break;
+            for (int half = 0; half < 2; ++half) {
+                before[joint / kAhead % 2][i][half] =
+                    load_shared_if(has_residual, memory, residual + 2 * (at_index + i * next + half * upper));
+            }
+        }
+    };
+    load_residuals(0, index);
 #pragma unroll
     for (int joint = 0; joint < kJoints; ++joint) {
+        if (joint % kAhead == 0 && joint + kAhead < kJoints) load_residuals(joint + kAhead, index + kAhead * next);
         const float* result = sums.values[0] + 4 * joint;
-        if (joint > 0 && kProducts == 1 && bias_per_joint) {
-            bias[0] = biases[joint * channels], bias[1] = biases[joint * channels + 8];
-        }
+        const float* bias = biases.of[joint % Biases<kJoints, kProducts>::kCount];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int here = index + 8 * half * kTilePoses;
+            const int here = index + half * upper;
             float2 value = {result[2 * half] + bias[half], result[2 * half + 1] + bias[half]};
             if constexpr (kFinish == Finish::gelu) {
                 value = {activate<CudaActivation::gelu>(value.x), activate<CudaActivation::gelu>(value.y)};
             } else {
                 value = {value.x < lowest ? lowest : value.x, value.y < lowest ? lowest : value.y};  // NaN stays NaN
             }
-            const float2 before = unpack_bfloat16(load_shared_if(has_residual, memory, residual + 2 * here));
-            value.x += before.x, value.y += before.y;
+            const float2 added = unpack_bfloat16(before[joint / kAhead % 2][joint % kAhead][half]);
+            value.x += added.x, value.y += added.y;
             if (film) value = {silu(value.x * scale[half] + shift[half]), silu(value.y * scale[half] + shift[half])};
             store_shared_either(is_float, memory, output + 4 * here, output + 2 * here, value);
         }
-        index += channels * kTilePoses;
+        index += next;
     }
 }
 
@@ -260,11 +312,27 @@ __device__ inline int turns_of(const LayerRecord& layer) {
     return is_product(layer) ? (layer.output_steps + kGroupSteps - 1) / kGroupSteps : 0;
 }
 
+// The adjacency of a group's block: it comes from L2 before the group's turn, which all of its threads await. A thread
+// that is done with a block is ahead of others by one at most: there are two places, used in turn.
+constexpr int kStagedBytes = kWgmmaMaxJoints * kAdjacencyStride * static_cast<int>(sizeof(float));
+static_assert(kWgmmaStagingBytes == 2 * 2 * kStagedBytes);
+
+template <int kJoints>
+__device__ inline const float* stage_adjacency(const LayerRecord& layer, unsigned char* staging, int which) {
+    float* to = at<float>(staging, (2 * this_place().group + which) * kStagedBytes);
+    for (int i = static_cast<int>(threadIdx.x) % kGroupThreads; i < kJoints * kAdjacencyStride / 4;
+         i += kGroupThreads) {
+        float four[4];
+        load4(layer.adjacency + 4 * i, four), store4(to + 4 * i, four);
+    }
+    return to;
+}
+
 // A graph convolution or a linear layer, by a group's share of its blocks. `turn` is how many there were before;
 // `product_before` and `product_behind` say whether such layers are its neighbours, with no barrier between them.
 template <int kJoints, int kProducts>
-__device__ inline void product_layer(const LayerRecord& layer, unsigned char* memory, Parameters parameters,
-                                     unsigned turn, bool product_before, bool product_behind) {
+__device__ inline void product_layer(const LayerRecord& layer, unsigned char* memory, unsigned char* staging,
+                                     Parameters parameters, unsigned turn, bool product_before, bool product_behind) {
     const int blocks = turns_of(layer);
 #pragma unroll 1
     for (int block = static_cast<int>(turn + static_cast<unsigned>(this_place().group)) % 2; block < blocks;
@@ -272,22 +340,36 @@ __device__ inline void product_layer(const LayerRecord& layer, unsigned char* me
         const Place place = this_place();
         const int steps = layer.input_steps;
         hide_from_compiler(block);
+        const float* adjacency = nullptr;
+        if constexpr (kProducts == 2) {
+            const unsigned number = turn + static_cast<unsigned>(block);
+            adjacency = stage_adjacency<kJoints>(layer, staging, static_cast<int>(number / 2 % 2));
+        }
         GroupSums<kJoints, kProducts> sums;
         const uint4* weight = static_cast<const uint4*>(layer.weight) + block * steps * kProducts * kGroupThreads +
                               place.warp * kWarpSize + place.row * 4 + place.quarter;
         add_group_products(sums, at<const Bfloat16>(memory, layer.input), weight, steps, place.group,
                            product_before && block == 0);
         const int step = block * kGroupSteps + place.warp;
-        if (step < layer.output_steps) {
-            if constexpr (kProducts == 2) mix_joints(layer, sums, step, place);
+        const bool is_used = step < layer.output_steps;
+        Biases<kJoints, kProducts> biases;
+        [[maybe_unused]] Factors<kJoints> factors(layer, step, place);
+        if (is_used && kProducts == 2) {
+            biases.load(layer, step, place);
+            factors.load_early();
+        }
+        wait_for_products<0>();
+        if (is_used) {
+            if constexpr (kProducts == 2) mix_joints(adjacency, sums, factors);
+            if constexpr (kProducts == 1) biases.load(layer, step, place);
             // A linear layer has no activation.
             if (kProducts == 2 && layer.activation == CudaActivation::gelu) {
-                finish_block<kProducts == 2 ? Finish::gelu : Finish::plain>(layer, memory, parameters, sums, step,
-                                                                            place);
+                finish_block<kProducts == 2 ? Finish::gelu : Finish::plain>(layer, memory, parameters, sums, biases,
+                                                                            step, place);
             } else if (layer.film) {
-                finish_block<Finish::film>(layer, memory, parameters, sums, step, place);
+                finish_block<Finish::film>(layer, memory, parameters, sums, biases, step, place);
             } else {
-                finish_block<Finish::plain>(layer, memory, parameters, sums, step, place);
+                finish_block<Finish::plain>(layer, memory, parameters, sums, biases, step, place);
             }
         }
         publish_to_products();

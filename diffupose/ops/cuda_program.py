@@ -103,7 +103,9 @@ def pack_program(
     joints = extension.wgmma_joints(program.num_joints) if wgmma else 2 * extension.joint_pairs(program.num_joints)
     lowering = _Lowering(program, joints, 2 if bfloat16 else 4, extension.TILE_POSES)
     lowering.run()
-    tile_bytes = _place(lowering.values)
+    tile_bytes = -(-_place(lowering.values) // _ALIGNMENT) * _ALIGNMENT
+    if wgmma:
+        tile_bytes += extension.WGMMA_STAGING_BYTES
     pack_weight = _pack_wgmma if wgmma else _pack_bfloat16 if bfloat16 else _pack_float32
     packers: dict[str, Callable[[Tensor], Tensor]] = {"weight": pack_weight}
     if wgmma:

@@ -121,6 +121,7 @@ struct Network {
         }
         attention = tile_bytes;
         tile_bytes += int64_t{4} * all_joints * all_joints * kTilePoses;
+        if (wgmma) tile_bytes += kWgmmaStagingBytes;
 
         graph_conv(0, 1, 1, -1, 3 + kCondition, kWidth, true);
         graph_conv(1, 2, 2, -1, kWidth, kWidth, true);
