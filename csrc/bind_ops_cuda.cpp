@@ -122,25 +122,28 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
                              {num_frames, num_hypotheses, num_joints, output_stride}, handle(stream));
 }
 
-void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t cameras,
-                           bool shared_camera, float weight, float temperature, uintptr_t mean, uintptr_t covariance,
-                           uintptr_t weights, uintptr_t weighted_mean, int64_t num_frames, int64_t num_hypotheses,
-                           int64_t num_joints, uintptr_t stream) {
+void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t intrinsics,
+                           const std::string& view_dtype, bool shared_camera, float weight, float temperature,
+                           uintptr_t mean, uintptr_t covariance, uintptr_t weights, uintptr_t weighted_mean,
+                           int64_t num_frames, int64_t num_hypotheses, int64_t num_joints, uintptr_t stream) {
     require(num_frames >= 0 && num_frames < (int64_t{1} << 31), "num_frames must lie in [0, 2^31)");
     require(num_hypotheses >= 1, "num_hypotheses must be at least 1");
     require(num_joints >= 1 && num_joints <= kCudaStatisticsMaxJoints, "num_joints must lie in [1, 64]");
+    require(view_dtype == "float32" || view_dtype == "float64", "view_dtype must be float32 or float64");
     if (numel_of({num_frames, num_hypotheses, num_joints, 3}) == 0) return;
     const int64_t seen = keypoints_2d == 0 ? 0 : 1;
-    const Reprojection reprojection = {reinterpret_cast<const double*>(keypoints_2d),
-                                       pointer<const double>(confidence, seen, "confidence"),
-                                       pointer<const double>(cameras, seen, "cameras"),
-                                       shared_camera,
-                                       weight,
-                                       temperature};
-    launch_hypothesis_statistics_cuda(
-        pointer<const float>(hypotheses, 1, "hypotheses"), reprojection, pointer<float>(mean, 1, "mean"),
-        pointer<float>(covariance, 1, "covariance"), pointer<float>(weights, seen, "weights"),
-        pointer<float>(weighted_mean, seen, "weighted_mean"), {num_frames, num_hypotheses, num_joints}, handle(stream));
+    const CudaReprojection view = {reinterpret_cast<const void*>(keypoints_2d),
+                                   pointer<const void>(confidence, seen, "confidence"),
+                                   pointer<const void>(intrinsics, seen, "intrinsics"),
+                                   view_dtype == "float64",
+                                   shared_camera,
+                                   weight,
+                                   temperature};
+    const StatisticsOutputs outputs = {pointer<float>(mean, 1, "mean"), pointer<float>(covariance, 1, "covariance"),
+                                       pointer<float>(weights, seen, "weights"),
+                                       pointer<float>(weighted_mean, seen, "weighted_mean")};
+    launch_hypothesis_statistics_cuda(pointer<const float>(hypotheses, 1, "hypotheses"), view, outputs,
+                                      {num_frames, num_hypotheses, num_joints}, handle(stream));
 }
 
 }  // namespace
@@ -165,10 +168,10 @@ void bind_ops_cuda(py::module_& m) {
           py::arg("hypothesis_ids"), py::arg("prev_sample"), py::arg("x0"), py::arg("num_frames"),
           py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
     m.def("hypothesis_statistics", &hypothesis_statistics, py::call_guard<py::gil_scoped_release>(), py::kw_only(),
-          py::arg("hypotheses"), py::arg("keypoints_2d"), py::arg("confidence"), py::arg("cameras"),
-          py::arg("shared_camera"), py::arg("weight"), py::arg("temperature"), py::arg("mean"), py::arg("covariance"),
-          py::arg("weights"), py::arg("weighted_mean"), py::arg("num_frames"), py::arg("num_hypotheses"),
-          py::arg("num_joints"), py::arg("stream"));
+          py::arg("hypotheses"), py::arg("keypoints_2d"), py::arg("confidence"), py::arg("intrinsics"),
+          py::arg("view_dtype"), py::arg("shared_camera"), py::arg("weight"), py::arg("temperature"), py::arg("mean"),
+          py::arg("covariance"), py::arg("weights"), py::arg("weighted_mean"), py::arg("num_frames"),
+          py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
 }
 
 }  // namespace diffupose

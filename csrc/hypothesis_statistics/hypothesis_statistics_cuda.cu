@@ -1,10 +1,13 @@
 #include "common/cuda.h"
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "hypothesis_statistics/seen_frame.h"
+#include "hypothesis_statistics/staged_frames_cuda.h"
 
 namespace diffupose {
 namespace {
 
+// What staged_frames_cuda.cu does not take: frames with too many hypotheses.
+//
 // A block for each frame, whose hypotheses it reads some five times: from memory once, then from the caches (50 poses
 // of 17 joints are 10 KB). Sums over hypotheses: a thread takes one joint and every n-th hypothesis, so that a warp
 // reads neighbours, and one thread a joint adds the shares in their order. What needs a whole pose, a thread for each.
@@ -183,31 +186,34 @@ __device__ __forceinline__ void weigh(Shared& shared, float* errors, int64_t cou
     for (int64_t h = thread; h < count; h += kBlock) errors[h] /= total;
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kBlock, 4)
-    hypothesis_statistics_kernel(const float* __restrict__ hypotheses, Reprojection reprojection, float* mean,
-                                 float* covariance, float* weights, float* weighted_mean, HypothesisSizes sizes) {
+    hypothesis_statistics_kernel(const float* __restrict__ hypotheses, CudaReprojection view, StatisticsOutputs outputs,
+                                 HypothesisSizes sizes) {
     __shared__ Shared shared;
     const int64_t b = blockIdx.x, count = sizes.num_hypotheses;
     const int joints = static_cast<int>(sizes.num_joints), thread = static_cast<int>(threadIdx.x);
     Frame frame = {
         hypotheses + b * count * joints * 3, count, joints, thread % joints, thread / joints, kBlock / joints};
     if (frame.first >= frame.step) frame.step = 0;  // left over
-    const double* camera = reprojection.cameras + (reprojection.shared_camera ? 0 : 4 * b);
+    const T* intrinsics = static_cast<const T*>(view.intrinsics) + (view.shared_camera ? 0 : 9 * b);
+    const double camera[4] = {static_cast<double>(intrinsics[0]), static_cast<double>(intrinsics[4]),
+                              static_cast<double>(intrinsics[2]), static_cast<double>(intrinsics[5])};
     SeenFrame seen = in_shared(shared, {});
     if (thread < joints) {
-        seen.look_at_joint(reprojection.keypoints_2d + 2 * b * joints, reprojection.confidence + b * joints, camera,
-                           reprojection.weight, thread);
+        seen.look_at_joint(static_cast<const T*>(view.keypoints_2d) + 2 * b * joints,
+                           static_cast<const T*>(view.confidence) + b * joints, camera, view.weight, thread);
     }
-    moments(shared, frame, mean + b * joints * 3, covariance + b * joints * 9);
+    moments(shared, frame, outputs.mean + b * joints * 3, outputs.covariance + b * joints * 9);
     if (thread == 0) {
         seen.sum_up(camera, joints);
         shared.frame = seen;
     }
     __syncthreads();
     seen = in_shared(shared, shared.frame);
-    float* errors = weights + b * count;
+    float* errors = outputs.weights + b * count;
     judge(shared, seen, frame, errors);
-    weigh(shared, errors, count, 2.0f * seen.half_side * reprojection.temperature);
+    weigh(shared, errors, count, 2.0f * seen.half_side * view.temperature);
     __syncthreads();
     float refined[3] = {};
     for (int64_t first = 0; first < count; first += kRoots) {
@@ -226,7 +232,7 @@ __global__ void __launch_bounds__(kBlock, 4)
     __syncthreads();
     if (thread < joints) {
         for (int axis = 0; axis < 3; ++axis) {
-            weighted_mean[(b * joints + thread) * 3 + axis] = sum_of(shared, frame, thread, axis);
+            outputs.weighted_mean[(b * joints + thread) * 3 + axis] = sum_of(shared, frame, thread, axis);
         }
     }
 }
@@ -279,19 +285,19 @@ __global__ void __launch_bounds__(kBlock) moments_kernel(const float* __restrict
 
 }  // namespace
 
-void launch_hypothesis_statistics_cuda(const float* hypotheses, const Reprojection& reprojection, float* mean,
-                                       float* covariance, float* weights, float* weighted_mean, HypothesisSizes sizes,
-                                       void* stream) {
-    if (sizes.num_frames == 0) return;
-    if (reprojection.keypoints_2d == nullptr) {
+void launch_hypothesis_statistics_cuda(const float* hypotheses, const CudaReprojection& view,
+                                       const StatisticsOutputs& outputs, HypothesisSizes sizes, void* stream) {
+    if (sizes.num_frames == 0 || launch_staged_frames_cuda(hypotheses, view, outputs, sizes, stream)) return;
+    if (view.keypoints_2d == nullptr) {
         const int64_t blocks = (sizes.num_frames * sizes.num_joints + kBlock - 1) / kBlock;
-        DIFFUPOSE_LAUNCH(moments_kernel, static_cast<unsigned>(blocks), kBlock, 0, stream, hypotheses, mean, covariance,
-                         sizes);
+        DIFFUPOSE_LAUNCH(moments_kernel, static_cast<unsigned>(blocks), kBlock, 0, stream, hypotheses, outputs.mean,
+                         outputs.covariance, sizes);
         check_launch("moments_kernel");
         return;
     }
-    DIFFUPOSE_LAUNCH(hypothesis_statistics_kernel, static_cast<unsigned>(sizes.num_frames), kBlock, 0, stream,
-                     hypotheses, reprojection, mean, covariance, weights, weighted_mean, sizes);
+    const auto kernel = view.float64 ? hypothesis_statistics_kernel<double> : hypothesis_statistics_kernel<float>;
+    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>(sizes.num_frames), kBlock, 0, stream, hypotheses, view, outputs,
+                     sizes);
     check_launch("hypothesis_statistics");
 }
 

@@ -20,15 +20,17 @@ struct SeenFrame {
     double total, mean_u, mean_v, spread;
     float fx, fy, cx, cy, total_weight, half_side;
 
-    DIFFUPOSE_HOST_DEVICE void look_at_joint(const double* keypoints, const double* confidence, const double* camera,
-                                             float part, int64_t j) {
-        const bool present = confidence[j] > 0.0;
-        const double x = present ? keypoints[2 * j] : 0.0, y = present ? keypoints[2 * j + 1] : 0.0;
-        w[j] = confidence[j];
+    template <typename T>
+    DIFFUPOSE_HOST_DEVICE void look_at_joint(const T* keypoints, const T* confidence, const double* camera, float part,
+                                             int64_t j) {
+        w[j] = static_cast<double>(confidence[j]);
+        const bool present = w[j] > 0.0;
+        const double x = present ? static_cast<double>(keypoints[2 * j]) : 0.0;
+        const double y = present ? static_cast<double>(keypoints[2 * j + 1]) : 0.0;
         u[j] = present ? (x - camera[2]) / camera[0] : 0.0;
         v[j] = present ? (y - camera[3]) / camera[1] : 0.0;
         seen_x[j] = static_cast<float>(x), seen_y[j] = static_cast<float>(y);
-        weight[j] = static_cast<float>(confidence[j]);
+        weight[j] = static_cast<float>(w[j]);
         share[j] = part * (1.0f < weight[j] ? 1.0f : weight[j]);
         ray_x[j] = present ? (seen_x[j] - static_cast<float>(camera[2])) / static_cast<float>(camera[0]) : 0.0f;
         ray_y[j] = present ? (seen_y[j] - static_cast<float>(camera[3])) / static_cast<float>(camera[1]) : 0.0f;

@@ -131,34 +131,23 @@ def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
 def _launch(
     function: Callable[..., None],
     hypotheses: Tensor,
-    keypoints_2d: Tensor | None,
-    confidence: Tensor | None,
-    intrinsics: Tensor | None,
+    view: dict[str, Any],
     weight: float,
     temperature: float,
     **where: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Call an extension's function, ``where`` it is to run, and return what it writes."""
-    results = _fake(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
-    mean, covariance, weights, weighted_mean = results
-    hypotheses = hypotheses.contiguous()
-    view: list[Tensor] = []
-    if keypoints_2d is not None and confidence is not None and intrinsics is not None:
-        cameras = torch.cat(split_intrinsics(intrinsics), dim=-1)  # [.., 4]
-        view = [tensor.double().contiguous() for tensor in (keypoints_2d, confidence, cameras)]
-    addresses = [tensor.data_ptr() for tensor in view] or [0, 0, 0]
+    results = _fake(hypotheses, view["keypoints_2d"], None, None, weight, temperature)
+    names = "mean", "covariance", "weights", "weighted_mean"
+    tensors = view | {"hypotheses": hypotheses.contiguous()} | dict(zip(names, results, strict=True))
     function(
-        hypotheses=hypotheses.data_ptr(),
-        keypoints_2d=addresses[0],
-        confidence=addresses[1],
-        cameras=addresses[2],
-        shared_camera=bool(view) and view[2].ndim == 1,
+        # A tensor's address, 0 for none.
+        **{
+            name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
+            for name, value in tensors.items()
+        },
         weight=weight,
         temperature=temperature,
-        mean=mean.data_ptr(),
-        covariance=covariance.data_ptr(),
-        weights=weights.data_ptr() if view else 0,
-        weighted_mean=weighted_mean.data_ptr() if view else 0,
         num_frames=hypotheses.shape[0],
         num_hypotheses=hypotheses.shape[1],
         num_joints=hypotheses.shape[2],
@@ -167,13 +156,33 @@ def _launch(
     return results
 
 
-def _run_cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _launch(cpp().hypothesis_statistics, *arguments, num_threads=torch.get_num_threads())
+def _run_cpp(
+    hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # [B or nothing, 4]: fx, fy, cx, cy
+    cameras = None if intrinsics is None else torch.cat(split_intrinsics(intrinsics), dim=-1)
+    view: dict[str, Any] = {
+        name: None if tensor is None else tensor.double().contiguous()
+        for name, tensor in (("keypoints_2d", keypoints_2d), ("confidence", confidence), ("cameras", cameras))
+    }
+    view["shared_camera"] = cameras is not None and cameras.ndim == 1
+    return _launch(cpp().hypothesis_statistics, hypotheses, view, *rest, num_threads=torch.get_num_threads())
 
 
-def _run_cuda(hypotheses: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_cuda(
+    hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    seen = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
+    # As they are, where all are float32: to convert them costs more than the rest where hypotheses are few.
+    single = all(tensor is None or tensor.dtype == torch.float32 for tensor in seen.values())
+    dtype = torch.float32 if single else torch.float64
+    view: dict[str, Any] = {
+        name: None if tensor is None else tensor.to(dtype).contiguous() for name, tensor in seen.items()
+    }
+    view["view_dtype"] = str(dtype).removeprefix("torch.")
+    view["shared_camera"] = intrinsics is not None and intrinsics.ndim == 2
     with on_device(hypotheses):
-        return _launch(cuda().hypothesis_statistics, hypotheses, *arguments, stream=stream_of(hypotheses))
+        return _launch(cuda().hypothesis_statistics, hypotheses, view, *rest, stream=stream_of(hypotheses))
 
 
 def _run_triton(
@@ -189,7 +198,11 @@ def _run_triton(
     return kernel(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
 
 
-_IMPLEMENTATIONS = {"cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
+_IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
+    "cpp": _run_cpp,
+    "cuda": _run_cuda,
+    "triton": _run_triton,
+}
 
 
 def _run(

@@ -133,6 +133,18 @@ def test_behind_the_camera(device):
     torch.testing.assert_close(weighted.double(), expected[3], rtol=0, atol=1e-4)
 
 
+def test_some_cannot_be_placed(device):
+    """One without numbers, the others behind the camera: all count alike, and the others move to their rays."""
+    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 6, 17), device=device)
+    hypotheses[1, :, 2, 2] -= 100.0
+    hypotheses[1, 3, 4] = torch.nan
+    hypotheses[2, 1, 0] = torch.inf
+    results = fused(hypotheses, *view)
+    expected = reference.hypothesis_statistics(hypotheses.double(), *view)
+    for value, truth in zip(results[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=2e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize(("weight", "temperature"), [(0.0, 0.02), (1.0, 1e-4), (0.5, float("inf")), (0.3, 0.5)])
 def test_settings(weight, temperature, device):
     inputs = make_inputs("hypothesis_statistics", (3, 9, 17), device=device)

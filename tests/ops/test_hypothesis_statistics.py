@@ -97,8 +97,9 @@ def test_parity(shape, isa, monkeypatch):
     check_parity("cpp", shape, "cpu")
 
 
-# The most joints, and more hypotheses than the kernel keeps the roots of, twice.
-@pytest.mark.parametrize("shape", [*ODD, (2, 5, 64), (1, 1100, 3)], ids=shape_id)
+# The most joints; more hypotheses than threads; more than fit shared memory, and then than the kernel keeps the roots
+# of, twice.
+@pytest.mark.parametrize("shape", [*ODD, (2, 5, 64), (1, 1100, 3), (1, 450, 17), (1, 1100, 17)], ids=shape_id)
 def test_parity_cuda(with_cuda, shape, device):
     check_parity("cuda", shape, device)
 
@@ -115,6 +116,30 @@ def test_far_from_zero(kernel_backend, device):
     exact = torch.stack([torch.cov(hypotheses[0, :, j].double().T) for j in range(17)])
     covariance = named(kernel_backend)(hypotheses)[1][0]
     torch.testing.assert_close(covariance.double(), exact, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("joints", [16, 17])
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_hypotheses_may_begin_anywhere(kernel_backend, offset, joints, device):
+    """A view of a larger tensor need not begin at a multiple of 16 bytes: the same bits."""
+    hypotheses, *view = make_inputs("hypothesis_statistics", (9, 10, joints), device=device)
+    memory = torch.empty(hypotheses.numel() + offset, device=device)
+    moved = memory[offset:].view_as(hypotheses).copy_(hypotheses)
+    assert moved.is_contiguous() and moved.data_ptr() == memory.data_ptr() + 4 * offset
+    for a, b in zip(named(kernel_backend)(moved, *view), named(kernel_backend)(hypotheses, *view), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_some_cannot_be_placed(fused, device):
+    """One without numbers, the others behind the camera: all count alike, and the others move to their rays."""
+    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 6, 17), device=device)
+    hypotheses[1, :, 2, 2] -= 100.0
+    hypotheses[1, 3, 4] = torch.nan
+    hypotheses[2, 1, 0] = torch.inf
+    results = fused(hypotheses, *view)
+    expected = reference.hypothesis_statistics(hypotheses.double(), *view)
+    for value, truth in zip(results[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=2e-5, equal_nan=True)
 
 
 def test_equal_hypotheses(fused, device):
@@ -182,6 +207,8 @@ def test_shared_camera_strides_and_threads(kernel_backend, device):
         assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
     alone = fused(hypotheses[7:8], keypoints[7:8], confidence[7:8], camera)
     assert all(torch.equal(a[0], b[7]) for a, b in zip(alone, whole, strict=True))
+    doubles = fused(hypotheses, keypoints.double(), confidence.double(), camera.double())
+    assert all(torch.equal(a, b) for a, b in zip(doubles, whole, strict=True))
 
 
 def test_gradcheck():
@@ -249,14 +276,13 @@ def test_too_many_joints_for_cuda(with_cuda, device):
 def test_null_pointers_are_rejected(with_cuda, device):
     hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (2, 5, 4), device=device)
     tensors = {
-        "hypotheses": hypotheses, "keypoints_2d": keypoints.double(), "confidence": confidence.double(),
-        "cameras": torch.tensor([1000.0, 1000, 500, 400], dtype=torch.float64, device=device),
+        "hypotheses": hypotheses, "keypoints_2d": keypoints, "confidence": confidence, "intrinsics": K.to(device),
         "mean": torch.empty(2, 4, 3, device=device), "covariance": torch.empty(2, 4, 3, 3, device=device),
         "weights": torch.empty(2, 5, device=device), "weighted_mean": torch.empty(2, 4, 3, device=device),
     }  # fmt: skip
     arguments = {name: tensor.data_ptr() for name, tensor in tensors.items()} | {
-        "shared_camera": True, "weight": 1.0, "temperature": 0.01, "num_frames": 2, "num_hypotheses": 5,
-        "num_joints": 4, "stream": _backend.stream_of(hypotheses),
+        "view_dtype": "float32", "shared_camera": True, "weight": 1.0, "temperature": 0.01, "num_frames": 2,
+        "num_hypotheses": 5, "num_joints": 4, "stream": _backend.stream_of(hypotheses),
     }  # fmt: skip
     run = _backend.cuda().hypothesis_statistics
     run(**arguments)
@@ -266,3 +292,5 @@ def test_null_pointers_are_rejected(with_cuda, device):
                 run(**(arguments | {name: 0}))
     with pytest.raises(ValueError, match=r"num_joints must lie in \[1, 64\]"):
         run(**(arguments | {"num_joints": 65}))
+    with pytest.raises(ValueError, match="view_dtype must be float32 or float64"):
+        run(**(arguments | {"view_dtype": "float16"}))
