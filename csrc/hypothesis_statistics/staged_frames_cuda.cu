@@ -19,9 +19,10 @@ constexpr int kMaxSharedBytes = 96 << 10;
 
 // What all hypotheses of a frame share.
 struct SharedFrame {
-    double mean_u, mean_v, inverse_total;
+    double mean_u, mean_v, inverse_total, inverse_spread;
     float fx, fy, scale;  // of errors, by which they become costs
-    float root_depth;     // weighted mean of the hypotheses that can be placed
+    float root_depth;     // weighted sum of the hypotheses that can be placed
+    float lost;           // how many cannot
 };
 
 // How a block's shared memory is divided, in bytes from its beginning.
@@ -131,6 +132,20 @@ __device__ __forceinline__ T warp_sum(T value) {
     return value;
 }
 
+// Of four neighbours.
+__device__ __forceinline__ double quad_sum(double value) {
+    value += __shfl_xor_sync(kAll, value, 1);
+    return value + __shfl_xor_sync(kAll, value, 2);
+}
+
+__device__ __forceinline__ float quad_max(float value) {
+    for (int bits : {1, 2}) {
+        const float other = __shfl_xor_sync(kAll, value, bits);
+        value = value < other ? other : value;
+    }
+    return value;
+}
+
 __device__ __forceinline__ float warp_min(float value) {
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) {
@@ -181,73 +196,84 @@ __device__ __forceinline__ void read_poses(const Block& block, const float* from
         return;
     }
     for (int h = thread / 32; h < rows; h += kWarps) {
+#pragma unroll 1
         for (int i = thread % 32; i < numel; i += 32) {
             copy_async<4>(block.poses + h * block.row + i, from + static_cast<int64_t>(h) * numel + i);
         }
     }
 }
 
-// What is seen of each frame: a warp, whose threads take two joints each.
+// What is seen of each frame, in three steps: of each joint, a thread for an item; of all joints of a frame, four
+// threads for it; and of each joint again.
 template <typename T>
 __device__ __forceinline__ void look(const Block& block, const CudaReprojection& view, int64_t first) {
-    constexpr int kJoints = 2;
-    static_assert(32 * kJoints >= kCudaStatisticsMaxJoints);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    for (int f = static_cast<int>(threadIdx.x) / 32; f < block.here; f += kWarps) {
-        const int64_t frame = first + f;
-        const T* camera = static_cast<const T*>(view.intrinsics) + (view.shared_camera ? 0 : 9 * frame);
-        const double fx = static_cast<double>(camera[0]), fy = static_cast<double>(camera[4]);
-        const double cx = static_cast<double>(camera[2]), cy = static_cast<double>(camera[5]);
-        double u[kJoints], v[kJoints], w[kJoints], total = 0.0, sum_u = 0.0, sum_v = 0.0;
-        float low_x = kInfinity, low_y = kInfinity, high_x = kInfinity, high_y = kInfinity;  // the high ones negated
-#pragma unroll
-        for (int k = 0; k < kJoints; ++k) {
-            const int64_t at = frame * block.joints + lane + 32 * k;
-            const bool real = lane + 32 * k < block.joints;
-            w[k] = real ? static_cast<double>(static_cast<const T*>(view.confidence)[at]) : 0.0;
-            u[k] = v[k] = 0.0;
-            if (w[k] > 0.0) {
-                const double x = static_cast<double>(static_cast<const T*>(view.keypoints_2d)[2 * at]);
-                const double y = static_cast<double>(static_cast<const T*>(view.keypoints_2d)[2 * at + 1]);
-                u[k] = (x - cx) / fx, v[k] = (y - cy) / fy;
-                const float seen_x = static_cast<float>(x), seen_y = static_cast<float>(y);
-                low_x = seen_x < low_x ? seen_x : low_x, high_x = -seen_x < high_x ? -seen_x : high_x;
-                low_y = seen_y < low_y ? seen_y : low_y, high_y = -seen_y < high_y ? -seen_y : high_y;
-            }
-            total += w[k], sum_u += w[k] * u[k], sum_v += w[k] * v[k];
+    const int thread = static_cast<int>(threadIdx.x), item = thread;  // there are no more of them than threads
+    const bool real = item < block.here * block.joints;
+    const T* cameras = static_cast<const T*>(view.intrinsics) + (view.shared_camera ? 0 : 9 * first);
+    const int stride = view.shared_camera ? 0 : 9;
+    double u = 0.0, v = 0.0, w = 0.0;
+    if (real) {
+        const T* camera = cameras + item / block.joints * stride;
+        const int64_t at = first * block.joints + item;
+        w = static_cast<double>(static_cast<const T*>(view.confidence)[at]);
+        float seen_x = 0.0f, seen_y = 0.0f;
+        if (w > 0.0) {
+            const double x = static_cast<double>(static_cast<const T*>(view.keypoints_2d)[2 * at]);
+            const double y = static_cast<double>(static_cast<const T*>(view.keypoints_2d)[2 * at + 1]);
+            u = (x - static_cast<double>(camera[2])) / static_cast<double>(camera[0]);
+            v = (y - static_cast<double>(camera[5])) / static_cast<double>(camera[4]);
+            seen_x = static_cast<float>(x), seen_y = static_cast<float>(y);
         }
-        total = warp_sum(total);
-        const double mean_u = warp_sum(sum_u) / total, mean_v = warp_sum(sum_v) / total;
-        double spread = 0.0;
-#pragma unroll
-        for (int k = 0; k < kJoints; ++k) {
-            spread += w[k] * ((u[k] - mean_u) * (u[k] - mean_u) + (v[k] - mean_v) * (v[k] - mean_v));
+        block.rays[item] = {u, v};
+        block.weights[item] = {w, 0.0};
+        block.seen[item] = make_float4(seen_x, seen_y, 0.0f, 0.0f);  // pixels as yet
+    }
+    __syncthreads();
+    for (int begin = thread / 32 * 8; begin < block.here; begin += kBlock / 4) {  // eight frames for a warp
+        const int own = begin + thread % 32 / 4,
+                  f = own < block.here ? own : block.here - 1;  // all take part in shuffles
+        const int start = f * block.joints;
+        double total = 0.0, mean_u = 0.0, mean_v = 0.0, spread = 0.0;
+        float low_x = kInfinity, low_y = kInfinity, high_x = -kInfinity, high_y = -kInfinity;
+#pragma unroll 1
+        for (int j = start + thread % 4; j < start + block.joints; j += 4) {
+            const Pair ray = block.rays[j];
+            const double weight = block.weights[j].first;
+            const float4 seen = block.seen[j];
+            total += weight, mean_u += weight * ray.first, mean_v += weight * ray.second;
+            if (!(weight > 0.0)) continue;
+            low_x = seen.x < low_x ? seen.x : low_x, high_x = high_x < seen.x ? seen.x : high_x;
+            low_y = seen.y < low_y ? seen.y : low_y, high_y = high_y < seen.y ? seen.y : high_y;
         }
-        spread = warp_sum(spread);
-        // NaN where all rays coincide, and what is multiplied by it.
-        const double inverse = spread > 1e-20 * total ? 1.0 / spread : static_cast<double>(kNan);
-#pragma unroll
-        for (int k = 0; k < kJoints; ++k) {
-            const int j = lane + 32 * k, item = f * block.joints + j;
-            if (j >= block.joints) continue;
-            const float weight = static_cast<float>(w[k]);
-            block.rays[item] = {u[k], v[k]};
-            block.weights[item] = {w[k], w[k] * (u[k] - mean_u) * inverse};
-            block.slopes[item] = w[k] * (v[k] - mean_v) * inverse;
-            block.seen[item] = make_float4(static_cast<float>(u[k]), static_cast<float>(v[k]), weight,
-                                           view.weight * (1.0f < weight ? 1.0f : weight));
+        total = quad_sum(total);
+        const double inverse_total = 1.0 / total;
+        mean_u = quad_sum(mean_u) * inverse_total, mean_v = quad_sum(mean_v) * inverse_total;
+#pragma unroll 1
+        for (int j = start + thread % 4; j < start + block.joints; j += 4) {
+            const double off_u = block.rays[j].first - mean_u, off_v = block.rays[j].second - mean_v;
+            spread += block.weights[j].first * (off_u * off_u + off_v * off_v);
         }
-        const float width = -warp_min(high_x) - warp_min(low_x), height = -warp_min(high_y) - warp_min(low_y);
+        spread = quad_sum(spread);
+        const float width = quad_max(high_x) + quad_max(-low_x), height = quad_max(high_y) + quad_max(-low_y);
         const float longer = width < height ? height : width, side = longer < 2e-6f ? 2e-6f : longer;
-        if (lane == 0) {
-            block.kept[f] = {mean_u,
-                             mean_v,
-                             1.0 / total,
-                             static_cast<float>(fx),
-                             static_cast<float>(fy),
-                             1.0f / static_cast<float>(total) / (side * view.temperature),
-                             0.0f};
+        if (own < block.here && thread % 4 == 0) {
+            const T* camera = cameras + f * stride;
+            SharedFrame& kept = block.kept[f];
+            kept.mean_u = mean_u, kept.mean_v = mean_v, kept.inverse_total = inverse_total;
+            // NaN where all rays coincide, and what is multiplied by it.
+            kept.inverse_spread = spread > 1e-20 * total ? 1.0 / spread : static_cast<double>(kNan);
+            kept.fx = static_cast<float>(camera[0]), kept.fy = static_cast<float>(camera[4]);
+            kept.scale = 1.0f / static_cast<float>(total) / (side * view.temperature);
         }
+    }
+    __syncthreads();
+    if (real) {
+        const SharedFrame& kept = block.kept[item / block.joints];
+        const float weight = static_cast<float>(w);
+        block.weights[item].second = w * (u - kept.mean_u) * kept.inverse_spread;
+        block.slopes[item] = w * (v - kept.mean_v) * kept.inverse_spread;
+        block.seen[item] = make_float4(static_cast<float>(u), static_cast<float>(v), weight,
+                                       view.weight * (1.0f < weight ? 1.0f : weight));
     }
 }
 
@@ -261,6 +287,7 @@ __device__ __forceinline__ void place(const Block& block) {
         const float* pose = block.poses + h * block.row;
         const SharedFrame& frame = block.kept[f];
         double sum_x = 0.0, sum_y = 0.0, depth = 0.0;
+#pragma unroll 3
         for (int j = thread % 2; j < block.joints; j += 2) {
             const Pair ray = block.rays[f * block.joints + j], weight = block.weights[f * block.joints + j];
             const double z = static_cast<double>(pose[3 * j + 2]);
@@ -276,6 +303,7 @@ __device__ __forceinline__ void place(const Block& block) {
                          static_cast<float>(sum_y * frame.inverse_total + frame.mean_v * depth),
                          static_cast<float>(depth)};
         float sum = 0.0f;
+#pragma unroll 3
         for (int j = thread % 2; j < block.joints; j += 2) {
             const float4 seen = block.seen[f * block.joints + j];
             const float z = pose[3 * j + 2] + root[2];
@@ -300,7 +328,7 @@ __device__ __forceinline__ void weigh(const Block& block, float* weights) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     for (int f = static_cast<int>(threadIdx.x) / 32; f < block.here; f += kWarps) {
         float4* roots = block.roots + f * block.count;
-        float lowest = kInfinity, total = 0.0f, depth = 0.0f;
+        float lowest = kInfinity, total = 0.0f, depth = 0.0f, lost = 0.0f;
         for (int h = lane; h < block.count; h += 32) lowest = roots[h].w < lowest ? roots[h].w : lowest;
         lowest = warp_min(lowest);
         for (int h = lane; h < block.count; h += 32) {
@@ -313,10 +341,14 @@ __device__ __forceinline__ void weigh(const Block& block, float* weights) {
         for (int h = lane; h < block.count; h += 32) {
             const float weight = roots[h].w / total;
             weights[f * block.count + h] = roots[h].w = weight;
-            if (roots[h].z == roots[h].z) depth += weight * roots[h].z;
+            if (roots[h].z == roots[h].z) {
+                depth += weight * roots[h].z;
+            } else {
+                lost += 1.0f;
+            }
         }
-        depth = warp_sum(depth);
-        if (lane == 0) block.kept[f].root_depth = depth;
+        depth = warp_sum(depth), lost = warp_sum(lost);
+        if (lane == 0) block.kept[f].root_depth = depth, block.kept[f].lost = lost;
     }
 }
 
@@ -357,7 +389,7 @@ __device__ __forceinline__ void write(float* to, const float* from, int count) {
 }
 
 template <bool kView, typename T>
-__global__ void __launch_bounds__(kBlock, kView ? 4 : 5)
+__global__ void __launch_bounds__(kBlock, kView ? 4 : 6)
     staged_frames_kernel(const float* __restrict__ hypotheses, CudaReprojection view, StatisticsOutputs outputs,
                          HypothesisSizes sizes, Plan plan) {
     DIFFUPOSE_DYNAMIC_SHARED(memory);
@@ -409,13 +441,17 @@ __global__ void __launch_bounds__(kBlock, kView ? 4 : 5)
             const float inverse = nearly_inverse(depth);
             const float q_x = off_x * inverse, q_y = off_y * inverse;
             sums[6] += q_x, sums[7] += q_y, sums[8] += q_x * q_x + q_y * q_y;
-            if (root.z == root.z) {
-                sums[9] += root.w * pose[2], sums[10] += root.w * off_x, sums[11] += root.w * off_y;
-            } else {
-                sums[12] += root.w * pose[0], sums[13] += root.w * pose[1], sums[14] += root.w * pose[2];
-            }
+            if (root.z == root.z) sums[9] += root.w * pose[2], sums[10] += root.w * off_x, sums[11] += root.w * off_y;
         }
     });
+    if constexpr (kView) {
+        if (item.real && block.kept[item.frame].lost > 0.0f) {
+            for_each(block, item, [&](const float* pose, int h) {
+                const float4 root = block.roots[item.frame * block.count + h];
+                for (int axis = 0; root.z != root.z && axis < 3; ++axis) sums[12 + axis] += root.w * pose[axis];
+            });
+        }
+    }
     if (parts > 1) {
         __syncthreads();  // the poses are done with
         for (int i = 0; i < kSums; ++i) block.poses[i * kBlock + thread] = sums[i];
