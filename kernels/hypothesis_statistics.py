@@ -14,6 +14,7 @@ _WARPS = 4
 _THREADS = 32 * _WARPS
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once
 _JOINTS_IN_THREAD = 3  # of a hypothesis that is placed: with more of them fewer blocks fit a multiprocessor
+_REGISTERS = 96  # of a thread with a view. Left alone the assembler takes fewer, and spills.
 
 
 def hypothesis_statistics(
@@ -62,6 +63,6 @@ def hypothesis_statistics(
         JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _THREADS // block), AT_ONCE=few or 8,
         WEIGHTS_H=min(_launch.next_power_of_2(count), 1024), ROWS=max(1, _THREADS // lanes), LANES=lanes,
         SECTORS=min(_launch.next_power_of_2(per_program * count * joints * 3 // 8 + 1), 1024),
-        num_warps=_WARPS, enable_fp_fusion=True,
+        num_warps=_WARPS, maxnreg=_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

@@ -103,22 +103,22 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// 1 / x but for the last bit.
+// 1 / x but for the last bit; of what is next to zero, infinity.
 __device__ __forceinline__ float nearly_inverse(float x) {
 #ifdef __CUDACC__
     float result;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
 #else
     return 1.0f / x;
 #endif
 }
 
-// The square root but for the last bit.
+// The square root but for the last bit; of what is next to zero, zero.
 __device__ __forceinline__ float nearly_root(float x) {
 #ifdef __CUDACC__
     float result;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
 #else
     return std::sqrt(x);
@@ -310,9 +310,10 @@ __device__ __forceinline__ void place(const Block& block) {
             // As a difference of metres, divided by the depth, it loses no digits.
             const float x = frame.fx * (pose[3 * j] + root[0] - seen.x * z);
             const float y = frame.fy * (pose[3 * j + 1] + root[1] - seen.y * z);
+            const float distance = nearly_root(x * x + y * y) * nearly_inverse(z);
             // Behind the camera there is no image.
-            const float distance = z > 1e-3f ? nearly_root(x * x + y * y) * nearly_inverse(z) : kInfinity;
-            if (seen.z > 0.0f) sum += distance * seen.z;
+            const float weighted = (z > 1e-3f ? distance : kInfinity) * seen.z;
+            sum += seen.z > 0.0f ? weighted : 0.0f;
         }
         sum += __shfl_xor_sync(kAll, sum, 1);
         if (!is_placed(root)) root[2] = kNan;  // which alone is asked for then

@@ -74,9 +74,9 @@ CUDA_CASE(hypothesis_statistics) {
     check({1, 5, 64}, true);
 }
 
-// In the second one the roots do not fit and are computed again for each pass.
+// More than fit shared memory; in the second one the roots do not either, and are computed again for each pass.
 CUDA_CASE(hypothesis_statistics_of_many) {
-    check({1, 330, 17}, true);
+    check({1, 480, 17}, true);
     check({1, 530, 17}, false);
 }
 
