@@ -13,6 +13,7 @@ from diffupose.kernels.hypothesis_view import hypothesis_statistics_kernel
 _WARPS = 4
 _THREADS = 32 * _WARPS
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once
+_HYPOTHESES = 64  # of a program with a view, of several frames where they are fewer
 _JOINTS_IN_THREAD = 3  # of a hypothesis that is placed: with more of them fewer blocks fit a multiprocessor
 _REGISTERS, _MOMENTS_REGISTERS = 96, 128  # of a thread. Left alone the assembler may take fewer, and spills.
 
@@ -51,7 +52,7 @@ def hypothesis_statistics(
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
     kept = hypotheses.new_empty(frames, 8, dtype=torch.float64)
     roots = hypotheses.new_empty(frames, count, 4)
-    per_program = max(1, min(_THREADS // joints, 64 // count))
+    per_program = max(1, min(_THREADS // joints, _HYPOTHESES // count))
     block = max(32, _launch.next_power_of_2(per_program * joints))
     lanes = _launch.next_power_of_2(triton.cdiv(joints, _JOINTS_IN_THREAD))
     _launch.launch(

@@ -40,8 +40,11 @@ Plan plan_of(const HypothesisSizes& sizes, bool view) {
     const int joints = static_cast<int>(sizes.num_joints), numel = 3 * joints;
     Plan plan = {};
     if (sizes.num_hypotheses > kMaxSharedBytes / (12 * joints)) return plan;
-    const int count = static_cast<int>(sizes.num_hypotheses), few = kBlock / 2 / count, narrow = kBlock / joints;
-    const int most = few < 1 ? 1 : few < narrow ? few : narrow;
+    const int count = static_cast<int>(sizes.num_hypotheses), narrow = kBlock / joints;
+    // As many hypotheses as are placed at a time, or twice as many where two frames would not be.
+    const int few = (count > kBlock / 4 ? kBlock : kBlock / 2) / count,
+              staged = kMaxSharedBytes / 2 / (12 * joints * count);
+    const int fitting = few < staged ? few : staged, most = fitting < 1 ? 1 : fitting < narrow ? fitting : narrow;
     // Every block should begin at a multiple of 16 bytes.
     plan.frames = most;
     while (plan.frames > 1 && plan.frames * count * numel % 4 != 0) --plan.frames;

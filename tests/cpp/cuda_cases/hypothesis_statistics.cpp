@@ -71,6 +71,7 @@ void check(const HypothesisSizes& sizes, bool rounded) {
 CUDA_CASE(hypothesis_statistics) {
     check({14, 8, 17}, true);
     check({2, 33, 17}, false);
+    check({3, 70, 5}, true);
     check({1, 5, 64}, true);
 }
 
