@@ -15,7 +15,7 @@ _THREADS = 32 * _WARPS
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once
 _HYPOTHESES = 64  # of a program with a view, of several frames where they are fewer
 _JOINTS_IN_THREAD = 3  # of a hypothesis that is placed: with more of them fewer blocks fit a multiprocessor
-_REGISTERS, _MOMENTS_REGISTERS = 96, 128  # of a thread. Left alone the assembler may take fewer, and spills.
+_REGISTERS = 128  # of a thread at most. Left alone the assembler may take fewer, and spills.
 
 
 def hypothesis_statistics(
@@ -45,7 +45,7 @@ def hypothesis_statistics(
             (triton.cdiv(frames * joints, block),),
             hypotheses, mean, covariance, frames * joints, count,
             COUNT=few, ENOUGH=count >= 4, NUM_JOINTS=joints, PARTS=parts, AT_ONCE=few or _AT_ONCE, BLOCK=block,
-            num_warps=parts * block // 32, maxnreg=_MOMENTS_REGISTERS, enable_fp_fusion=True,
+            num_warps=parts * block // 32, maxnreg=_REGISTERS, enable_fp_fusion=True,
         )  # fmt: skip
         return mean, covariance, weights, weighted_mean
     weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
