@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from support.cuda_binary import (
     LaunchBounds,
     cuda_build,
     cuda_extension,
+    demangle,
     kernel_usages,
     launch_bounds,
     parse_bounds,
     parse_usages,
     product_loops,
+    ptx_files,
     serialized_products,
 )
 
@@ -98,6 +101,22 @@ def test_the_persistent_kernel_multiplies_out_of_registers():
     # Two blocks of columns of every pair of joints: of a linear layer, and of both products of a graph convolution.
     assert sorted(loops) == sorted(2 * products * pairs for products in (1, 2) for pairs in (8, 9))
     assert not any(loops.values()), loops
+
+
+EARLY = {"product_kernel", "task_kernel", "step_kernel"}
+
+
+def test_kernels_that_start_early_wait():
+    """Before they write anything; what they do for it is in PTX by its name."""
+    early = set()
+    for ptx in ptx_files().values():
+        for name, body in re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, re.DOTALL):
+            before, wait, _ = body.partition("griddepcontrol.wait;")
+            assert bool(wait) == ("griddepcontrol.launch_dependents;" in body), name
+            if wait:
+                early.add(re.search(r"::(\w+)<", demangle([name])[0])[1])
+                assert not re.search(r"\b(st|red|atom)\.(global|volatile)", before), name
+    assert early == EARLY
 
 
 def test_hoppers_kernel_multiplies_out_of_registers():

@@ -30,6 +30,7 @@ FAULTS = {
     "global_overrun": [("addresses", "random", "address")],
     "misaligned": [("addresses", "random", "undefined behaviour")],
     "unwritten_shared": [("fibres", "forward", "wrong result"), ("threads", "forward", "wrong result")],
+    "never_waits": [("fibres", "forward", "misuse"), ("threads", "forward", "misuse")],
     "block_order": [("fibres", "reverse", "wrong result")],
 }
 RUNS = [(mode, order) for mode, orders in emulate_cuda.ORDERS.items() for order in orders]
@@ -91,12 +92,13 @@ def test_every_fault_has_a_test():
     assert sorted(cases) == sorted([*FAULTS, "none"])
 
 
-LAUNCH = re.compile(r"DIFFUPOSE_LAUNCH\(\s*((?:[^,()]|\((?:[^()]|\([^()]*\))*\))+),")
+LAUNCH = re.compile(r"DIFFUPOSE_LAUNCH(?:_EARLY)?\(\s*((?:[^,()]|\((?:[^()]|\([^()]*\))*\))+),")
 
 
 def test_launch_pattern():
     text = "DIFFUPOSE_LAUNCH((kernel<float,\n  f(2)>), g(1), 2);  DIFFUPOSE_LAUNCH(plain, 1, 2, 0, s)"
-    assert [" ".join(kernel.split()) for kernel in LAUNCH.findall(text)] == ["(kernel<float, f(2)>)", "plain"]
+    text += "DIFFUPOSE_LAUNCH_EARLY(early, 1, 2, 0, s, true)"
+    assert [" ".join(kernel.split()) for kernel in LAUNCH.findall(text)] == ["(kernel<float, f(2)>)", "plain", "early"]
 
 
 def test_every_launch_has_a_case(compiler):

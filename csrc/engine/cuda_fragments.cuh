@@ -195,41 +195,4 @@ __device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, cons
     }
 }
 
-// The same in float32, by multiply-adds: each lane computes its own sums.
-template <int kPairs, int kProducts, int kBlocks>
-__device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, const float* x, const float* weight,
-                                    int block, int first, int last, int steps, Lane lane) {
-    for (int step = first; step < last; ++step) {
-        for (int q = 0; q < 4; ++q) {
-            float b[kBlocks][2][kProducts][4];
-#pragma unroll
-            for (int n = 0; n < kBlocks; ++n) {
-                const float* from =
-                    weight + ((((block + n) * steps + step) * 4 + q) * 4 + lane.quarter) * 2 * kProducts * 4;
-#pragma unroll
-                for (int i = 0; i < 2 * kProducts; ++i) load4(from + 4 * i, b[n][i / kProducts][i % kProducts]);
-            }
-#pragma unroll
-            for (int pair = 0; pair < kPairs; ++pair) {
-                float a[kRecord];  // joints 0 and 1 of the lower channels, then of the upper ones
-                load8(x + record_index(pair, step, steps, 4 * lane.pose + q), a);
-#pragma unroll
-                for (int n = 0; n < kBlocks; ++n) {
-#pragma unroll
-                    for (int product = 0; product < kProducts; ++product) {
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {  // joint i / 2, column i % 2
-                            float& sum = sums.values[product][pair][n][i];
-                            const float* w = b[n][i % 2][product];
-                            const float* row = a + i / 2 * 2;
-                            sum = fmaf(row[0], w[0], sum), sum = fmaf(row[1], w[1], sum);
-                            sum = fmaf(row[4], w[2], sum), sum = fmaf(row[5], w[3], sum);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
 }  // namespace diffupose

@@ -134,34 +134,6 @@ __device__ inline void product_task(const LayerRecord& layer, unsigned char* mem
     finish<T>(layer, memory, parameters, sums, block, lane);
 }
 
-// The same by all warps of a block, each adding up a part of the channels; `shared` holds the sums of all but the
-// first.
-template <typename T, int kPairs, int kProducts, int kBlocks, int kWarps>
-__device__ inline void shared_product_task(const LayerRecord& layer, unsigned char* memory, const float* parameters,
-                                           int block, float* shared, int warp, Lane lane) {
-    constexpr int kSums = kPairs * kProducts * kBlocks * 4;
-    Sums<kPairs, kProducts, kBlocks> sums;
-    sums.clear();
-    const int steps = layer.input_steps;
-    add_products(sums, at<const T>(memory, layer.input), static_cast<const T*>(layer.weight), block,
-                 steps * warp / kWarps, steps * (warp + 1) / kWarps, steps, lane);
-    float* flat = &sums.values[0][0][0][0];
-    if (warp > 0) {
-        float* mine = shared + (warp - 1) * kSums * kWarpSize + lane.index;
-#pragma unroll
-        for (int i = 0; i < kSums; ++i) mine[i * kWarpSize] = flat[i];
-    }
-    __syncthreads();
-    if (warp > 0) return;
-    for (int other = 0; other < kWarps - 1; ++other) {
-        const float* theirs = shared + other * kSums * kWarpSize + lane.index;
-#pragma unroll
-        for (int i = 0; i < kSums; ++i) flat[i] += theirs[i * kWarpSize];
-    }
-    if constexpr (kProducts == 2) mix_joints(layer, sums, block, lane);
-    finish<T>(layer, memory, parameters, sums, block, lane);
-}
-
 // --- Scale and shift -------------------------------------------------------------------------------------------------
 
 // Sum over the four lanes that share a pose; all of them get it, in the same bits.

@@ -1,14 +1,19 @@
 #include "common/cuda.h"
 #include "engine/cuda_layers.cuh"
+#include "engine/cuda_split.cuh"
 #include "engine/cuda_steps.cuh"
 #include "engine/engine_cuda.h"
+#include "reverse_step/reverse_step_element.h"
 
 namespace diffupose {
 namespace {
 
-// Warps that share the channels of one product in the kernels of single layers.
-constexpr int kSplit = 4;
-constexpr int kSplitThreads = kSplit * kWarpSize;
+// Threads of the kernels around the products.
+constexpr int kSideWarps = 4;
+constexpr int kSideThreads = kSideWarps * kWarpSize;
+// A block of a product takes 8 columns where there are few enough of them to run all at once, a multiprocessor each,
+// else 16, which read the activations half as often.
+constexpr int64_t kFewBlocks = 128;
 // Warps of a block of the persistent kernel: with two a scheduler, one multiplies while the other mixes joints, and
 // each may hold 255 registers.
 constexpr int kPersistentWarps = 8;
@@ -16,23 +21,25 @@ constexpr int kPersistentThreads = kPersistentWarps * kWarpSize;
 
 // --- One kernel for each layer ---------------------------------------------------------------------------------------
 
-template <typename T, int kPairs, int kProducts>
-__global__ void __launch_bounds__(kSplitThreads, 2)
-    product_kernel(LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, const float* parameters) {
-    // As many sums as a lane has, of every warp but the first.
-    __shared__ float shared[(kSplit - 1) * kPairs * kProducts * 4 * kWarpSize];
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    shared_product_task<T, kPairs, kProducts, 1, kSplit>(layer, workspace + blockIdx.x * tile_bytes, parameters,
-                                                         static_cast<int>(blockIdx.y), shared, warp, this_lane());
+template <typename T, int kPairs, int kProducts, int kBlocks>
+__global__ void __launch_bounds__(kPairs* kWarpSize, sizeof(T) == 2 ? 2 : 1)
+    product_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes,
+                   Tiling tiling, const float* parameters) {
+    let_next_kernel_start();
+    __shared__ SplitLayer<T, kPairs, kProducts, kBlocks> shared;
+    shared.run(layer, workspace + blockIdx.x * tile_bytes, parameters, static_cast<int>(blockIdx.y) * kBlocks,
+               tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane());
 }
 
-// The other layers: a warp for each task, kSplit tasks a block.
+// The other layers: a warp for each task, kSideWarps tasks a block.
 template <typename T, int kPairs>
-__global__ void __launch_bounds__(kSplitThreads)
-    task_kernel(LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, int joints, int num_tasks,
-                const float* parameters) {
+__global__ void __launch_bounds__(kSideThreads)
+    task_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, int joints,
+                int num_tasks, const float* parameters) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
     unsigned char* memory = workspace + blockIdx.x * tile_bytes;
-    const int task = static_cast<int>(blockIdx.y) * kSplit + static_cast<int>(threadIdx.x) / kWarpSize;
+    const int task = static_cast<int>(blockIdx.y) * kSideWarps + static_cast<int>(threadIdx.x) / kWarpSize;
     if (task >= num_tasks) return;
     if (layer.kind == LayerKind::scale_shift) {
         scale_shift_task<T>(layer, memory, parameters, task, this_lane());
@@ -44,69 +51,172 @@ __global__ void __launch_bounds__(kSplitThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kSplitThreads)
-    fill_kernel(const __grid_constant__ Shape shape, unsigned char* workspace, int64_t tile_bytes, const float* x,
-                const float* condition, int64_t num_poses, int64_t poses_per_condition, int pairs) {
-    fill_input<T, PairLayout>(shape, workspace + blockIdx.x * tile_bytes, x, condition,
-                              int64_t{kTilePoses} * blockIdx.x, num_poses, poses_per_condition, 2 * pairs,
-                              static_cast<int>(threadIdx.x), kSplitThreads);
+__global__ void __launch_bounds__(kSideThreads)
+    fill_kernel(const __grid_constant__ Shape shape, unsigned char* workspace, int64_t tile_bytes, Tiling tiling,
+                const float* x, const float* condition, int64_t poses_per_condition, int pairs) {
+    const int64_t first_pose = tiling.first(blockIdx.x);
+    fill_input<T, PairLayout>(shape, workspace + blockIdx.x * tile_bytes, x, condition, first_pose,
+                              first_pose + tiling.count(blockIdx.x), poses_per_condition, 2 * pairs,
+                              static_cast<int>(threadIdx.x), kSideThreads);
 }
 
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kSideThreads)
     draw_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args) {
-    draw_initial(shape, args, int64_t{kTilePoses} * blockIdx.x, static_cast<int>(threadIdx.x), kSplitThreads);
+    draw_initial(shape, args, int64_t{kTilePoses} * blockIdx.x, static_cast<int>(threadIdx.x), kSideThreads);
 }
 
-// The end of a step, and the beginning of the next one.
-template <typename T>
-__global__ void __launch_bounds__(kSplitThreads)
-    step_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
-                unsigned char* workspace, int64_t tile_bytes, int step, int pairs) {
-    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
-    const int64_t first_pose = int64_t{kTilePoses} * blockIdx.x;
-    reverse_step<PairLayout>(shape, args, memory, first_pose, step, static_cast<int>(threadIdx.x), kSplitThreads);
-    if (step + 1 == args.num_steps) return;
-    __syncthreads();
-    fill_input<T, PairLayout>(shape, memory, args.out, args.condition, first_pose,
-                              args.num_frames * args.num_hypotheses, args.num_hypotheses, 2 * pairs,
-                              static_cast<int>(threadIdx.x), kSplitThreads);
-}
-
-__global__ void __launch_bounds__(kSplitThreads)
-    output_kernel(Shape shape, unsigned char* workspace, int64_t tile_bytes, int64_t num_poses, float* out) {
-    const float* output = at<const float>(workspace + blockIdx.x * tile_bytes, shape.output);
-    const int row = shape.joints * shape.output_channels;
-    for (int i = static_cast<int>(threadIdx.x); i < kTilePoses * row; i += kSplitThreads) {
-        const int64_t pose = int64_t{kTilePoses} * blockIdx.x + i / row;
-        const int joint = i % row / shape.output_channels, channel = i % shape.output_channels;
-        if (pose < num_poses) {
-            out[pose * row + i % row] = output[element_index(joint, i / row, channel, shape.output_steps)];
-        }
+// The condition's part of a record of the input buffer, the others 0. Records are counted as they lie.
+__device__ inline void load_condition(const Shape& shape, const CudaSampleArgs& args, int64_t first_pose, int poses,
+                                      int record, float* values) {
+    const int pose = record % kWarpSize / 4, step = record / kWarpSize % shape.input_steps;
+    const int pair = record / kWarpSize / shape.input_steps;
+    const int64_t row = (first_pose + pose) / args.num_hypotheses * shape.joints + 2 * pair;
+#pragma unroll
+    for (int i = 0; i < kRecord; ++i) {
+        const int channel = step * kStepChannels + record % 4 * 2 + i / 4 * 8 + i % 2 - 3, which = i / 2 % 2;
+        const bool inside =
+            pose < poses && 2 * pair + which < shape.joints && channel >= 0 && channel < shape.condition_channels;
+        values[i] = inside ? __ldcg(args.condition + (row + which) * shape.condition_channels + channel) : 0.0f;
     }
 }
 
+// A record of the input buffer, with x_t of the tile's poses, `stride` apart, beside the condition.
+template <typename T>
+__device__ inline void store_input(const Shape& shape, unsigned char* memory, const float* x, int stride, int poses,
+                                   int record, float* values) {
+    const int pose = record % kWarpSize / 4, first = record % 4 * 2, pair = record / kWarpSize / shape.input_steps;
+    const bool has_x = record / kWarpSize % shape.input_steps == 0 && pose < poses;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // of the record's lower channels
+        const int joint = 2 * pair + i / 2, channel = first + i % 2;
+        if (has_x && channel < 3 && joint < shape.joints) values[i] = x[pose * stride + joint * 3 + channel];
+    }
+    store8(at<T>(memory, shape.input) + record * kRecord, values);
+}
+
+// The end of a step, and the beginning of the next one.
 template <typename T, int kPairs>
-void launch_layers(const CudaProgram& program, unsigned char* workspace, int64_t tiles, const float* parameters,
-                   void* stream) {
-    const auto grid = static_cast<unsigned>(tiles);
+__global__ void __launch_bounds__(kPairs* kWarpSize)
+    step_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
+                unsigned char* workspace, int64_t tile_bytes, Tiling tiling, int step) {
+    let_next_kernel_start();
+    constexpr int kThreads = kPairs * kWarpSize, kElements = 3 * 2 * kPairs;
+    static_assert(kTilePoses * ((kElements + 3) / 4) <= kThreads);  // drawn by four, by one thread each
+    // A warp takes a pose, its lanes some numbers each.
+    constexpr int kRounds = (kElements + kWarpSize - 1) / kWarpSize;
+    static_assert(kTilePoses <= kPairs);
+    __shared__ float noise[kPairs][kRounds * kWarpSize], next[kPairs][kRounds * kWarpSize];
+    const int thread = static_cast<int>(threadIdx.x), elements = 3 * shape.joints;
+    const int64_t first_pose = tiling.first(blockIdx.x);
+    const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_steps * kWarpSize;
+    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
+    const bool is_last = step + 1 == args.num_steps;
+    const float* given = args.coefficients + 6 * step;
+    const StepRow row = {given[0], given[1], given[2], given[3], given[4], given[5]};
+    float record[kRecord];
+    if (!is_last) load_condition(shape, args, first_pose, poses, thread, record);
+    const int blocks = (elements + 3) / 4, in_tile = thread / blocks, block = thread % blocks;
+    if (in_tile < poses && row.s != 0.0f) {
+        float z[4];
+        draw(args, key_of(args.seed), first_pose + in_tile, static_cast<uint32_t>(step), block, z);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int element = 4 * block + i;
+            if (element >= elements) continue;
+            const float scale = args.noise_scale == nullptr ? 1.0f : args.noise_scale[step * elements + element];
+            noise[in_tile][element] = scale * z[i];
+        }
+    }
+    const int warp = thread / kWarpSize;
+    float* const out = args.out + (first_pose + warp) * elements;
+    float* const last = args.x0_last == nullptr ? nullptr : args.x0_last + (first_pose + warp) * elements;
+    const float* const output = at<const float>(memory, shape.output);
+    __syncthreads();
+    wait_for_earlier_kernels();
+
+    float x[kRounds], said[kRounds], x0_last[kRounds];
+#pragma unroll
+    for (int k = 0; k < kRounds; ++k) {
+        const int element = thread % kWarpSize + k * kWarpSize;
+        const bool there = warp < poses && element < elements;
+        x[k] = load_if(out + element, there);
+        said[k] = load_if(output + element_index(element / 3, warp, element % 3, shape.output_steps), there);
+        x0_last[k] = load_if((row.c_1 != 0.0f ? last : out) + element, there && row.c_1 != 0.0f);
+    }
+#pragma unroll
+    for (int k = 0; k < kRounds; ++k) {
+        const int element = thread % kWarpSize + k * kWarpSize;
+        const float x0 = predicted_x0(row, args.clip, x[k], said[k]);
+        const float previous = previous_sample(row, x[k], x0, x0_last[k], row.s != 0.0f ? noise[warp][element] : 0.0f);
+        next[warp][element] = previous;
+        if (warp >= poses || element >= elements) continue;
+        out[element] = previous;
+        if (last != nullptr) last[element] = x0;
+    }
+    if (is_last) return;
+    __syncthreads();
+    if (thread < records) store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, thread, record);
+    for (int i = thread + kThreads; i < records; i += kThreads) {
+        load_condition(shape, args, first_pose, poses, i, record);
+        store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, i, record);
+    }
+}
+
+__global__ void __launch_bounds__(kSideThreads)
+    output_kernel(Shape shape, unsigned char* workspace, int64_t tile_bytes, Tiling tiling, float* out) {
+    const float* output = at<const float>(workspace + blockIdx.x * tile_bytes, shape.output);
+    const int row = shape.joints * shape.output_channels;
+    for (int i = static_cast<int>(threadIdx.x); i < tiling.count(blockIdx.x) * row; i += kSideThreads) {
+        const int joint = i % row / shape.output_channels, channel = i % shape.output_channels;
+        out[tiling.first(blockIdx.x) * row + i] = output[element_index(joint, i / row, channel, shape.output_steps)];
+    }
+}
+
+Tiling tiling_of(int64_t poses) {
+    const int64_t tiles = num_tiles(poses);
+    return {poses, static_cast<int>((poses + tiles - 1) / tiles)};
+}
+
+// What all layers are launched with.
+struct Launch {
+    unsigned char* workspace;
+    Tiling tiling;
+    void* stream;
+    bool early;
+};
+
+template <typename T, int kPairs, int kProducts>
+void launch_product(const LayerRecord& layer, const CudaProgram& program, const Launch& to, const float* parameters) {
+    const int64_t tiles = num_tiles(to.tiling.poses);
+    const auto grid = static_cast<unsigned>(tiles), steps = static_cast<unsigned>(layer.output_steps);
+    if (tiles * 2 * layer.output_steps > kFewBlocks) {
+        const auto wide = product_kernel<T, kPairs, kProducts, 2>;
+        DIFFUPOSE_LAUNCH_EARLY(wide, dim3(grid, steps), kPairs * kWarpSize, 0, to.stream, to.early, layer, to.workspace,
+                               program.tile_bytes, to.tiling, parameters);
+        return;
+    }
+    const auto kernel = product_kernel<T, kPairs, kProducts, 1>;
+    DIFFUPOSE_LAUNCH_EARLY(kernel, dim3(grid, 2 * steps), kPairs * kWarpSize, 0, to.stream, to.early, layer,
+                           to.workspace, program.tile_bytes, to.tiling, parameters);
+}
+
+template <typename T, int kPairs>
+void launch_layers(const CudaProgram& program, const Launch& to, const float* parameters) {
+    const auto grid = static_cast<unsigned>(num_tiles(to.tiling.poses));
     for (int i = 0; i < program.num_layers; ++i) {
         const LayerRecord& layer = program.layers[i];
-        const auto blocks = static_cast<unsigned>(2 * layer.output_steps);
         if (layer.kind == LayerKind::graph_conv) {
-            const auto kernel = product_kernel<T, kPairs, 2>;
-            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace, program.tile_bytes,
-                             parameters);
+            launch_product<T, kPairs, 2>(layer, program, to, parameters);
         } else if (layer.kind == LayerKind::linear) {
-            const auto kernel = product_kernel<T, kPairs, 1>;
-            DIFFUPOSE_LAUNCH(kernel, dim3(grid, blocks), kSplitThreads, 0, stream, layer, workspace, program.tile_bytes,
-                             parameters);
+            launch_product<T, kPairs, 1>(layer, program, to, parameters);
         } else {
             const int tasks = layer.kind == LayerKind::scale_shift         ? kPairs
                               : layer.kind == LayerKind::attention_weights ? layer.num_heads * kPairs
                                                                            : layer.output_steps;
             const auto kernel = task_kernel<T, kPairs>;
-            DIFFUPOSE_LAUNCH(kernel, dim3(grid, static_cast<unsigned>((tasks + kSplit - 1) / kSplit)), kSplitThreads, 0,
-                             stream, layer, workspace, program.tile_bytes, program.num_joints, tasks, parameters);
+            DIFFUPOSE_LAUNCH_EARLY(kernel, dim3(grid, static_cast<unsigned>((tasks + kSideWarps - 1) / kSideWarps)),
+                                   kSideThreads, 0, to.stream, to.early, layer, to.workspace, program.tile_bytes,
+                                   program.num_joints, tasks, parameters);
         }
         check_launch("a layer");
     }
@@ -115,33 +225,35 @@ void launch_layers(const CudaProgram& program, unsigned char* workspace, int64_t
 template <typename T, int kPairs>
 void denoise(const CudaProgram& program, const CudaDenoiseArgs& args, unsigned char* workspace, void* stream) {
     const Shape shape = shape_of(program);
-    const int64_t tiles = num_tiles(args.num_poses);
-    const auto grid = static_cast<unsigned>(tiles);
+    const auto grid = static_cast<unsigned>(num_tiles(args.num_poses));
+    const Launch to = {workspace, tiling_of(args.num_poses), stream, waits(product_kernel<T, kPairs, 1, 1>)};
     const auto fill = fill_kernel<T>;
-    DIFFUPOSE_LAUNCH(fill, grid, kSplitThreads, 0, stream, shape, workspace, program.tile_bytes, args.sample,
-                     args.condition, args.num_poses, int64_t{1}, kPairs);
+    DIFFUPOSE_LAUNCH(fill, grid, kSideThreads, 0, stream, shape, workspace, program.tile_bytes, to.tiling, args.sample,
+                     args.condition, int64_t{1}, kPairs);
     check_launch("fill_kernel");
-    launch_layers<T, kPairs>(program, workspace, tiles, args.parameters, stream);
-    DIFFUPOSE_LAUNCH(output_kernel, grid, kSplitThreads, 0, stream, shape, workspace, program.tile_bytes,
-                     args.num_poses, args.out);
+    launch_layers<T, kPairs>(program, to, args.parameters);
+    DIFFUPOSE_LAUNCH(output_kernel, grid, kSideThreads, 0, stream, shape, workspace, program.tile_bytes, to.tiling,
+                     args.out);
     check_launch("output_kernel");
 }
 
 template <typename T, int kPairs>
 void sample_layers(const CudaProgram& program, const CudaSampleArgs& args, unsigned char* workspace, void* stream) {
     const Shape shape = shape_of(program);
-    const int64_t poses = args.num_frames * args.num_hypotheses, tiles = num_tiles(poses);
-    const auto grid = static_cast<unsigned>(tiles);
-    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSplitThreads, 0, stream, shape, args);
+    const int64_t poses = args.num_frames * args.num_hypotheses;
+    const auto grid = static_cast<unsigned>(num_tiles(poses));
+    const auto end = step_kernel<T, kPairs>;
+    const Launch to = {workspace, tiling_of(poses), stream, waits(end)};
+    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSideThreads, 0, stream, shape, args);
     check_launch("draw_kernel");
     const auto fill = fill_kernel<T>;
-    DIFFUPOSE_LAUNCH(fill, grid, kSplitThreads, 0, stream, shape, workspace, program.tile_bytes, args.out,
-                     args.condition, poses, args.num_hypotheses, kPairs);
+    DIFFUPOSE_LAUNCH(fill, grid, kSideThreads, 0, stream, shape, workspace, program.tile_bytes, to.tiling, args.out,
+                     args.condition, args.num_hypotheses, kPairs);
     check_launch("fill_kernel");
-    const auto end = step_kernel<T>;
     for (int step = 0; step < args.num_steps; ++step) {
-        launch_layers<T, kPairs>(program, workspace, tiles, args.parameters + step * args.num_parameters, stream);
-        DIFFUPOSE_LAUNCH(end, grid, kSplitThreads, 0, stream, shape, args, workspace, program.tile_bytes, step, kPairs);
+        launch_layers<T, kPairs>(program, to, args.parameters + step * args.num_parameters);
+        DIFFUPOSE_LAUNCH_EARLY(end, grid, kPairs * kWarpSize, 0, stream, to.early, shape, args, workspace,
+                               program.tile_bytes, to.tiling, step);
         check_launch("step_kernel");
     }
 }

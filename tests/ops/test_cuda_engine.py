@@ -75,7 +75,8 @@ def assert_runs_like_its_formula(program, gpu, count=5, precision="float32"):
 @pytest.mark.parametrize(
     ("joints", "c_in", "c_out", "activation"),
     [(1, 3, 3, "none"), (2, 5, 7, "relu"), (15, 3, 33, "gelu"), (16, 129, 16, "relu"), (17, 33, 129, "gelu"),
-     (17, 384, 16, "none"), (18, 16, 31, "relu")],
+     (17, 384, 16, "none"), (18, 16, 31, "relu"), (17, 530, 16, "gelu"), (16, 530, 3, "relu"), (17, 20, 1040, "none"),
+     (16, 3, 1040, "relu")],
 )  # fmt: skip
 def test_graph_convolution(gpu, joints, c_in, c_out, activation, precision):
     layer = graph_conv(0, 1, joints, c_in, c_out, activation=activation)
@@ -84,13 +85,32 @@ def test_graph_convolution(gpu, joints, c_in, c_out, activation, precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("joints", "c_in", "c_out"), [(1, 3, 3), (16, 4, 129), (17, 384, 3), (18, 7, 33)])
+@pytest.mark.parametrize(
+    ("joints", "c_in", "c_out"), [(1, 3, 3), (16, 4, 129), (17, 384, 3), (17, 530, 3), (18, 7, 33), (17, 4, 1040)]
+)
 @pytest.mark.parametrize("per_joint", [False, True], ids=["bias", "bias per joint"])
 def test_linear_layer(gpu, joints, c_in, c_out, per_joint, precision):
     layer = linear(0, 1, joints, c_in, c_out)
     layer = layer if per_joint else replace(layer, bias=layer.bias[0])
     program = program_of(layer, joints=joints, widths=(c_in, c_out))
     assert_runs_like_its_formula(program, gpu, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("joints", "precision"), [(16, "bfloat16"), (17, "bfloat16"), (16, "float32"), (17, "float32")]
+)
+def test_a_pose_is_the_same_bits_however_layers_are_cut(gpu, joints, precision):
+    """For many tiles a block takes 16 columns, for few 8; and tiles hold 3, 7 or 8 poses."""
+    layers = (
+        graph_conv(0, 1, joints, 5, 240, activation="relu"),
+        linear(1, 2, joints, 240, 240, residual=1),
+        graph_conv(2, 3, joints, 240, 3),
+    )
+    packed = packed_of(program_of(*layers, joints=joints, widths=(5, 240, 240, 3)), gpu, precision)
+    sample, condition = torch.randn(40, joints, 3), torch.randn(40, joints, 2)
+    expected = packed.denoise(sample, condition, STEP)
+    for count in (3, 33):
+        assert torch.equal(packed.denoise(sample[:count], condition[:count], STEP), expected[:count])
 
 
 @pytest.mark.parametrize("joints", [1, 16, 17])

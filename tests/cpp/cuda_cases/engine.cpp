@@ -353,4 +353,43 @@ CUDA_CASE(engine_denoise_of_15_joints) {
     expect_near("output", out, exact, 1e-4);
 }
 
+// So many columns that a block takes 16 of them.
+template <typename T>
+void wide_layer(double tolerance) {
+    constexpr int kJoints = 17, kOut = 1030;
+    const int64_t poses = 9;
+    const auto weight = normal(5 * 2 * kOut, 0.2f), own = normal(kJoints * kOut), neighbors = normal(kJoints * kOut),
+               bias = normal(kOut), sample = normal(poses * kJoints * 3), condition = normal(poses * kJoints * 2);
+    auto adjacency = normal(kJoints * kJoints, 0.2f);
+    for (int64_t j = 0; j < kJoints; ++j) adjacency[j * (kJoints + 1)] = 0.0f;
+    Engine cpu(kJoints, {5, kOut}, false);
+    cpu.add(GraphConvLayer{0, 1, -1, Activation::relu, 5, kOut, weight.data(), own.data(), neighbors.data(),
+                           adjacency.data(), bias.data()});
+    DeviceArray<float> exact(poses * kJoints * kOut), out(exact.size());
+    cpu.denoise({sample.data(), condition.data(), nullptr, poses, 1, exact.data()}, [] { return false; });
+
+    const int64_t rows = 2 * joint_pairs(kJoints), stride = 16 * steps_of(kOut);
+    const auto packed_weight = packed<T>(weight, 5, kOut, 2);
+    const auto padded_own = padded(own.data(), kJoints, kOut, rows, stride);
+    const auto padded_neighbors = padded(neighbors.data(), kJoints, kOut, rows, stride);
+    const auto padded_adjacency = padded(adjacency.data(), kJoints, kJoints, rows, kAdjacencyStride);
+    const auto padded_bias = padded(bias.data(), 1, kOut, 1, stride);
+    LayerRecord layer{};
+    layer.kind = LayerKind::graph_conv, layer.activation = CudaActivation::relu;
+    layer.input_steps = 1, layer.output_steps = static_cast<int32_t>(steps_of(kOut)), layer.output_is_float = 1;
+    layer.output = rows * kTilePoses * 16 * int64_t{sizeof(T)}, layer.residual = -1;
+    layer.weight = packed_weight.data(), layer.own = padded_own.data(), layer.neighbors = padded_neighbors.data();
+    layer.adjacency = padded_adjacency.data(), layer.bias = padded_bias.data();
+    const int64_t tile_bytes = layer.output + rows * kTilePoses * stride * 4;
+    DeviceArray<unsigned char> workspace(2 * tile_bytes);
+    launch_denoise({&layer, nullptr, 1, kJoints, 2, kOut, 0, layer.output, tile_bytes, sizeof(T) == 2},
+                   {sample.data(), condition.data(), nullptr, poses, out.data()}, workspace.data(), nullptr);
+    expect_near("output", out, exact, tolerance);
+}
+
+CUDA_CASE(engine_wide_layer) {
+    wide_layer<float>(1e-4);
+    wide_layer<Bfloat16>(0.1);
+}
+
 }  // namespace diffupose::cases

@@ -201,7 +201,7 @@ Party party_of(uint32_t mask) {
 
 Indices indices_of(dim3 grid, dim3 dims, dim3 at, int thread) {
     const unsigned t = static_cast<unsigned>(thread);
-    return {dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y)), at, dims, grid};
+    return {dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y)), at, dims, grid, false};
 }
 
 // Of the grid, one after the other.
@@ -379,6 +379,10 @@ void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all) {
         for (int i = 0; i < words; ++i) all[other][i] = w.words[other][i].load(std::memory_order_relaxed);
     }
     w.after[party.first].wait(party.count);
+}
+
+void require_wait() {
+    if (!indices().waited) fail("a kernel that is launched early ends without having waited");
 }
 
 void require_aligned(const void* address, int bytes) {

@@ -62,6 +62,7 @@ constexpr int kMaxSharedBytes = 227 << 10;
 
 struct Indices {
     dim3 thread, block, block_dim, grid_dim;
+    bool waited = false;  // for earlier kernels
 };
 
 // Of the CUDA thread that runs now.
@@ -88,6 +89,9 @@ void require_aligned(const void* address, int bytes);
 
 void launch(const char* name, const char* file, dim3 grid, dim3 block, int shared_bytes,
             const std::function<void()>& kernel);
+
+// Ends the process unless this thread has waited for earlier kernels.
+void require_wait();
 
 // The most that a kernel was launched with, by its name and the file that launched it.
 struct Launched {
@@ -123,6 +127,12 @@ T from_lane(uint32_t mask, T value, int source) {
 #define DIFFUPOSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     ((void)(stream),                                                     \
      diffupose::emulation::launch(#kernel, __FILE__, grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+// Kernels run one after the other here; but a kernel that is launched early says that it waits.
+#define DIFFUPOSE_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, early, ...)                                \
+    ((void)(stream), (void)(early), diffupose::emulation::launch(#kernel, __FILE__, grid, block, shared_bytes, [=] { \
+         kernel(__VA_ARGS__);                                                                                        \
+         diffupose::emulation::require_wait();                                                                       \
+     }))
 #define DIFFUPOSE_DYNAMIC_SHARED(name) unsigned char* const name = diffupose::emulation::shared_memory()
 
 inline void __syncthreads() { diffupose::emulation::sync_threads(); }
@@ -148,7 +158,19 @@ T __ldg(const T* address) {
     return *address;
 }
 
+template <typename T>
+T __ldcg(const T* address) {
+    return *address;
+}
+
 namespace diffupose {
+
+inline void let_next_kernel_start() {}
+inline void wait_for_earlier_kernels() { emulation::indices().waited = true; }
+template <typename Kernel>
+bool waits(Kernel) {
+    return true;
+}
 
 inline void check_launch(const char*) {}
 template <typename Kernel>

@@ -17,6 +17,7 @@ enum class Fault {
     global_overrun,        // one beyond the result
     misaligned,            // four numbers at once, from an address that is not a multiple of 16
     unwritten_shared,      // reads what no thread wrote
+    never_waits,           // one thread of a kernel that is launched early does not wait for earlier ones
     block_order,           // a block reads what another one writes
 };
 

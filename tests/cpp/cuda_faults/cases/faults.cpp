@@ -22,6 +22,7 @@ CUDA_CASE(shared_overrun) { copy_with(Fault::shared_overrun); }
 CUDA_CASE(global_overrun) { copy_with(Fault::global_overrun); }
 CUDA_CASE(misaligned) { copy_with(Fault::misaligned); }
 CUDA_CASE(unwritten_shared) { copy_with(Fault::unwritten_shared); }
+CUDA_CASE(never_waits) { copy_with(Fault::never_waits); }
 CUDA_CASE(block_order) { copy_with(Fault::block_order); }
 
 }  // namespace diffupose::cases
