@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "common/cuda.h"
 #include "engine/cuda_layers.cuh"
 #include "engine/cuda_split.cuh"
@@ -28,19 +30,23 @@ __global__ void __launch_bounds__(kPairs* kWarpSize, sizeof(T) == 2 ? 2 : 1)
     let_next_kernel_start();
     __shared__ SplitLayer<T, kPairs, kProducts, kBlocks> shared;
     shared.run(layer, workspace + blockIdx.x * tile_bytes, parameters, static_cast<int>(blockIdx.y) * kBlocks,
-               tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane());
+               tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane(), [] {
+                   __syncthreads();
+                   wait_for_earlier_kernels();
+               });
 }
 
-// The other layers: a warp for each task, kSideWarps tasks a block.
+// The other layers: a warp for each task.
+template <int kPairs>
+__host__ __device__ inline int tasks_of(const LayerRecord& layer) {
+    return layer.kind == LayerKind::scale_shift         ? kPairs
+           : layer.kind == LayerKind::attention_weights ? layer.num_heads * kPairs
+                                                        : layer.output_steps;
+}
+
 template <typename T, int kPairs>
-__global__ void __launch_bounds__(kSideThreads)
-    task_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, int joints,
-                int num_tasks, const float* parameters) {
-    let_next_kernel_start();
-    wait_for_earlier_kernels();
-    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
-    const int task = static_cast<int>(blockIdx.y) * kSideWarps + static_cast<int>(threadIdx.x) / kWarpSize;
-    if (task >= num_tasks) return;
+__device__ inline void run_task(const LayerRecord& layer, unsigned char* memory, int joints, const float* parameters,
+                                int task) {
     if (layer.kind == LayerKind::scale_shift) {
         scale_shift_task<T>(layer, memory, parameters, task, this_lane());
     } else if (layer.kind == LayerKind::attention_weights) {
@@ -48,6 +54,18 @@ __global__ void __launch_bounds__(kSideThreads)
     } else {
         attention_apply_task<T, kPairs>(layer, memory, task, this_lane());
     }
+}
+
+// kSideWarps tasks a block.
+template <typename T, int kPairs>
+__global__ void __launch_bounds__(kSideThreads)
+    task_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, int joints,
+                const float* parameters) {
+    let_next_kernel_start();
+    wait_for_earlier_kernels();
+    const int task = static_cast<int>(blockIdx.y) * kSideWarps + static_cast<int>(threadIdx.x) / kWarpSize;
+    if (task >= tasks_of<kPairs>(layer)) return;
+    run_task<T, kPairs>(layer, workspace + blockIdx.x * tile_bytes, joints, parameters, task);
 }
 
 template <typename T>
@@ -61,7 +79,8 @@ __global__ void __launch_bounds__(kSideThreads)
 }
 
 __global__ void __launch_bounds__(kSideThreads)
-    draw_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args) {
+    draw_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args, unsigned* arrived) {
+    if (threadIdx.x == 0) arrived[blockIdx.x * kArrivedStride] = 0;
     draw_initial(shape, args, int64_t{kTilePoses} * blockIdx.x, static_cast<int>(threadIdx.x), kSideThreads);
 }
 
@@ -96,69 +115,138 @@ __device__ inline void store_input(const Shape& shape, unsigned char* memory, co
 
 // The end of a step, and the beginning of the next one.
 template <typename T, int kPairs>
+struct StepEnd {
+    static constexpr int kThreads = kPairs * kWarpSize, kElements = 3 * 2 * kPairs;
+    static_assert(kTilePoses * ((kElements + 3) / 4) <= kThreads);  // drawn by four, by one thread each
+    // A warp takes a pose, its lanes some numbers each.
+    static constexpr int kRounds = (kElements + kWarpSize - 1) / kWarpSize;
+    static_assert(kTilePoses <= kPairs);
+    float noise[kPairs][kRounds * kWarpSize], next[kPairs][kRounds * kWarpSize];
+
+    // By a block for its tile; `wait` as in SplitLayer.
+    template <typename Wait>
+    __device__ void run(const Shape& shape, const CudaSampleArgs& args, unsigned char* memory, Tiling tiling, int step,
+                        const Wait& wait) {
+        const int thread = static_cast<int>(threadIdx.x), elements = 3 * shape.joints;
+        const int64_t first_pose = tiling.first(blockIdx.x);
+        const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_steps * kWarpSize;
+        const bool is_last = step + 1 == args.num_steps;
+        const float* given = args.coefficients + 6 * step;
+        const StepRow row = {given[0], given[1], given[2], given[3], given[4], given[5]};
+        float record[kRecord];
+        if (!is_last) load_condition(shape, args, first_pose, poses, thread, record);
+        const int blocks = (elements + 3) / 4, in_tile = thread / blocks, block = thread % blocks;
+        if (in_tile < poses && row.s != 0.0f) {
+            float z[4];
+            draw(args, key_of(args.seed), first_pose + in_tile, static_cast<uint32_t>(step), block, z);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int element = 4 * block + i;
+                if (element >= elements) continue;
+                const float scale = args.noise_scale == nullptr ? 1.0f : args.noise_scale[step * elements + element];
+                noise[in_tile][element] = scale * z[i];
+            }
+        }
+        const int warp = thread / kWarpSize;
+        float* const out = args.out + (first_pose + warp) * elements;
+        float* const last = args.x0_last == nullptr ? nullptr : args.x0_last + (first_pose + warp) * elements;
+        const float* const output = at<const float>(memory, shape.output);
+        wait();
+
+        float x[kRounds], said[kRounds], x0_last[kRounds];
+#pragma unroll
+        for (int k = 0; k < kRounds; ++k) {
+            const int element = thread % kWarpSize + k * kWarpSize;
+            const bool there = warp < poses && element < elements;
+            x[k] = load_if(out + element, there);
+            said[k] = load_if(output + element_index(element / 3, warp, element % 3, shape.output_steps), there);
+            x0_last[k] = load_if((row.c_1 != 0.0f ? last : out) + element, there && row.c_1 != 0.0f);
+        }
+#pragma unroll
+        for (int k = 0; k < kRounds; ++k) {
+            const int element = thread % kWarpSize + k * kWarpSize;
+            const float x0 = predicted_x0(row, args.clip, x[k], said[k]);
+            const float previous =
+                previous_sample(row, x[k], x0, x0_last[k], row.s != 0.0f ? noise[warp][element] : 0.0f);
+            next[warp][element] = previous;
+            if (warp >= poses || element >= elements) continue;
+            out[element] = previous;
+            if (last != nullptr) last[element] = x0;
+        }
+        if (is_last) return;
+        __syncthreads();
+        if (thread < records) store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, thread, record);
+        for (int i = thread + kThreads; i < records; i += kThreads) {
+            load_condition(shape, args, first_pose, poses, i, record);
+            store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, i, record);
+        }
+    }
+};
+
+template <typename T, int kPairs>
 __global__ void __launch_bounds__(kPairs* kWarpSize)
     step_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
                 unsigned char* workspace, int64_t tile_bytes, Tiling tiling, int step) {
     let_next_kernel_start();
-    constexpr int kThreads = kPairs * kWarpSize, kElements = 3 * 2 * kPairs;
-    static_assert(kTilePoses * ((kElements + 3) / 4) <= kThreads);  // drawn by four, by one thread each
-    // A warp takes a pose, its lanes some numbers each.
-    constexpr int kRounds = (kElements + kWarpSize - 1) / kWarpSize;
-    static_assert(kTilePoses <= kPairs);
-    __shared__ float noise[kPairs][kRounds * kWarpSize], next[kPairs][kRounds * kWarpSize];
-    const int thread = static_cast<int>(threadIdx.x), elements = 3 * shape.joints;
-    const int64_t first_pose = tiling.first(blockIdx.x);
-    const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_steps * kWarpSize;
-    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
-    const bool is_last = step + 1 == args.num_steps;
-    const float* given = args.coefficients + 6 * step;
-    const StepRow row = {given[0], given[1], given[2], given[3], given[4], given[5]};
-    float record[kRecord];
-    if (!is_last) load_condition(shape, args, first_pose, poses, thread, record);
-    const int blocks = (elements + 3) / 4, in_tile = thread / blocks, block = thread % blocks;
-    if (in_tile < poses && row.s != 0.0f) {
-        float z[4];
-        draw(args, key_of(args.seed), first_pose + in_tile, static_cast<uint32_t>(step), block, z);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int element = 4 * block + i;
-            if (element >= elements) continue;
-            const float scale = args.noise_scale == nullptr ? 1.0f : args.noise_scale[step * elements + element];
-            noise[in_tile][element] = scale * z[i];
-        }
-    }
-    const int warp = thread / kWarpSize;
-    float* const out = args.out + (first_pose + warp) * elements;
-    float* const last = args.x0_last == nullptr ? nullptr : args.x0_last + (first_pose + warp) * elements;
-    const float* const output = at<const float>(memory, shape.output);
-    __syncthreads();
-    wait_for_earlier_kernels();
+    __shared__ StepEnd<T, kPairs> shared;
+    shared.run(shape, args, workspace + blockIdx.x * tile_bytes, tiling, step, [] {
+        __syncthreads();
+        wait_for_earlier_kernels();
+    });
+}
 
-    float x[kRounds], said[kRounds], x0_last[kRounds];
-#pragma unroll
-    for (int k = 0; k < kRounds; ++k) {
-        const int element = thread % kWarpSize + k * kWarpSize;
-        const bool there = warp < poses && element < elements;
-        x[k] = load_if(out + element, there);
-        said[k] = load_if(output + element_index(element / 3, warp, element % 3, shape.output_steps), there);
-        x0_last[k] = load_if((row.c_1 != 0.0f ? last : out) + element, there && row.c_1 != 0.0f);
-    }
-#pragma unroll
-    for (int k = 0; k < kRounds; ++k) {
-        const int element = thread % kWarpSize + k * kWarpSize;
-        const float x0 = predicted_x0(row, args.clip, x[k], said[k]);
-        const float previous = previous_sample(row, x[k], x0, x0_last[k], row.s != 0.0f ? noise[warp][element] : 0.0f);
-        next[warp][element] = previous;
-        if (warp >= poses || element >= elements) continue;
-        out[element] = previous;
-        if (last != nullptr) last[element] = x0;
-    }
-    if (is_last) return;
-    __syncthreads();
-    if (thread < records) store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, thread, record);
-    for (int i = thread + kThreads; i < records; i += kThreads) {
-        load_condition(shape, args, first_pose, poses, i, record);
-        store_input<T>(shape, memory, next[0], kRounds * kWarpSize, poses, i, record);
+// --- All layers of all steps in one kernel, while a tile's blocks fit the GPU together -------------------------------
+
+// What a block needs of shared memory, one after the other.
+template <typename T, int kPairs>
+union TogetherMemory {
+    SplitLayer<T, kPairs, 2, 1> graph_conv;
+    SplitLayer<T, kPairs, 1, 1> linear;
+    StepEnd<T, kPairs> end;
+};
+
+// Phases [first, last): the layers of a step and its end, of all steps. Blocks (tile, columns) of a tile wait for each
+// other between two phases, so all of them must be on the GPU at the same time; while a block waits it has fetched the
+// weights of what comes. What other blocks wrote is read past L1, or by ordinary loads behind the wait, which forget
+// what L1 held.
+template <typename T, int kPairs>
+__global__ void __launch_bounds__(kPairs* kWarpSize, 1)
+    together_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
+                    const LayerRecord* layers, int num_layers, unsigned char* workspace, int64_t tile_bytes,
+                    Tiling tiling, unsigned* arrived, int first, int last) {
+    __shared__ TogetherMemory<T, kPairs> shared;
+    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
+    const int block = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    const int poses = tiling.count(blockIdx.x), phases = num_layers + 1;
+    const TeamBarrier barrier = {arrived + blockIdx.x * kArrivedStride, gridDim.y};
+    for (int phase = first; phase < last; ++phase) {
+        const int step = phase / phases, i = phase % phases;
+        const auto wait = [&] { barrier.wait(static_cast<unsigned>(phase - first)); };
+        if (i == num_layers) {
+            if (block == 0) {
+                shared.end.run(shape, args, memory, tiling, step, wait);
+            } else {
+                wait();
+            }
+        } else {
+            const LayerRecord layer = layers[i];
+            const float* parameters = args.parameters + step * args.num_parameters;
+            const bool product = layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
+            if (product && block >= 2 * layer.output_steps) {
+                wait();
+            } else if (layer.kind == LayerKind::graph_conv) {
+                shared.graph_conv.run(layer, memory, parameters, block, poses, warp, this_lane(), wait);
+            } else if (layer.kind == LayerKind::linear) {
+                shared.linear.run(layer, memory, parameters, block, poses, warp, this_lane(), wait);
+            } else {
+                wait();
+                for (int task = block * kPairs + warp; task < tasks_of<kPairs>(layer);
+                     task += static_cast<int>(gridDim.y) * kPairs) {
+                    run_task<T, kPairs>(layer, memory, shape.joints, parameters, task);
+                }
+            }
+        }
+        barrier.arrive();
     }
 }
 
@@ -210,13 +298,11 @@ void launch_layers(const CudaProgram& program, const Launch& to, const float* pa
         } else if (layer.kind == LayerKind::linear) {
             launch_product<T, kPairs, 1>(layer, program, to, parameters);
         } else {
-            const int tasks = layer.kind == LayerKind::scale_shift         ? kPairs
-                              : layer.kind == LayerKind::attention_weights ? layer.num_heads * kPairs
-                                                                           : layer.output_steps;
+            const int tasks = tasks_of<kPairs>(layer);
             const auto kernel = task_kernel<T, kPairs>;
             DIFFUPOSE_LAUNCH_EARLY(kernel, dim3(grid, static_cast<unsigned>((tasks + kSideWarps - 1) / kSideWarps)),
                                    kSideThreads, 0, to.stream, to.early, layer, to.workspace, program.tile_bytes,
-                                   program.num_joints, tasks, parameters);
+                                   program.num_joints, parameters);
         }
         check_launch("a layer");
     }
@@ -244,12 +330,27 @@ void sample_layers(const CudaProgram& program, const CudaSampleArgs& args, unsig
     const auto grid = static_cast<unsigned>(num_tiles(poses));
     const auto end = step_kernel<T, kPairs>;
     const Launch to = {workspace, tiling_of(poses), stream, waits(end)};
-    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSideThreads, 0, stream, shape, args);
+    auto* arrived = reinterpret_cast<unsigned*>(workspace + num_tiles(poses) * program.tile_bytes);
+    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSideThreads, 0, stream, shape, args, arrived);
     check_launch("draw_kernel");
     const auto fill = fill_kernel<T>;
     DIFFUPOSE_LAUNCH(fill, grid, kSideThreads, 0, stream, shape, workspace, program.tile_bytes, to.tiling, args.out,
                      args.condition, args.num_hypotheses, kPairs);
     check_launch("fill_kernel");
+    unsigned blocks = 1;
+    for (int i = 0; i < program.num_layers; ++i) {
+        const LayerRecord& layer = program.layers[i];
+        const bool product = layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
+        if (product) blocks = std::max(blocks, static_cast<unsigned>(2 * layer.output_steps));
+    }
+    const auto together = together_kernel<T, kPairs>;
+    if (int64_t{grid} * blocks <= blocks_together(together, kPairs * kWarpSize)) {
+        DIFFUPOSE_LAUNCH_TOGETHER(together, dim3(grid, blocks), kPairs * kWarpSize, stream,
+                                  args.num_steps * (program.num_layers + 1), shape, args, program.layers_cuda,
+                                  program.num_layers, workspace, program.tile_bytes, to.tiling, arrived);
+        check_launch("together_kernel");
+        return;
+    }
     for (int step = 0; step < args.num_steps; ++step) {
         launch_layers<T, kPairs>(program, to, args.parameters + step * args.num_parameters);
         DIFFUPOSE_LAUNCH_EARLY(end, grid, kPairs * kWarpSize, 0, stream, to.early, shape, args, workspace,

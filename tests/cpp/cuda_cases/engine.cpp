@@ -7,6 +7,10 @@
 #include "cuda_cases.h"
 #include "engine/engine_cuda.h"
 
+namespace diffupose::emulation {
+int64_t& most_blocks_together();  // of cuda_emulation.h, which is for kernels
+}
+
 namespace diffupose::cases {
 namespace {
 
@@ -299,7 +303,7 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
     } else if (persistent) {
         launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
     } else {
-        DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
+        DeviceArray<unsigned char> workspace(2 * (network.tile_bytes + 4 * kArrivedStride));
         launch_sample_layers(network.program(), args, workspace.data(), nullptr);
     }
     return out;
@@ -310,14 +314,21 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
 CUDA_CASE(engine_float32) {
     const Network<float> network(17);
     const Chain chain(17);
-    expect_near("samples", sampled(network, chain, false), expected(network, chain), 1e-4);
+    emulation::most_blocks_together() = 0;
+    const auto out = sampled(network, chain, false);
+    expect_near("samples", out, expected(network, chain), 1e-4);
+    emulation::most_blocks_together() = 1000;
+    expect_equal("samples by one kernel", sampled(network, chain, false), out);
 }
 
 CUDA_CASE(engine_bfloat16) {
     const Network<Bfloat16> network(17);
     const Chain chain(17);
+    emulation::most_blocks_together() = 0;
     const auto out = sampled(network, chain, false), exact = expected(network, chain);
     expect_near("samples", out, exact, 0.1);
+    emulation::most_blocks_together() = 1000;
+    expect_equal("samples by one kernel", sampled(network, chain, false), out);
     // Each warp adds up a part of the channels in the one, all of them in the other: not the same bits.
     expect_near("persistent samples", sampled(network, chain, true), out, 0.05);
 }
@@ -347,7 +358,7 @@ CUDA_CASE(engine_denoise_of_15_joints) {
     }
     network.cpu.denoise({sample.data(), condition.data(), parameters.data(), poses, 1, exact.data()},
                         [] { return false; });
-    DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
+    DeviceArray<unsigned char> workspace(2 * (network.tile_bytes + 4 * kArrivedStride));
     launch_denoise(network.program(), {sample.data(), condition.data(), values.data(), poses, out.data()},
                    workspace.data(), nullptr);
     expect_near("output", out, exact, 1e-4);
@@ -382,7 +393,7 @@ void wide_layer(double tolerance) {
     layer.adjacency = padded_adjacency.data(), layer.bias = padded_bias.data();
     const int64_t tile_bytes = layer.output + rows * kTilePoses * stride * 4;
     DeviceArray<unsigned char> workspace(2 * tile_bytes);
-    launch_denoise({&layer, nullptr, 1, kJoints, 2, kOut, 0, layer.output, tile_bytes, sizeof(T) == 2},
+    launch_denoise({&layer, nullptr, 1, kJoints, 2, kOut, 0, layer.output, tile_bytes, sizeof(T) == 2, false},
                    {sample.data(), condition.data(), nullptr, poses, out.data()}, workspace.data(), nullptr);
     expect_near("output", out, exact, tolerance);
 }
