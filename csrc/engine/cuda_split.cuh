@@ -223,6 +223,7 @@ struct SplitProduct<float, kPairs, kProducts, kBlocks> {
     // By multiply-adds weights are worth most where they are used for several pairs.
     static constexpr int kShare = kPairs % 3 == 0 ? 3 : 4;  // pairs of a warp, and parts of the channels
     static_assert(kPairs % kShare == 0);
+    static constexpr int kAtOnce = 4 / (kBlocks == 1 ? 1 : 2 * kProducts);  // quarters of a step on their way at once
 
     JointTable<kPairs> parts[kShare][kProducts];
 
@@ -238,7 +239,7 @@ struct SplitProduct<float, kPairs, kProducts, kBlocks> {
         const auto* weight = static_cast<const float*>(layer.weight);
         float own[kBlocks][kProducts][kShare][4] = {};
         for (int step = steps * part / kShare; step < steps * (part + 1) / kShare; ++step) {
-#pragma unroll
+#pragma unroll kAtOnce
             for (int q = 0; q < 4; ++q) {
                 float b[kBlocks][2][kProducts][4];
 #pragma unroll
@@ -449,10 +450,16 @@ struct SplitLayer {
         wait();
 
         Four<T> before[kBlocks];
+        const auto load_residual = [&] {
 #pragma unroll
-        for (int n = 0; n < kBlocks; ++n) before[n].load(residual + 4 * n, has_residual);
+            for (int n = 0; n < kBlocks; ++n) before[n].load(residual + 4 * n, has_residual);
+        };
+        // Early, unless it would take registers that the products need.
+        constexpr bool kEarly = sizeof(T) == 2 || kBlocks == 1;
+        if constexpr (kEarly) load_residual();
         float sums[kBlocks][kProducts][4];
         product.multiply(layer, from, block, warp, lane, sums);
+        if constexpr (!kEarly) load_residual();
         if constexpr (kProducts == 2) mix_pair(factors, others, sums, warp, lane);
         if (layer.activation == CudaActivation::relu) {
             finish_pair<CudaActivation::relu>(layer.film, factors, before, sums, warp, lane);
