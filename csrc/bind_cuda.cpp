@@ -37,6 +37,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("source_hash", &diffupose::source_hash);
     m.def("runtime_version", &diffupose::cuda_runtime_version);
     m.def("driver_version", &diffupose::cuda_driver_version);
+    m.def("has_code", &diffupose::cuda_has_code);
     m.def("multiprocessors", &diffupose::cuda_multiprocessors);
     m.def("shared_bytes", &diffupose::cuda_shared_bytes);
     diffupose::bind_engine_cuda(m);

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -116,6 +117,8 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
     const int64_t num_poses = numel_of({num_frames, num_hypotheses});
     require(tiles_of(num_poses) < int64_t{1} << 31, "num_frames num_hypotheses must be below 2^34");
     require(num_steps >= 1 && num_steps < kPhiloxMaxStep, "num_steps must lie in [1, 65534]");
+    require(num_blocks >= 0, "num_blocks must not be negative");
+    require(!clip || !std::isnan(*clip), "clip must be a number");
     if (num_poses == 0) return;
     const CudaSampleArgs args = {pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
                                  pointer<const float>(coefficients, 1, "coefficients"),

@@ -37,7 +37,9 @@
 namespace diffupose {
 
 inline void check_cuda(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // what is told here shall not be found by whoever asks next
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 // Whether a kernel could be launched; what it does later shows at the next synchronisation.

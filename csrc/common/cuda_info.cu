@@ -28,11 +28,26 @@ static int attribute(cudaDeviceAttr name) {
     return value;
 }
 
+// What the driver is asked for; it is launched by nobody.
+static __global__ void __launch_bounds__(32) some_kernel() {}
+
+bool cuda_has_code() {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, some_kernel);
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();  // which is about this question
+        return false;
+    }
+    check_cuda(error, "attributes of a kernel");
+    return true;
+}
+
 int cuda_multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 int cuda_shared_bytes() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
 #else
 
+bool cuda_has_code() { return true; }
 int cuda_multiprocessors() { return 2; }
 int cuda_shared_bytes() { return emulation::kMaxSharedBytes; }
 

@@ -128,6 +128,9 @@ def _cuda_state() -> tuple[bool, str]:
         reason = f"it was built with CUDA {_version(runtime)}, the driver here runs {_version(driver)} at most"
         warnings.warn(f"diffupose: the CUDA extension is not used: {reason}", RuntimeWarning, stacklevel=3)
         return False, reason
+    if not _CUDA.has_code():
+        major, minor = torch.cuda.get_device_capability()
+        return False, f"it was not built for compute capability {major}.{minor}: TORCH_CUDA_ARCH_LIST chooses the GPUs"
     return True, f"CUDA {_version(runtime)}"
 
 

@@ -137,14 +137,17 @@ def test_extension_of_these_sources_is_taken(monkeypatch):
 
 
 class FakeCuda:
-    def __init__(self, driver: int) -> None:
-        self._driver = driver
+    def __init__(self, driver: int, has_code: bool = True) -> None:
+        self._driver, self._has_code = driver, has_code
 
     def runtime_version(self) -> int:
         return 13000
 
     def driver_version(self) -> int:
         return self._driver
+
+    def has_code(self) -> bool:
+        return self._has_code
 
 
 def cuda_state() -> tuple[bool, str]:
@@ -193,6 +196,10 @@ def test_an_old_driver_gives_one_warning_and_the_next_backend(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cuda_state() == (True, "CUDA 13.0")
+    monkeypatch.setattr(_backend, "_CUDA", FakeCuda(13020, has_code=False))
+    assert cuda_state() == (
+        False, "it was not built for compute capability 9.0: TORCH_CUDA_ARCH_LIST chooses the GPUs"
+    )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert cuda_state() == (False, "the GPU is older than compute capability 8.0")
 

@@ -547,7 +547,9 @@ def test_sizes_and_offsets_out_of_bounds(gpu):
     for wrong in ({"bfloat16": False}, {"num_joints": 18}):
         with pytest.raises(ValueError, match="wgmma takes bfloat16 and 17 joints at most"):
             extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True} | wrong))
-    hopper = extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True}))
+    with pytest.raises(ValueError, match="tile_bytes must hold what wgmma stages"):
+        extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True}))
+    hopper = extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True, "tile_bytes": 8192}))
     with pytest.raises(ValueError, match="a program for wgmma only samples"):
         hopper.denoise(sample=1, condition=1, parameters=1, num_poses=1, workspace=1, out=1, stream=0)
     names = ("condition", "coefficients", "noise_scale", "parameters", "seed", "frame_ids", "hypothesis_ids",
@@ -555,6 +557,12 @@ def test_sizes_and_offsets_out_of_bounds(gpu):
     rest = {"num_parameters": 0, "antithetic": False, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
     with pytest.raises(ValueError, match="a program for wgmma is sampled by the persistent kernel"):
         hopper.sample(**dict.fromkeys(names, 1), **rest, num_frames=1, num_hypotheses=1)
+    for wrong, message in (({"num_blocks": -1}, "num_blocks must not be negative"),
+                           ({"clip": float("nan")}, "clip must be a number")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            extension.CudaEngine(**engine).sample(
+                **dict.fromkeys(names, 1), **(rest | wrong), num_frames=1, num_hypotheses=1
+            )
     for frames, hypotheses in ((2**62, 4), (2**32, 2**32)):
         with pytest.raises(ValueError, match=r"sizes must make at most 2\^41 numbers"):
             extension.CudaEngine(**engine).sample(
