@@ -155,6 +155,8 @@ void bind_engine_cuda(py::module_& m) {
     m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
     m.attr("MAX_JOINTS") = kCudaMaxJoints;
     m.attr("WGMMA_MAX_JOINTS") = kWgmmaMaxJoints;
+    m.attr("WGMMA_ROUND_STEPS") = kWgmmaRoundSteps;
+    m.attr("WGMMA_STEPS_AHEAD") = kWgmmaStepsAhead;
     m.attr("WGMMA_STAGING_BYTES") = kWgmmaStagingBytes;
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
     m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));

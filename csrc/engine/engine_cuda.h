@@ -25,6 +25,8 @@ inline int joint_pairs(int joints) { return joints <= 16 ? 8 : 9; }
 constexpr int kWgmmaMaxJoints = 17;
 // Of its tile's memory the last bytes hold what it reads again and again.
 constexpr int kWgmmaStagingBytes = 4 * kWgmmaMaxJoints * 20 * 4;
+// Its weights come in rounds of so many steps, and so many steps ahead of their use.
+constexpr int kWgmmaRoundSteps = 8, kWgmmaStepsAhead = 3;
 inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
 
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };

@@ -6,7 +6,8 @@
 //
 // Activations [joint][channel][pose 8]: eight channels of a joint are a core matrix of operand B. Weights
 // [block of 64 channels][step][product][warp][lane][8], the registers of operand A (wgmma.cuh); products are 2 for a
-// graph convolution, 1 for a linear layer. Factors (`own`, `neighbors`) [step][half][four joints][channel 8][4].
+// graph convolution, 1 for a linear layer; steps are padded by zeros to whole rounds, and kWgmmaStepsAhead more of them
+// lie behind the last block. Factors (`own`, `neighbors`) [step][half][four joints][channel 8][4].
 // The adjacency is transposed: a row is what a neighbour weighs in all joints.
 //
 // The warpgroups take turns: while one multiplies a block of 64 channels, the other mixes the joints of the block
@@ -22,8 +23,9 @@ namespace diffupose {
 constexpr int kWgmmaWarps = kBlockThreads / kWarpSize;
 constexpr int kGroupSteps = kGroupRows / kStepChannels;  // steps of the next layer that a block of this one makes
 // Steps of weights that a thread holds: one is multiplied, the others are on their way from L2. As many as a block
-// makes, so that one look at the barrier between layers in each round of the ring is enough.
-constexpr int kRing = kGroupSteps;
+// makes, so that what the layer before makes last is asked for in the last round.
+constexpr int kRing = kGroupSteps, kRound = kWgmmaRoundSteps;
+static_assert(kRing == kWgmmaStepsAhead + 1 && kRound % kRing == 0);
 // Numbers of barriers: of a warpgroup's turn, the first one's and the second's, and of a layer's last block.
 constexpr int kTurnBarrier = 1, kLayerBarrier = 3;
 
@@ -78,10 +80,10 @@ struct StepWeights {
     uint4 of[kProducts];
 
     // Weights pass by: what is read again and again shall stay in L1.
-    __device__ void load(const uint4* weight, int step) {
+    __device__ void load(const uint4* weight) {
 #pragma unroll
         for (int product = 0; product < kProducts; ++product) {
-            const uint4* from = weight + (step * kProducts + product) * kGroupThreads;
+            const uint4* from = weight + product * kGroupThreads;
 #ifdef DIFFUPOSE_WGMMA
             asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                          : "=r"(of[product].x), "=r"(of[product].y), "=r"(of[product].z), "=r"(of[product].w)
@@ -99,43 +101,49 @@ struct GroupSums {
     float values[kProducts][4 * kJoints];
 };
 
+// Rounds of the ring that a layer takes: steps behind the last one have weights of zero.
+__device__ inline int rounds_of(int steps) { return (steps + kRound - 1) / kRound; }
+
 // Asks for the products of all steps: they are done when they have been waited for. `weight` is this thread's of the
 // block; in the last round the group waits for the end of the layer before if it must.
+//
+// Without a branch from one step to the next: with branches the compiler waits for all loads that are under way where
+// it needs the oldest.
 template <int kJoints, int kProducts>
 __device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, const void* x, const uint4* weight,
                                           int steps, int group, bool layer_before) {
     StepWeights<kProducts> ring[kRing];
+    const int rounds = rounds_of(steps);
 #pragma unroll
-    for (int i = 0; i < kRing - 1; ++i) {
-        if (i < steps) ring[i].load(weight, i);
-    }
+    for (int i = 0; i < kRing - 1; ++i) ring[i].load(weight + i * kProducts * kGroupThreads);
+    const uint4* next = weight + (kRing - 1) * kProducts * kGroupThreads;
     // A first product that adds to nothing would do as well, but the compiler would think that it reads what the block
     // before has left, and keep the registers for that.
 #pragma unroll
     for (int i = 0; i < kProducts * 4 * kJoints; ++i) (&sums.values[0][0])[i] = 0.0f;
     const uint64_t b = describe(x, steps * kStepChannels * kTilePoses * 2);
     sync_barrier(kTurnBarrier + group);
-    int first = 0;
 #pragma unroll 1
-    do {
-        if (layer_before && first + kRing >= steps) sync_barrier(kLayerBarrier);
+    for (int round = 0; round < rounds; ++round) {
+        if (layer_before && round + 1 == rounds) sync_barrier(kLayerBarrier);
 #pragma unroll
-        for (int i = 0; i < kRing; ++i) {
-            const int step = first + i;
-            if (step >= steps) break;
+        for (int i = 0; i < kRound; ++i) {
+            // What weights of zero are multiplied with must be there, and no more than that.
+            const int here = round * kRound + i, step = here < steps ? here : steps - 1;
             begin_products();
 #pragma unroll
             for (int product = 0; product < kProducts; ++product) {
-                multiply_group<kJoints>(sums.values[product], ring[i].of[product],
+                multiply_group<kJoints>(sums.values[product], ring[i % kRing].of[product],
                                         advance(b, step * kStepChannels * kTilePoses * 2));
             }
             commit_products();
-            // Those of the step before are done, and its weights make room.
+            // Those of the step before are done, and its weights make room. Behind the last ones are those of the next
+            // block, which are read and not used.
             wait_for_products<1>();
-            if (step + kRing - 1 < steps) ring[(i + kRing - 1) % kRing].load(weight, step + kRing - 1);
+            ring[(i + kRing - 1) % kRing].load(next);
+            next += kProducts * kGroupThreads;
         }
-        first += kRing;
-    } while (first < steps);
+    }
     arrive_at_barrier(kTurnBarrier + 1 - group);
 }
 
@@ -346,8 +354,9 @@ __device__ inline void product_layer(const LayerRecord& layer, unsigned char* me
             adjacency = stage_adjacency<kJoints>(layer, staging, static_cast<int>(number / 2 % 2));
         }
         GroupSums<kJoints, kProducts> sums;
-        const uint4* weight = static_cast<const uint4*>(layer.weight) + block * steps * kProducts * kGroupThreads +
-                              place.warp * kWarpSize + place.row * 4 + place.quarter;
+        const uint4* weight = static_cast<const uint4*>(layer.weight) +
+                              block * rounds_of(steps) * kRound * kProducts * kGroupThreads + place.warp * kWarpSize +
+                              place.row * 4 + place.quarter;
         add_group_products(sums, at<const Bfloat16>(memory, layer.input), weight, steps, place.group,
                            product_before && block == 0);
         const int step = block * kGroupSteps + place.warp;

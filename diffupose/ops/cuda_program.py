@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -106,7 +107,8 @@ def pack_program(
     tile_bytes = -(-_place(lowering.values) // _ALIGNMENT) * _ALIGNMENT
     if wgmma:
         tile_bytes += extension.WGMMA_STAGING_BYTES
-    pack_weight = _pack_wgmma if wgmma else _pack_bfloat16 if bfloat16 else _pack_float32
+    pack_wgmma = partial(_pack_wgmma, round_steps=extension.WGMMA_ROUND_STEPS, ahead=extension.WGMMA_STEPS_AHEAD)
+    pack_weight = pack_wgmma if wgmma else _pack_bfloat16 if bfloat16 else _pack_float32
     packers: dict[str, Callable[[Tensor], Tensor]] = {"weight": pack_weight}
     if wgmma:
         packers |= {"own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
@@ -313,13 +315,14 @@ def _pack_float32(weight: Tensor) -> Tensor:
     return split.permute(5, 1, 3, 6, 7, 0, 2, 4).contiguous()
 
 
-def _pack_wgmma(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, product, warp, lane, 8]``, see ``wgmma_layers.cuh``."""
+def _pack_wgmma(weight: Tensor, round_steps: int, ahead: int) -> Tensor:
+    """Return ``[products, K, N]`` as ``[block, step, product, warp, lane, 8]``, flat, see ``wgmma_layers.cuh``."""
     products, rows, columns = weight.shape
-    blocks = -(-columns // 64)
+    rows, blocks = -(-rows // (STEP * round_steps)) * STEP * round_steps, -(-columns // 64)
     # k = 16 step + 8 high + 2 t + low, n = 64 block + 16 warp + 8 half + g
     split = _pad(weight, rows, 64 * blocks).view(products, rows // STEP, 2, 4, 2, blocks, 4, 2, 8)
-    return split.permute(5, 1, 0, 6, 8, 3, 2, 7, 4).contiguous().to(torch.bfloat16)
+    packed = split.permute(5, 1, 0, 6, 8, 3, 2, 7, 4).reshape(-1).to(torch.bfloat16)
+    return _pad(packed, packed.numel() + ahead * products * 64 * STEP)
 
 
 def _pack_factors(factors: Tensor) -> Tensor:

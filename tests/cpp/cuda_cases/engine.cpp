@@ -74,8 +74,12 @@ DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, in
 
 // The same as wgmma_layers.cuh lays it out.
 DeviceArray<Bfloat16> packed_for_wgmma(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
-    const int64_t steps = steps_of(k), blocks = (n + 63) / 64;
-    DeviceArray<Bfloat16> result(products * steps * 16 * blocks * 64);
+    const int64_t rounds = (steps_of(k) + kWgmmaRoundSteps - 1) / kWgmmaRoundSteps, blocks = (n + 63) / 64;
+    const int64_t steps = rounds * kWgmmaRoundSteps;
+    DeviceArray<Bfloat16> result(products * (steps * blocks + kWgmmaStepsAhead) * 16 * 64);
+    for (int64_t i = products * steps * blocks * 16 * 64; i < static_cast<int64_t>(result.size()); ++i) {
+        put(result.data() + i, 0.0f);
+    }
     int64_t at = 0;
     for (int64_t block = 0; block < blocks; ++block) {
         for (int64_t step = 0; step < steps; ++step) {
