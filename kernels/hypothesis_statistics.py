@@ -12,10 +12,10 @@ from diffupose.kernels.hypothesis_view import hypothesis_statistics_kernel
 
 _WARPS = 4
 _THREADS = 32 * _WARPS
-_AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once
+_AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once, where there are no more
 _HYPOTHESES = 64  # of a program with a view, of several frames where they are fewer
 _JOINTS_IN_THREAD = 3  # of a hypothesis that is placed: with more of them fewer blocks fit a multiprocessor
-_REGISTERS = 128  # of a thread at most. Left alone the assembler may take fewer, and spills.
+_REGISTERS = 128  # of a thread with a view at most. Left alone the assembler may take fewer, and spills.
 
 
 def hypothesis_statistics(
@@ -38,14 +38,12 @@ def hypothesis_statistics(
     # Few hypotheses are a constant: nothing is made for more.
     few = count if count <= _AT_ONCE else 0
     if keypoints_2d is None:
-        parts = min(8, _launch.next_power_of_2(triton.cdiv(count, _AT_ONCE)))
-        block = max(32, _THREADS // parts)
         _launch.launch(
             moments_kernel,
-            (triton.cdiv(frames * joints, block),),
+            (triton.cdiv(frames * joints, _THREADS),),
             hypotheses, mean, covariance, frames * joints, count,
-            COUNT=few, ENOUGH=count >= 4, NUM_JOINTS=joints, PARTS=parts, AT_ONCE=few or _AT_ONCE, BLOCK=block,
-            num_warps=parts * block // 32, maxnreg=_REGISTERS, enable_fp_fusion=True,
+            COUNT=few, ENOUGH=count >= 4, NUM_JOINTS=joints, PARTS=1, AT_ONCE=few or 8, BLOCK=_THREADS,
+            num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
         return mean, covariance, weights, weighted_mean
     weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
