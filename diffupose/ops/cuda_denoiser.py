@@ -24,10 +24,10 @@ Mode = Literal["layers", "persistent"]
 """``"layers"``: a kernel for each layer, captured in a CUDA graph, many blocks to a layer: for few hypotheses.
 ``"persistent"``: one kernel, a block takes eight hypotheses through all layers and steps: for many."""
 
-PERSISTENT_FROM = 256
+PERSISTENT_FROM = 384
 """Hypotheses from which the persistent kernel is taken. Measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper`
-at width 384, `benchmarks/results/h200/benchmarks.json`): ten steps take 2.9 ms by layers and 4.8 ms persistent at 128,
-5.0 ms and 4.9 ms at 256, 9.0 ms and 5.0 ms at 512."""
+at width 384, ten steps, `benchmarks/results/h200/`): by layers 2.3 ms at 256 hypotheses and 152 ms at 16,384, which is
+4.7 ms for each 512; persistent 3.2 ms at any number up to the first 1,056, which one block each takes."""
 
 _MOST_KEPT = 8  # graphs, and tables of steps, of those used last
 _MOST_CAPTURED = 1024
