@@ -120,9 +120,9 @@ def test_kernels_that_start_early_wait():
 
 
 def test_hoppers_kernel_multiplies_out_of_registers():
-    """As above: four steps of one product or two, the tensor cores waiting for none of them."""
+    """As above: a round of eight steps of one product or two, the tensor cores waiting for none of them."""
     loops = product_loops("engine/engine_wgmma.cu", "wgmma_kernel", "HGMMA")
-    assert sorted(loops) == [4, 8]
+    assert sorted(loops) == [8, 16]
     assert not any(loops.values()), loops
     assert not serialized_products()
 
