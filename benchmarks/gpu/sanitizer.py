@@ -36,7 +36,7 @@ def body(record: Record, arguments: Any) -> None:
                 ["timeout", "--kill-after=2", f"{seconds:.0f}", program, *options, *script, "--backend", "cuda"],
                 cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
             )  # fmt: skip
-            text = done.stdout + done.stderr
+            text = (done.stdout + done.stderr).replace(f"{ROOT}/", "")  # where it lies is nobody's business
             ok = verdict(text, done.returncode)
             record.set(**{f"{tool}_output": text[:50_000] if not ok else ""})
             record.add(name=tool, ok=ok, exit=done.returncode, summary=summary(text))
