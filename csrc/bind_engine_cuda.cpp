@@ -33,6 +33,13 @@ CudaActivation activation_of(const std::string& name) {
     return CudaActivation::gelu;
 }
 
+CudaLayout layout_of(const std::string& name) {
+    if (name == "pairs") return CudaLayout::pairs;
+    if (name == "wgmma") return CudaLayout::wgmma;
+    require(name == "cluster", "layout must be pairs, wgmma or cluster");
+    return CudaLayout::cluster;
+}
+
 const float* numbers(uintptr_t address) { return reinterpret_cast<const float*>(address); }
 
 py::bytes layer_record(const std::string& kind, const std::string& activation, int input_steps, int output_steps,
@@ -67,14 +74,18 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
 
 CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
                        int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
-                       bool wgmma) {
+                       const std::string& layout_name) {
+    const CudaLayout layout = layout_of(layout_name);
+    const bool wgmma = layout == CudaLayout::wgmma, cluster = layout == CudaLayout::cluster;
     const auto size = static_cast<std::size_t>(py::len(layers));
     require(size > 0 && size % sizeof(LayerRecord) == 0, "layers must be records, one after the other");
     require(num_joints >= 1 && num_joints <= kCudaMaxJoints, "num_joints must lie in [1, 18]");
     require(!wgmma || (bfloat16 && num_joints <= kWgmmaMaxJoints), "wgmma takes bfloat16 and 17 joints at most");
+    require(!cluster || bfloat16, "clusters take bfloat16 only");
     require(num_condition_channels >= 0 && num_output_channels >= 3, "the output must be at least 3 wide");
     require(input >= 0 && output >= 0 && input < tile_bytes && output < tile_bytes,
             "input and output must lie within tile_bytes");
+    require(!cluster || tile_bytes % 16 == 0, "tile_bytes of a cluster must be a multiple of 16");
     require(!wgmma || tile_bytes >= kWgmmaStagingBytes, "tile_bytes must hold what wgmma stages");
     return {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
             pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
@@ -86,7 +97,7 @@ CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_j
             output,
             tile_bytes,
             bfloat16,
-            wgmma};
+            layout};
 }
 
 struct CudaEngine {
@@ -100,7 +111,7 @@ void denoise(const CudaEngine& engine, uintptr_t sample, uintptr_t condition, ui
              uintptr_t workspace, uintptr_t out, uintptr_t stream) {
     require(num_poses >= 0, "num_poses must not be negative");
     require(tiles_of(numel_of({num_poses})) < int64_t{1} << 31, "num_poses must be below 2^34");
-    require(!engine.program.wgmma, "a program for wgmma only samples");
+    require(engine.program.layout == CudaLayout::pairs, "a program for wgmma or clusters only samples");
     if (num_poses == 0) return;
     const CudaDenoiseArgs args = {pointer<const float>(sample, 1, "sample"),
                                   pointer<const float>(condition, engine.program.num_condition_channels, "condition"),
@@ -135,9 +146,12 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
                                  clip.value_or(std::numeric_limits<float>::infinity()),
                                  reinterpret_cast<float*>(x0_last),
                                  pointer<float>(out, 1, "out")};
-    if (engine.program.wgmma) {
-        require(num_blocks > 0, "a program for wgmma is sampled by the persistent kernel");
+    const CudaLayout layout = engine.program.layout;
+    require(num_blocks > 0 || layout == CudaLayout::pairs, "a program for wgmma or clusters is sampled by one kernel");
+    if (layout == CudaLayout::wgmma) {
         launch_sample_wgmma(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
+    } else if (layout == CudaLayout::cluster) {
+        launch_sample_clusters(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
     } else if (num_blocks > 0) {
         require(engine.program.bfloat16, "the persistent kernel takes bfloat16 only");
         launch_sample_persistent(engine.program, args, num_blocks, reinterpret_cast<void*>(stream));
@@ -161,6 +175,9 @@ void bind_engine_cuda(py::module_& m) {
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
     m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));
     m.def("wgmma_available", &wgmma_available);
+    m.def("cluster_tiles", &cluster_tiles, py::arg("joints"));
+    m.def("cluster_bytes", &cluster_bytes, py::arg("tile_bytes"), py::arg("num_layers"));
+    m.def("clusters_available", &clusters_available, py::arg("num_joints"), py::arg("shared_bytes"));
     m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",
           py::arg("input_steps"), py::arg("output_steps"), py::arg("channels") = 0, py::arg("num_heads") = 1,
           py::arg("bias_per_joint") = false, py::arg("normalize") = false, py::arg("output_is_float") = false,
@@ -170,17 +187,18 @@ void bind_engine_cuda(py::module_& m) {
     py::class_<CudaEngine>(m, "CudaEngine")
         .def(py::init([](const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
                          int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
-                         bool wgmma) {
-                 return CudaEngine{layers, program_of(layers, layers_cuda, num_joints, num_condition_channels,
-                                                      num_output_channels, input, output, tile_bytes, bfloat16, wgmma)};
+                         const std::string& layout) {
+                 return CudaEngine{
+                     layers, program_of(layers, layers_cuda, num_joints, num_condition_channels, num_output_channels,
+                                        input, output, tile_bytes, bfloat16, layout)};
              }),
              py::kw_only(), py::arg("layers"), py::arg("layers_cuda"), py::arg("num_joints"),
              py::arg("num_condition_channels"), py::arg("num_output_channels"), py::arg("input"), py::arg("output"),
-             py::arg("tile_bytes"), py::arg("bfloat16"), py::arg("wgmma") = false)
+             py::arg("tile_bytes"), py::arg("bfloat16"), py::arg("layout") = "pairs")
         .def("denoise", &denoise, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("sample"),
              py::arg("condition"), py::arg("parameters"), py::arg("num_poses"), py::arg("workspace"), py::arg("out"),
              py::arg("stream"))
-        // num_blocks 0: a kernel for each layer; else one kernel of that many blocks, without a workspace.
+        // num_blocks 0: a kernel for each layer; else one kernel of that many blocks or clusters, without a workspace.
         .def("sample", &sample, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("condition"),
              py::arg("coefficients"), py::arg("noise_scale"), py::arg("parameters"), py::arg("num_parameters"),
              py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("antithetic"), py::arg("clip"),

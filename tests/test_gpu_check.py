@@ -283,4 +283,5 @@ def test_every_op_runs_on_cuda(gpu, emulated_cuda):
     assert ran
     assert {name for name in ran if name.startswith("sample")} == {
         "sample paper-64 float32 layers", "sample paper-64 bfloat16 layers", "sample paper-64 bfloat16 persistent",
+        "sample paper-64 bfloat16 cluster",
     }  # fmt: skip

@@ -29,7 +29,7 @@ from emulate_cuda import ROOT, Workspace
 
 # What orders threads, as the files spell it; wrappers around PTX are added here.
 BARRIER = re.compile(
-    r"(?<![\w:])(?:__sync(?:threads|warp)|(?:sync|arrive_at)_barrier)\s*\((?:[^()]|\([^()]*\))*\)(?!\s*\{)"
+    r"(?<![\w:])(?:__sync(?:threads|warp)|(?:sync|arrive_at)_barrier|sync_cluster|wait_for_mail)\s*\((?:[^()]|\([^()]*\))*\)(?!\s*\{)"
 )
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # The cheapest first: threads are compiled only for what the fibres let through.

@@ -24,7 +24,7 @@ POSES, STEPS = 16, 2
 # The engines of a backend: precision and mode.
 FORMS: dict[str, tuple[tuple[str, str | None], ...]] = {
     "cpp": (("float32", None), ("bfloat16", None)),
-    "cuda": (("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", "persistent")),
+    "cuda": (("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", "persistent"), ("bfloat16", "cluster")),
 }
 Call = Callable[[], Any]
 
@@ -34,6 +34,11 @@ def backends(device: torch.device) -> list[str]:
     states = ops.available_backends()
     kinds = dict(_DEVICE_OF) | ({"triton": "cpu"} if TRITON_IS_INTERPRETED else {})
     return [name for name, where in kinds.items() if where == device.type and states[name][0]]
+
+
+def has_clusters(device: torch.device) -> bool:
+    """Return whether a device has clusters of blocks; emulated, the CPU has."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
@@ -49,6 +54,8 @@ def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
     sizes = {"frames": 2, "hypotheses": POSES // 2, "steps": STEPS}
     for model in ("paper-64", "mocap"):
         for precision, mode in FORMS.get(backend, ()):
+            if mode == "cluster" and not has_clusters(device):
+                continue
             name = f"sample {model} {precision}{f' {mode}' if mode else ''}"
             found[name] = partial(sampler, model, backend, precision, mode, device, **sizes)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import networks
 import torch
 from case import Case
-from every_op import backends
+from every_op import backends, has_clusters
 from measure import Call
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ SMALL = (("paper-64", 1, 3, 2), ("mocap", 2, 3, 2))
 # By the kind of device: backend, precision and mode.
 ENGINES: dict[str, dict[str, tuple[str, str, str | None]]] = {
     "cuda": {
+        "cluster-bf16": ("cuda", "bfloat16", "cluster"),
         "layers-bf16": ("cuda", "bfloat16", "layers"),
         "persistent-bf16": ("cuda", "bfloat16", "persistent"),
         "layers-fp32": ("cuda", "float32", "layers"),
@@ -65,8 +66,10 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
     variants: dict[str, Callable[[], Sequence[Call]]] = {
         name: partial(engine, *how)
         for name, how in ENGINES.get(device.type, {}).items()
-        if chains <= 1000 or "fp32" not in name or device.type == "cpu"
+        if chains <= 1000 or name in ("layers-bf16", "persistent-bf16") or device.type == "cpu"
     }
+    if not has_clusters(device):
+        variants.pop("cluster-bf16", None)
     if "triton" in backends(device):
         variants["triton-bf16"] = partial(triton, "bfloat16")
         if chains <= 1000:
@@ -89,10 +92,12 @@ def case(model: str, frames: int, hypotheses: int, steps: int, device: torch.dev
 
 
 def crossover(device: torch.device) -> Iterator[Case]:
-    """Return what says from how many hypotheses on the persistent kernel is the faster one: ten steps each."""
-    for hypotheses in (32, 64, 128, 256, 512, 1024, 2048):
+    """Return what says for how many hypotheses which of the engine's ways is the fastest: ten steps each."""
+    for hypotheses in (1, 5, 10, 16, 20, 32, 64, 128, 256, 512, 1024, 2048):
         whole = case("paper-384", 1, hypotheses, 10, device)
-        whole.variants = {name: whole.variants[name] for name in ("layers-bf16", "persistent-bf16")}
+        names = ["cluster-bf16", "layers-bf16"] if hypotheses <= 128 else []
+        names += ["layers-bf16", "persistent-bf16"] if hypotheses >= 32 else []
+        whole.variants = {name: whole.variants[name] for name in dict.fromkeys(names) if name in whole.variants}
         whole.seconds = 0.3
         yield whole
 

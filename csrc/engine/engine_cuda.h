@@ -1,9 +1,10 @@
 // The engine on the GPU: the layer program of engine.h over tiles of eight poses.
 //
-// Two ways through it. `launch_denoise` and `launch_sample_layers` put one kernel per layer on the stream, many blocks
-// sharing a layer: for few poses, to be captured in a CUDA graph. `launch_sample_persistent` is one kernel for the
-// whole reverse process: a block takes a tile through all layers and steps, its activations stay in shared memory and
-// the weights stream past them: for many poses.
+// Three ways through it. `launch_denoise` and `launch_sample_layers` put one kernel per layer on the stream, many
+// blocks sharing a layer: for few poses, to be captured in a CUDA graph. `launch_sample_persistent` is one kernel for
+// the whole reverse process: a block takes a tile through all layers and steps, its activations stay in shared memory
+// and the weights stream past them: for many poses. `launch_sample_clusters` is one kernel, too: a cluster of blocks
+// takes a single pose through all layers and steps: for few poses, on GPUs that have clusters.
 //
 // A tile's memory is planned by the caller: buffers that are not needed at the same time may lie on each other. All
 // pointers are on the device; nothing is allocated here and nothing waited for.
@@ -28,6 +29,9 @@ constexpr int kWgmmaStagingBytes = 4 * kWgmmaMaxJoints * 20 * 4;
 // Its weights come in rounds of so many steps, and so many steps ahead of their use.
 constexpr int kWgmmaRoundSteps = 8, kWgmmaStepsAhead = 3;
 inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
+
+// A cluster's activations are those of one pose, of so many times eight joints.
+inline int cluster_tiles(int joints) { return joints <= 16 ? 2 : 3; }
 
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };
 enum class CudaActivation : int32_t { none, relu, gelu };
@@ -54,6 +58,13 @@ struct LayerRecord {
 };
 constexpr int kAdjacencyStride = 20;
 
+// How activations and weights lie in memory, which is for what runs them.
+enum class CudaLayout : int32_t {
+    pairs,    // cuda_fragments.cuh: launch_denoise, launch_sample_layers, launch_sample_persistent
+    wgmma,    // wgmma_layers.cuh: launch_sample_wgmma
+    cluster,  // cluster_layers.cuh: launch_sample_clusters
+};
+
 struct CudaProgram {
     const LayerRecord* layers;       // on the host
     const LayerRecord* layers_cuda;  // the same, on the device
@@ -61,7 +72,7 @@ struct CudaProgram {
     int64_t input, output;  // offsets; the output is float32
     int64_t tile_bytes;
     bool bfloat16;  // else float32
-    bool wgmma;     // laid out for launch_sample_wgmma, and for nothing else
+    CudaLayout layout;
 };
 
 struct CudaSampleArgs {
@@ -101,6 +112,13 @@ void launch_sample_persistent(const CudaProgram& program, const CudaSampleArgs& 
 // The same by Hopper's matrix instructions: for a program that is laid out as wgmma_layers.cuh says, of
 // kWgmmaMaxJoints at most, where wgmma_available().
 void launch_sample_wgmma(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream);
+// For a program that is laid out as cluster_layers.cuh says, of one pose: its tile_bytes and those of cluster_bytes()
+// beyond must fit a block's shared memory, and num_clusters the device at the same time.
+void launch_sample_clusters(const CudaProgram& program, const CudaSampleArgs& args, int num_clusters, void* stream);
+// What a block of a cluster takes of shared memory.
+int64_t cluster_bytes(int64_t tile_bytes, int num_layers);
+// How many clusters the current device holds at the same time, of so much shared memory; 0 where it has none.
+int clusters_available(int num_joints, int64_t shared_bytes);
 // Whether the current device is a Hopper GPU, and the extension was built with machine code for sm_90a.
 bool wgmma_available();
 

@@ -1,4 +1,5 @@
 #include "common/cuda.h"
+#include "common/cuda_copy.h"
 #include "common/cuda_storage.h"
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "hypothesis_statistics/seen_frame.h"
@@ -81,30 +82,6 @@ struct alignas(16) Pair {
 
 // --- Instructions that C++ has no word for.
 // ---------------------------------------------------------------------------
-
-// Copies 4 or 16 bytes to shared memory without waiting for them.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(float* to, const float* from) {
-    check_alignment<kBytes>(to);
-    check_alignment<kBytes>(from);
-#ifdef __CUDACC__
-    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    if constexpr (kBytes == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
-    }
-#else
-    std::memcpy(to, from, kBytes);
-#endif
-}
-
-// Waits for all copies of this thread.
-__device__ __forceinline__ void wait_for_copies() {
-#ifdef __CUDACC__
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
 
 // 1 / x but for the last bit; of what is next to zero, infinity.
 __device__ __forceinline__ float nearly_inverse(float x) {

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
 from diffupose.ops.cuda_graph import capture
-from diffupose.ops.cuda_program import STEP, pack_program, steps_of, unfit
+from diffupose.ops.cuda_program import STEP, Layout, pack_program, steps_of, unfit
 from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
 from diffupose.ops.layer_program import LayerProgram, check_buffers
 from diffupose.schedule import StepTable
 
-Mode = Literal["layers", "persistent"]
+Mode = Literal["layers", "persistent", "cluster"]
 """``"layers"``: a kernel for each layer, captured in a CUDA graph, many blocks to a layer: for few hypotheses.
-``"persistent"``: one kernel, a block takes eight hypotheses through all layers and steps: for many."""
+``"persistent"``: one kernel, a block takes eight hypotheses through all layers and steps: for many.
+``"cluster"``: one kernel, eight blocks that write into each other's shared memory take one hypothesis through all
+layers and steps: for few, on GPUs that have clusters. Not measured yet, so it is taken only where it is asked for."""
 
 PERSISTENT_FROM = 384
 """Hypotheses from which the persistent kernel is taken. Measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper`
@@ -72,14 +74,18 @@ class CudaDenoiser(PackedDenoiser):
             raise ValueError(f"program does not fit: {reason}")
         self.program, self.precision, self.device = program, precision, torch.device(device)
         bfloat16 = precision == "bfloat16"
-        self._engine = self._persistent_engine = _Engine(program, bfloat16, False, self.device, extension)
+        self._engine = self._persistent_engine = _Engine(program, bfloat16, "pairs", self.device, extension)
         self._offsets = list(self._engine.packed.slots)
         self.device = self._engine.records.device  # with its number
         with on_device(self._engine.records):
             self._multiprocessors, most_bytes = extension.multiprocessors(), extension.shared_bytes()
             hopper = bfloat16 and program.num_joints <= extension.WGMMA_MAX_JOINTS and extension.wgmma_available()
         if hopper:  # whose kernel wants everything laid out in another way
-            self._persistent_engine = _Engine(program, bfloat16, True, self.device, extension)
+            self._persistent_engine = _Engine(program, bfloat16, "wgmma", self.device, extension)
+        self._cluster_engine: _Engine | None = None
+        self._num_clusters = 0
+        if mode == "cluster":
+            self._pack_for_clusters(extension)
         tile_bytes = self._persistent_engine.packed.tile_bytes
         self._why_not_persistent = (
             "it takes bfloat16 only"
@@ -99,6 +105,18 @@ class CudaDenoiser(PackedDenoiser):
         self._wait_for_copies()
         self._by_mode: dict[Mode, CudaDenoiser] = {}
 
+    def _pack_for_clusters(self, extension: ModuleType) -> None:
+        if self.precision != "bfloat16":
+            raise ValueError("mode cannot be cluster here: it takes bfloat16 only")
+        self._cluster_engine = engine = _Engine(self.program, True, "cluster", self.device, extension)
+        needed = extension.cluster_bytes(engine.packed.tile_bytes, engine.packed.num_layers)
+        with on_device(engine.records):
+            self._num_clusters = extension.clusters_available(self.program.num_joints, needed)
+        if self._num_clusters == 0:
+            raise ValueError(
+                f"mode cannot be cluster here: the GPU has no clusters of blocks with {needed} bytes of shared memory"
+            )
+
     @property
     def name(self) -> str:
         """What ran, for people."""
@@ -106,8 +124,9 @@ class CudaDenoiser(PackedDenoiser):
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the packed weights: on Hopper in both layouts."""
-        tensors = {id(t): t for engine in (self._engine, self._persistent_engine) for t in engine.packed.tensors}
+        """Memory of the packed weights, in all layouts that are used."""
+        engines = (self._engine, self._persistent_engine, self._cluster_engine)
+        tensors = {id(t): t for engine in engines if engine is not None for t in engine.packed.tensors}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     @property
@@ -129,12 +148,21 @@ class CudaDenoiser(PackedDenoiser):
     @property
     def max_hypotheses(self) -> int:
         """How many hypotheses to take at once: layers have a workspace that grows with them."""
-        return 1 << 17 if self.mode == "persistent" else 1 << 12
+        return 1 << 17 if self.mode in ("persistent", "cluster") else 1 << 12
 
     def _mode_for(self, count: int) -> Mode:
         if self.mode is not None:
             return self.mode
         return "persistent" if self._why_not_persistent is None and count >= PERSISTENT_FROM else "layers"
+
+    def _engine_for(self, mode: Mode) -> tuple[_Engine, int]:
+        """Return what runs in a mode, and on how many blocks or clusters; 0 for layers."""
+        if mode == "cluster":
+            assert self._cluster_engine is not None
+            return self._cluster_engine, self._num_clusters
+        if mode == "persistent":
+            return self._persistent_engine, self._multiprocessors
+        return self._engine, 0
 
     def _padded(self, channels: int) -> int:
         return STEP * steps_of(channels)
@@ -188,7 +216,7 @@ class CudaDenoiser(PackedDenoiser):
             def build(static: tuple[Tensor, ...]) -> _Run:
                 return _Run(self, static, steps.used_on_this_stream(), clip_sample_range, antithetic, mode)
 
-            if mode == "persistent" or not given[0].is_cuda or count > _MOST_CAPTURED or capturing:
+            if mode != "layers" or not given[0].is_cuda or count > _MOST_CAPTURED or capturing:
                 return build(given)()
             key = (
                 inputs.shape, len(hypothesis_ids), steps_key, clip_sample_range, antithetic, stream_of(given[0])
@@ -225,14 +253,14 @@ class _Engine:
     """A packed program, and what the extension runs it with."""
 
     def __init__(
-        self, program: LayerProgram, bfloat16: bool, wgmma: bool, device: torch.device, extension: ModuleType
+        self, program: LayerProgram, bfloat16: bool, layout: Layout, device: torch.device, extension: ModuleType
     ) -> None:
-        self.packed = packed = pack_program(program, bfloat16, device, extension, wgmma)
+        self.packed = packed = pack_program(program, bfloat16, device, extension, layout)
         self.records = torch.frombuffer(bytearray(packed.records), dtype=torch.uint8).to(device)
         self.handle = extension.CudaEngine(
             layers=packed.records, layers_cuda=self.records.data_ptr(), num_joints=program.num_joints,
             num_condition_channels=program.widths[0] - 3, num_output_channels=program.widths[-1], input=packed.input,
-            output=packed.output, tile_bytes=packed.tile_bytes, bfloat16=bfloat16, wgmma=wgmma,
+            output=packed.output, tile_bytes=packed.tile_bytes, bfloat16=bfloat16, layout=layout,
         )  # fmt: skip
 
 
@@ -275,10 +303,9 @@ class _Run:
         shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
         self.out = torch.empty(shape, device=inputs.device)
         poses = shape[0] * shape[1]
-        self._engine = denoiser._persistent_engine if mode == "persistent" else denoiser._engine
+        self._engine, self._num_blocks = denoiser._engine_for(mode)
         self._num_steps = steps.count
         self._num_parameters = denoiser._num_parameters()
-        self._num_blocks = denoiser._multiprocessors if mode == "persistent" else 0
         self._clip, self._antithetic = clip_sample_range, antithetic
         self._tensors = {
             "condition": inputs,
@@ -290,7 +317,7 @@ class _Run:
             "hypothesis_ids": hypothesis_ids,
             "x0_last": torch.empty_like(self.out) if steps.has_history else None,
             "out": self.out,
-            "workspace": None if mode == "persistent" else denoiser._workspace(poses),
+            "workspace": denoiser._workspace(poses) if mode == "layers" else None,
         }
 
     def __call__(self) -> Tensor:

@@ -1,6 +1,7 @@
 """A layer program as the CUDA engine runs it: layers split, buffers placed in a tile's memory, weights packed.
 
-The layouts are those of ``csrc/engine/cuda_fragments.cuh`` and, for Hopper's kernel, ``csrc/engine/wgmma_layers.cuh``;
+The layouts are those of ``csrc/engine/cuda_fragments.cuh`` (``pairs``), for Hopper's kernel of many hypotheses
+``csrc/engine/wgmma_layers.cuh``, and for the kernel of few ones ``csrc/engine/cluster_layers.cuh``;
 ``csrc/engine/engine_cuda.h`` says what a layer's record holds.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Line
 STEP = 16
 """Channels are padded to a multiple of this, the depth of one matrix instruction."""
 _ALIGNMENT = 128  # bytes, of buffers
+
+Layout = Literal["pairs", "wgmma", "cluster"]
 
 
 def steps_of(channels: int) -> int:
@@ -81,6 +84,7 @@ class PackedProgram:
     """What the engine needs: the records' bytes, and where the input and the output lie in a tile's memory."""
 
     records: bytes
+    num_layers: int
     tensors: tuple[Tensor, ...]  # that the records point to
     input: int
     output: int
@@ -90,7 +94,7 @@ class PackedProgram:
 
 
 def pack_program(
-    program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType, wgmma: bool = False
+    program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType, layout: Layout = "pairs"
 ) -> PackedProgram:
     """Return a program packed for a device.
 
@@ -99,19 +103,29 @@ def pack_program(
         bfloat16: Whether weights and activations are bfloat16, else float32.
         device: Where the weights go.
         extension: The CUDA extension, which makes the records.
-        wgmma: Whether it is for Hopper's kernel, which takes bfloat16 and ``WGMMA_MAX_JOINTS`` joints.
+        layout: ``"wgmma"`` takes bfloat16 and ``WGMMA_MAX_JOINTS`` joints, ``"cluster"`` bfloat16.
     """
-    joints = extension.wgmma_joints(program.num_joints) if wgmma else 2 * extension.joint_pairs(program.num_joints)
-    lowering = _Lowering(program, joints, 2 if bfloat16 else 4, extension.TILE_POSES)
+    count, element_bytes = program.num_joints, 2 if bfloat16 else 4
+    packers: dict[str, Callable[[Tensor], Tensor]]
+    if layout == "cluster":
+        # The tensors have as many joints as the adjacency is wide, the activations whole eights of them.
+        joints = extension.ADJACENCY_STRIDE
+        lowering = _Lowering(program, 8 * extension.cluster_tiles(count), element_bytes, tile_poses=1, by_phase=True)
+        factors = dict.fromkeys(("own", "neighbors"), _pack_by_channel)
+        packers = {"weight": _pack_cluster, "bias": partial(_pack_bias_by_channel, joints=joints), **factors}
+    elif layout == "wgmma":
+        joints = extension.wgmma_joints(count)
+        lowering = _Lowering(program, joints, element_bytes, extension.TILE_POSES)
+        pack = partial(_pack_wgmma, round_steps=extension.WGMMA_ROUND_STEPS, ahead=extension.WGMMA_STEPS_AHEAD)
+        packers = {"weight": pack, "own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
+    else:
+        joints = 2 * extension.joint_pairs(count)
+        lowering = _Lowering(program, joints, element_bytes, extension.TILE_POSES)
+        packers = {"weight": _pack_bfloat16 if bfloat16 else _pack_float32}
     lowering.run()
     tile_bytes = -(-_place(lowering.values) // _ALIGNMENT) * _ALIGNMENT
-    if wgmma:
+    if layout == "wgmma":
         tile_bytes += extension.WGMMA_STAGING_BYTES
-    pack_wgmma = partial(_pack_wgmma, round_steps=extension.WGMMA_ROUND_STEPS, ahead=extension.WGMMA_STEPS_AHEAD)
-    pack_weight = pack_wgmma if wgmma else _pack_bfloat16 if bfloat16 else _pack_float32
-    packers: dict[str, Callable[[Tensor], Tensor]] = {"weight": pack_weight}
-    if wgmma:
-        packers |= {"own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
     records: list[bytes] = []
     kept: list[Tensor] = []
     for layer in lowering.layers:
@@ -132,7 +146,7 @@ def pack_program(
             )
         )
     return PackedProgram(
-        b"".join(records), tuple(kept), lowering.source.offset, lowering.result.offset, tile_bytes,
+        b"".join(records), len(records), tuple(kept), lowering.source.offset, lowering.result.offset, tile_bytes,
         tuple(lowering.slots), lowering.num_parameters,
     )  # fmt: skip
 
@@ -140,8 +154,11 @@ def pack_program(
 class _Lowering:
     """Turns layers into those of the engine, and buffers into values with a life."""
 
-    def __init__(self, program: LayerProgram, joints: int, element_bytes: int, tile_poses: int) -> None:
+    def __init__(
+        self, program: LayerProgram, joints: int, element_bytes: int, tile_poses: int, by_phase: bool = False
+    ) -> None:
         self.program, self.joints, self.element_bytes, self.tile_poses = program, joints, element_bytes, tile_poses
+        self.by_phase = by_phase
         self.layers: list[_Lowered] = []
         self.values: list[_Value] = []
         self.slots: list[tuple[int, int]] = []
@@ -162,6 +179,22 @@ class _Lowering:
                 self._scale_shift(layer)
         self.result = self.buffers[len(self.program.widths) - 1]
         self.result.last = len(self.layers)  # read behind the layers
+        if self.by_phase:
+            self._count_lives_in_phases()
+
+    def _count_lives_in_phases(self) -> None:
+        """Make lives begin and end with phases, each of which ends with a product.
+
+        Blocks of a cluster meet behind products only: while one is at the beginning of a phase, another may store what
+        the phase's product gives. What is read behind the last product is read while others store the first one's.
+        """
+        phases = [0]
+        for layer in self.layers:
+            phases.append(phases[-1] + (layer.kind in ("graph_conv", "linear")))
+        for value in self.values:
+            value.first, value.last = phases[max(value.first, 0)], phases[value.last]
+            if value.last == phases[-1] or value is self.source:
+                value.first, value.last = 0, phases[-1]
 
     def _bytes(self, channels: int, element_bytes: int) -> int:
         return self.joints * self.tile_poses * STEP * steps_of(channels) * element_bytes
@@ -188,7 +221,9 @@ class _Lowering:
         channels = layer.weight.shape[-1]
         source = self._read(layer.input)
         residual = self._read(layer.residual) if layer.residual >= 0 else None
-        target = self._write(layer.output, channels, layer.residual == layer.output, 4 if is_output else None)
+        # By phases a layer alone may still read what this one would overwrite.
+        in_place = layer.residual == layer.output and not self.by_phase
+        target = self._write(layer.output, channels, in_place, 4 if is_output else None)
         numbers: dict[str, Any] = {
             "input_steps": steps_of(layer.weight.shape[-2]),
             "output_steps": steps_of(channels),
@@ -337,3 +372,21 @@ def _pack_adjacency(adjacency: Tensor) -> Tensor:
     """Return ``[J, stride]`` with a row of each neighbour: what it weighs in all joints."""
     joints, stride = adjacency.shape
     return _pad(adjacency[:, :joints].T, joints, stride)
+
+
+def _pack_cluster(weight: Tensor) -> Tensor:
+    """Return ``[products, K, N]`` as ``[block, step, product, lane, 8]``, see ``cluster_layers.cuh``."""
+    products, rows, columns = weight.shape
+    # k = 16 step + 8 high + 2 t + low, n = 16 block + 8 half + g
+    split = weight.view(products, rows // STEP, 2, 4, 2, columns // STEP, 2, 8)
+    return split.permute(5, 1, 0, 7, 3, 2, 6, 4).to(torch.bfloat16)
+
+
+def _pack_by_channel(factors: Tensor) -> Tensor:
+    """Return ``[J, N]`` as ``[N, J]``, see ``cluster_layers.cuh``."""
+    return factors.T
+
+
+def _pack_bias_by_channel(bias: Tensor, joints: int) -> Tensor:
+    """Return ``[N]`` or ``[J, N]`` as ``[N, J]``."""
+    return bias.expand(joints, -1).T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from diffupose import ops
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops import _backend
 from diffupose.ops.cuda_denoiser import CudaDenoiser
-from diffupose.ops.cuda_program import pack_program, unfit
+from diffupose.ops.cuda_program import Layout, pack_program, unfit
 from diffupose.ops.layer_program import Attention, ScaleShift
 from diffupose.programs import layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
@@ -24,7 +25,7 @@ from diffupose.testing import assert_parity, requires_cuda
 
 STEP = torch.tensor([7])
 # "persistent-mma" is the persistent kernel as GPUs other than Hopper's have it.
-MODES = ["layers", "persistent", "persistent-mma"]
+MODES = ["layers", "persistent", "persistent-mma", "cluster"]
 RUNS = [("float32", "layers"), *(("bfloat16", mode) for mode in MODES)]
 CONFIGS = {
     "paper": denoiser_config("paper", hidden_dim=32),
@@ -45,6 +46,8 @@ def gpu(device, request):
 
 
 def packed_of(program, gpu, precision="float32", mode=None):
+    if mode == "cluster" and gpu.type == "cuda" and torch.cuda.get_device_capability(gpu) < (9, 0):
+        pytest.skip("this GPU has no clusters")
     if mode != "persistent-mma":
         return CudaDenoiser(program, precision, gpu, mode)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,6 +56,11 @@ def packed_of(program, gpu, precision="float32", mode=None):
 
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
+
+
+def few(mode, count):
+    """So many, or one for clusters: emulated they take a while."""
+    return 1 if mode == "cluster" else count
 
 
 def assert_runs_like_its_formula(program, gpu, count=5, precision="float32"):
@@ -240,7 +248,7 @@ def through_the_formulas(program, inputs, table, precision, **options):
 def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, sampler, precision, mode):
     config = CONFIGS[name]
     program = layer_program(random_denoiser(config))
-    inputs = torch.randn(3, 17, config.num_condition_channels)
+    inputs = torch.randn(few(mode, 3), 17, config.num_condition_channels)
     options = {"seed": 2**63 + 5, "clip_sample_range": 1.5 if sampler != "dpm++" else None}
     table = table_of(sampler)
     if sampler == "ddpm":
@@ -258,15 +266,19 @@ def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, s
 def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precision, mode):
     config = CONFIGS[name]
     packed = packed_of(layer_program(random_denoiser(config)), gpu, precision, mode)
-    inputs, table = torch.randn(7, 17, config.num_condition_channels), table_of("dpm++")
-    frames, chains = torch.tensor([5, 2**62, -1, 7, 0, 3, 9]), torch.tensor([4, 0, 2**32 - 1, 1, 9])
+    count, num_chains = (3, 3) if mode == "cluster" else (7, 5)
+    inputs, table = torch.randn(count, 17, config.num_condition_channels), table_of("dpm++")
+    frames, chains = (
+        torch.tensor([5, 2**62, -1, 7, 0, 3, 9])[:count],
+        torch.tensor([4, 0, 2**32 - 1, 1, 9])[:num_chains],
+    )
     expected = draw(packed, inputs, table, gpu, frames, chains, seed=-3)
     assert torch.equal(draw(packed, inputs, table, gpu, frames, chains, seed=-3), expected)
-    order, some = torch.randperm(7), torch.tensor([3, 1])
+    order, some = torch.randperm(count), torch.tensor([num_chains - 2, 0])
     out = draw(packed, inputs[order], table, gpu, frames[order], chains[some], seed=-3)
     assert torch.equal(out, expected[order][:, some])
-    alone = draw(packed, inputs[2:3], table, gpu, frames[2:3], chains[4:], seed=-3)
-    assert torch.equal(alone, expected[2:3, 4:])
+    alone = draw(packed, inputs[2:3], table, gpu, frames[2:3], chains[-1:], seed=-3)
+    assert torch.equal(alone, expected[2:3, -1:])
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
@@ -275,7 +287,7 @@ def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precisio
 def test_the_persistent_kernels_draw_what_layers_do(gpu, name, joints, mode):
     config = replace(CONFIGS[name], skeleton=SKELETON_OF[joints])
     program = layer_program(random_denoiser(config))
-    inputs, table = torch.randn(3, joints, config.num_condition_channels), table_of("ddim")
+    inputs, table = torch.randn(few(mode, 3), joints, config.num_condition_channels), table_of("ddim")
     expected = draw(packed_of(program, gpu, "bfloat16", "layers"), inputs, table, gpu)
     out = draw(packed_of(program, gpu, "bfloat16", mode), inputs, table, gpu)
     # An activation on the edge between two numbers may fall to either.
@@ -305,7 +317,7 @@ def test_the_persistent_kernels_run_any_layers(gpu, joints, width, mode):
     )
     parameters = [(1 + 0.3 * torch.randn(1, width), 0.3 * torch.randn(1, width)) for _ in range(2)]
     program = program_of(*layers, joints=joints, widths=(5, width, width, 96, 32, 3), parameters=parameters)
-    inputs = torch.randn(3, joints, 2)
+    inputs = torch.randn(few(mode, 3), joints, 2)
     table = StepTable(torch.tensor([[0, 1, 0, 1, 0, 0]]).double().numpy(), torch.zeros(1).long().numpy())
     out, by_layers, exact = (
         draw(packed_of(program, gpu, precision, name), inputs, table, gpu)
@@ -313,6 +325,24 @@ def test_the_persistent_kernels_run_any_layers(gpu, joints, width, mode):
     )
     error, baseline, largest = ((x - exact).abs().max() for x in (out, by_layers, torch.zeros(())))
     assert error <= 2 * baseline + 1e-3 * largest
+
+
+def test_clusters_run_layers_of_many_channels(gpu):
+    """More input channels than weights are held ahead for, and output channels for more rounds than one."""
+    layers = (
+        linear(0, 1, 17, 5, 850),
+        graph_conv(1, 2, 17, 850, 140, activation="relu"),
+        linear(2, 1, 17, 140, 850),
+        linear(1, 3, 17, 850, 3),
+    )
+    program = program_of(*layers, joints=17, widths=(5, 850, 140, 3))
+    inputs = torch.randn(1, 17, 2)
+    table = StepTable(torch.tensor([[0, 1, 0, 1, 0, 0]]).double().numpy(), torch.zeros(1).long().numpy())
+    out, expected = (
+        draw(packed_of(program, gpu, "bfloat16", mode), inputs, table, gpu, hypothesis_ids=torch.arange(1))
+        for mode in ("cluster", "layers")
+    )
+    assert (out - expected).abs().max() <= 4e-3 * expected.abs().max()
 
 
 def test_what_hoppers_kernel_does_not_take_goes_to_the_other(gpu):
@@ -330,7 +360,7 @@ def test_what_hoppers_kernel_does_not_take_goes_to_the_other(gpu):
 def test_antithetic_hypotheses_take_opposite_noise(gpu, mode):
     config = CONFIGS["paper"]
     program = layer_program(random_denoiser(config))
-    inputs, table = torch.randn(2, 17, config.num_condition_channels), table_of("ddpm")
+    inputs, table = torch.randn(few(mode, 2), 17, config.num_condition_channels), table_of("ddpm")
     packed = packed_of(program, gpu, "bfloat16", mode)
     out = draw(packed, inputs, table, gpu, antithetic=True)
     expected = through_the_formulas(program, inputs, table, "bfloat16", antithetic=True)
@@ -353,14 +383,16 @@ def test_a_term_without_a_coefficient_may_be_anything(gpu, mode):
 def test_a_frame_that_is_no_number_leaves_the_others_alone(gpu, mode):
     config = CONFIGS["base"]
     packed = packed_of(layer_program(random_denoiser(config)), gpu, "bfloat16", mode)
-    inputs, table = torch.randn(4, 17, config.num_condition_channels), table_of("ddim")
-    expected = draw(packed, inputs, table, gpu)
+    # One after the other where they share memory: eight of a tile, or with three emulated clusters frames 1 and 4.
+    inputs, table = torch.randn(5, 17, config.num_condition_channels), table_of("ddim")
+    chains = torch.arange(few(mode, 3))
+    expected = draw(packed, inputs, table, gpu, hypothesis_ids=chains)
     inputs[1] = torch.nan
-    out = draw(packed, inputs, table, gpu)
-    assert torch.equal(out[[0, 2, 3]], expected[[0, 2, 3]])
+    out = draw(packed, inputs, table, gpu, hypothesis_ids=chains)
+    assert torch.equal(out[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])
     assert bool(out[1].isnan().all())
     inputs[1] = 0.0
-    assert bool(draw(packed, inputs, table, gpu).isfinite().all())
+    assert bool(draw(packed, inputs, table, gpu, hypothesis_ids=chains).isfinite().all())
 
 
 @pytest.mark.parametrize(("frames", "chains"), [(0, 3), (2, 0)])
@@ -425,7 +457,9 @@ def test_the_mode_is_chosen_by_the_number_of_hypotheses(gpu):
     assert packed_of(program, gpu, "float32").for_hypotheses(100000).mode == "layers"
     with pytest.raises(ValueError, match="mode cannot be persistent here: it takes bfloat16 only"):
         packed_of(program, gpu, "float32", "persistent")
-    with pytest.raises(ValueError, match="mode must be one of layers, persistent or None, got 'graph'"):
+    with pytest.raises(ValueError, match="mode cannot be cluster here: it takes bfloat16 only"):
+        packed_of(program, gpu, "float32", "cluster")
+    with pytest.raises(ValueError, match="mode must be one of layers, persistent, cluster or None, got 'graph'"):
         packed_of(program, gpu, "bfloat16", "graph")
 
 
@@ -452,6 +486,15 @@ def test_what_fits_into_the_memory_of_a_multiprocessor(gpu, config, fits):
             packed_of(packed.program, gpu, "bfloat16", "persistent")
 
 
+def test_what_fits_into_the_memory_of_a_cluster(gpu):
+    """A pose instead of eight: four times the width."""
+    program = layer_program(random_denoiser(denoiser_config("base", hidden_dim=512, num_layers=1)))
+    assert packed_of(program, gpu, "bfloat16", "cluster").for_hypotheses(3).mode == "cluster"
+    wide = program_of(linear(0, 1, 17, 5, 4096), linear(1, 2, 17, 4096, 3), joints=17, widths=(5, 4096, 3))
+    with pytest.raises(ValueError, match="mode cannot be cluster here: the GPU has no clusters of blocks with"):
+        packed_of(wide, gpu, "bfloat16", "cluster")
+
+
 def test_what_lives_at_the_same_time_does_not_overlap(gpu, monkeypatch):
     """Whatever a layer reads is where it was written: every byte belongs to one value from its writing to its end."""
     from diffupose.ops import cuda_program
@@ -465,10 +508,10 @@ def test_what_lives_at_the_same_time_does_not_overlap(gpu, monkeypatch):
         return result
 
     monkeypatch.setattr(cuda_program, "_place", remember)
-    for config, wgmma in itertools.product(CONFIGS.values(), (False, True)):
+    for config, layout in itertools.product(CONFIGS.values(), get_args(Layout)):
         placed.clear()
         program, cpu = layer_program(random_denoiser(config)), torch.device("cpu")
-        packed = pack_program(program, True, cpu, _backend.cuda(), wgmma)
+        packed = pack_program(program, True, cpu, _backend.cuda(), layout)
         assert len(placed) > 4
         for index, one in enumerate(placed):
             assert 0 <= one.offset <= packed.tile_bytes - one.size
@@ -546,17 +589,28 @@ def test_sizes_and_offsets_out_of_bounds(gpu):
         extension.CudaEngine(**(engine | {"output": 128}))
     for wrong in ({"bfloat16": False}, {"num_joints": 18}):
         with pytest.raises(ValueError, match="wgmma takes bfloat16 and 17 joints at most"):
-            extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True} | wrong))
+            extension.CudaEngine(**(engine | {"bfloat16": True, "layout": "wgmma"} | wrong))
     with pytest.raises(ValueError, match="tile_bytes must hold what wgmma stages"):
-        extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True}))
-    hopper = extension.CudaEngine(**(engine | {"bfloat16": True, "wgmma": True, "tile_bytes": 8192}))
-    with pytest.raises(ValueError, match="a program for wgmma only samples"):
-        hopper.denoise(sample=1, condition=1, parameters=1, num_poses=1, workspace=1, out=1, stream=0)
+        extension.CudaEngine(**(engine | {"bfloat16": True, "layout": "wgmma"}))
+    with pytest.raises(ValueError, match="clusters take bfloat16 only"):
+        extension.CudaEngine(**(engine | {"layout": "cluster"}))
+    with pytest.raises(ValueError, match="tile_bytes of a cluster must be a multiple of 16"):
+        extension.CudaEngine(**(engine | {"bfloat16": True, "layout": "cluster", "tile_bytes": 136}))
+    with pytest.raises(ValueError, match="layout must be pairs, wgmma or cluster"):
+        extension.CudaEngine(**(engine | {"layout": "rows"}))
+    others = [
+        extension.CudaEngine(**(engine | {"bfloat16": True, "layout": layout, "tile_bytes": 8192}))
+        for layout in ("wgmma", "cluster")
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="a program for wgmma or clusters only samples"):
+            other.denoise(sample=1, condition=1, parameters=1, num_poses=1, workspace=1, out=1, stream=0)
     names = ("condition", "coefficients", "noise_scale", "parameters", "seed", "frame_ids", "hypothesis_ids",
              "x0_last", "out", "workspace")  # fmt: skip
     rest = {"num_parameters": 0, "antithetic": False, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
-    with pytest.raises(ValueError, match="a program for wgmma is sampled by the persistent kernel"):
-        hopper.sample(**dict.fromkeys(names, 1), **rest, num_frames=1, num_hypotheses=1)
+    for other in others:
+        with pytest.raises(ValueError, match="a program for wgmma or clusters is sampled by one kernel"):
+            other.sample(**dict.fromkeys(names, 1), **rest, num_frames=1, num_hypotheses=1)
     for wrong, message in (({"num_blocks": -1}, "num_blocks must not be negative"),
                            ({"clip": float("nan")}, "clip must be a number")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -98,6 +98,44 @@ DeviceArray<Bfloat16> packed_for_wgmma(const DeviceArray<float>& weight, int64_t
     return result;
 }
 
+// The same as cluster_layers.cuh lays it out.
+DeviceArray<Bfloat16> packed_for_cluster(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
+    const int64_t steps = steps_of(k), blocks = steps_of(n);
+    DeviceArray<Bfloat16> result(products * steps * blocks * 16 * 16);
+    int64_t at = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t step = 0; step < steps; ++step) {
+            for (int64_t product = 0; product < products; ++product) {
+                for (int64_t lane = 0; lane < 32; ++lane) {
+                    for (const int64_t high : {0, 8}) {
+                        for (const int64_t half : {0, 8}) {
+                            for (const int64_t low : {0, 1}) {
+                                const int64_t row = 16 * step + lane % 4 * 2 + high + low;
+                                const int64_t column = 16 * block + lane / 4 + half;
+                                const bool inside = row < k && column < n;
+                                put(result.data() + at++,
+                                    inside ? weight[row * products * n + product * n + column] : 0.0f);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    return result;
+}
+
+// Values [joints, n], or [n] for all joints, by channel.
+DeviceArray<float> by_channel(const float* values, int64_t joints, int64_t n, bool for_all = false) {
+    DeviceArray<float> result(16 * steps_of(n) * kAdjacencyStride);
+    for (int64_t i = 0; i < static_cast<int64_t>(result.size()); ++i) {
+        const int64_t channel = i / kAdjacencyStride, joint = i % kAdjacencyStride;
+        const bool inside = channel < n && joint < joints;
+        result[i] = inside ? values[(for_all ? 0 : joint * n) + channel] : 0.0f;
+    }
+    return result;
+}
+
 DeviceArray<float> factors_for_wgmma(const float* values, int64_t joints, int64_t n) {
     const int64_t fours = (wgmma_joints(static_cast<int>(joints)) + 3) / 4;
     DeviceArray<float> result(fours * 4 * steps_of(n) * 16);
@@ -117,19 +155,23 @@ DeviceArray<float> factors_for_wgmma(const float* values, int64_t joints, int64_
 // The same layers for both engines; the CUDA one's buffers lie behind each other.
 template <typename T>
 struct Network {
-    explicit Network(int joints_, bool wgmma_ = false)
+    explicit Network(int joints_, CudaLayout layout_ = CudaLayout::pairs)
         : joints(joints_),
-          wgmma(wgmma_),
-          all_joints(wgmma ? wgmma_joints(joints) : 2 * joint_pairs(joints)),
+          layout(layout_),
+          all_joints(layout == CudaLayout::cluster ? kAdjacencyStride
+                     : layout == CudaLayout::wgmma ? wgmma_joints(joints)
+                                                   : 2 * joint_pairs(joints)),
           cpu(joints, {3 + kCondition, kWidth, kWidth, 3 * kHead, kHead, 3}, false) {
         const int64_t widths[] = {3 + kCondition, kWidth, kWidth, 2 * kHead, kHead, kHead, 3};
+        const bool cluster = layout == CudaLayout::cluster;
+        const int64_t rows = cluster ? 8 * cluster_tiles(joints) : all_joints, poses = cluster ? 1 : kTilePoses;
         for (int i = 0; i < 7; ++i) {
             offsets[i] = tile_bytes;
-            tile_bytes += all_joints * kTilePoses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
+            tile_bytes += rows * poses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
         }
         attention = tile_bytes;
-        tile_bytes += int64_t{4} * all_joints * all_joints * kTilePoses;
-        if (wgmma) tile_bytes += kWgmmaStagingBytes;
+        tile_bytes += int64_t{4} * rows * rows * poses;
+        if (layout == CudaLayout::wgmma) tile_bytes += kWgmmaStagingBytes;
 
         graph_conv(0, 1, 1, -1, 3 + kCondition, kWidth, true);
         graph_conv(1, 2, 2, -1, kWidth, kWidth, true);
@@ -166,15 +208,23 @@ struct Network {
     }
     const void* keep_weight(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
         if constexpr (sizeof(T) == 2) {
-            weights.push_back((wgmma ? packed_for_wgmma : packed<T>)(weight, k, n, products));
+            weights.push_back((layout == CudaLayout::cluster ? packed_for_cluster
+                               : layout == CudaLayout::wgmma ? packed_for_wgmma
+                                                             : packed<T>)(weight, k, n, products));
         } else {
             weights.push_back(packed<T>(weight, k, n, products));
         }
         return weights.back().data();
     }
     const float* keep_factors(const float* values, int64_t n) {
-        if (!wgmma) return keep(values, joints, n, all_joints, 16 * steps_of(n));
-        kept.push_back(factors_for_wgmma(values, joints, n));
+        if (layout == CudaLayout::pairs) return keep(values, joints, n, all_joints, 16 * steps_of(n));
+        kept.push_back(layout == CudaLayout::cluster ? by_channel(values, joints, n)
+                                                     : factors_for_wgmma(values, joints, n));
+        return kept.back().data();
+    }
+    const float* keep_bias(const float* values, int64_t n) {
+        if (layout != CudaLayout::cluster) return keep(values, 1, n, 1, 16 * steps_of(n));
+        kept.push_back(by_channel(values, joints, n, true));
         return kept.back().data();
     }
 
@@ -191,13 +241,13 @@ struct Network {
         if (residual >= 0) next.residual = offsets[residual];
         next.weight = keep_weight(weight, c_in, c_out, 2);
         next.own = keep_factors(own.data(), c_out), next.neighbors = keep_factors(neighbors.data(), c_out);
-        if (wgmma) {
+        if (layout == CudaLayout::wgmma) {
             for (int64_t i = 0; i < joints; ++i) {
                 for (int64_t j = 0; j < i; ++j) std::swap(adjacency[i * joints + j], adjacency[j * joints + i]);
             }
         }
         next.adjacency = keep(adjacency.data(), joints, joints, all_joints, kAdjacencyStride);
-        next.bias = keep(bias.data(), 1, c_out, 1, 16 * steps_of(c_out));
+        next.bias = keep_bias(bias.data(), c_out);
     }
 
     static DeviceArray<float> columns(const DeviceArray<float>& weight, int64_t first, int64_t count) {
@@ -211,7 +261,7 @@ struct Network {
         const int64_t c_in = weight.size() / c_out;
         LayerRecord& next = record(LayerKind::linear, input, output, c_in, c_out);
         next.weight = keep_weight(weight, c_in, c_out, 1);
-        next.bias = keep(bias, 1, c_out, 1, 16 * steps_of(c_out));
+        next.bias = keep_bias(bias, c_out);
         return next;
     }
     void linear(int cpu_input, int gpu_input, int output, int64_t c_in, int64_t c_out) {
@@ -230,11 +280,11 @@ struct Network {
         return {records.data(), records.data(), static_cast<int>(records.size()),
                 joints,         kCondition,     3,
                 offsets[0],     offsets[6],     tile_bytes,
-                sizeof(T) == 2, wgmma};
+                sizeof(T) == 2, layout};
     }
 
     int joints;
-    bool wgmma;
+    CudaLayout layout;
     int64_t all_joints;  // with the padded ones
     Engine cpu;
     int64_t offsets[7] = {}, tile_bytes = 0, attention = 0;
@@ -245,12 +295,13 @@ struct Network {
 
 // What a chain reads, for either engine.
 struct Chain {
-    explicit Chain(int joints)
-        : condition(normal(kFrames * joints * kCondition)),
+    explicit Chain(int joints, int64_t num_frames = kFrames, int64_t num_chains = kChains)
+        : condition(normal(num_frames * joints * kCondition)),
           noise_scale(normal(kSteps * joints * 3)),
           values(normal(kSteps * 4 * kWidth, 0.3f)),
-          frames(random_ids(kFrames)),
-          chains(random_ids(kChains)) {}
+          frames(random_ids(num_frames)),
+          chains(random_ids(num_chains)) {}
+    int64_t num_poses() const { return frames.size() * chains.size(); }
     DeviceArray<float> condition, noise_scale, values;
     DeviceArray<int64_t> frames, chains;
     // Twice with the last x0, once with noise.
@@ -263,7 +314,7 @@ struct Chain {
 template <typename T>
 DeviceArray<float> expected(const Network<T>& network, const Chain& chain) {
     const int64_t half = network.cpu.padded(kWidth);
-    DeviceArray<float> parameters(kSteps * network.cpu.num_parameters()), out(kFrames * kChains * network.joints * 3);
+    DeviceArray<float> parameters(kSteps * network.cpu.num_parameters()), out(chain.num_poses() * network.joints * 3);
     std::fill_n(parameters.data(), parameters.size(), 0.0f);
     for (int64_t i = 0; i < 4 * kSteps; ++i) {
         std::copy_n(chain.values.data() + i * kWidth, kWidth, parameters.data() + i * half);
@@ -274,8 +325,8 @@ DeviceArray<float> expected(const Network<T>& network, const Chain& chain) {
                              parameters.data(),
                              {static_cast<uint64_t>(chain.seed), chain.frames.data(), chain.chains.data(), true},
                              chain.clip,
-                             kFrames,
-                             kChains,
+                             chain.frames.size(),
+                             chain.chains.size(),
                              kSteps,
                              1,
                              out.data()};
@@ -286,7 +337,7 @@ DeviceArray<float> expected(const Network<T>& network, const Chain& chain) {
 template <typename T>
 DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool persistent) {
     DeviceArray<int64_t> seed(std::vector<int64_t>{chain.seed});
-    DeviceArray<float> out(kFrames * kChains * network.joints * 3), x0_last(out.size());
+    DeviceArray<float> out(chain.num_poses() * network.joints * 3), x0_last(out.size());
     const CudaSampleArgs args = {chain.condition.data(),
                                  chain.coefficients.data(),
                                  chain.noise_scale.data(),
@@ -295,15 +346,17 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
                                  chain.frames.data(),
                                  chain.chains.data(),
                                  4 * kWidth,
-                                 kFrames,
-                                 kChains,
+                                 chain.frames.size(),
+                                 chain.chains.size(),
                                  kSteps,
                                  true,
                                  chain.clip,
                                  x0_last.data(),
                                  out.data()};
-    if (network.wgmma) {
+    if (network.layout == CudaLayout::wgmma) {
         launch_sample_wgmma(network.program(), args, 1, nullptr);
+    } else if (network.layout == CudaLayout::cluster) {
+        launch_sample_clusters(network.program(), args, 1, nullptr);  // which takes one pose after the other
     } else if (persistent) {
         launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
     } else {
@@ -342,11 +395,24 @@ CUDA_CASE(engine_wgmma) {
         const auto before = random_bits();
         const Network<Bfloat16> network(joints);
         random_bits() = before;  // the same numbers again, laid out in another way
-        const Network<Bfloat16> hopper(joints, true);
+        const Network<Bfloat16> hopper(joints, CudaLayout::wgmma);
         const Chain chain(joints);
         const auto out = sampled(hopper, chain, true);
         expect_near("samples", out, expected(hopper, chain), 0.1);
         expect_near("samples by mma", out, sampled(network, chain, true), 0.05);
+    }
+}
+
+CUDA_CASE(engine_cluster) {
+    for (const int joints : {15, 17}) {
+        const auto before = random_bits();
+        const Network<Bfloat16> network(joints);
+        random_bits() = before;
+        const Network<Bfloat16> cluster(joints, CudaLayout::cluster);
+        const Chain chain(joints, 1, 2);
+        const auto out = sampled(cluster, chain, true);
+        expect_near("samples", out, expected(cluster, chain), 0.1);
+        expect_near("samples by layers", out, sampled(network, chain, false), 0.05);
     }
 }
 
@@ -397,8 +463,9 @@ void wide_layer(double tolerance) {
     layer.adjacency = padded_adjacency.data(), layer.bias = padded_bias.data();
     const int64_t tile_bytes = layer.output + rows * kTilePoses * stride * 4;
     DeviceArray<unsigned char> workspace(2 * tile_bytes);
-    launch_denoise({&layer, nullptr, 1, kJoints, 2, kOut, 0, layer.output, tile_bytes, sizeof(T) == 2, false},
-                   {sample.data(), condition.data(), nullptr, poses, out.data()}, workspace.data(), nullptr);
+    launch_denoise(
+        {&layer, nullptr, 1, kJoints, 2, kOut, 0, layer.output, tile_bytes, sizeof(T) == 2, CudaLayout::pairs},
+        {sample.data(), condition.data(), nullptr, poses, out.data()}, workspace.data(), nullptr);
     expect_near("output", out, exact, tolerance);
 }
 

@@ -33,8 +33,8 @@ namespace {
 void pause_thread(const std::atomic<uint32_t>& number, uint32_t seen);
 void wake_threads(const std::atomic<uint32_t>& number);
 
-// Threads of the block that wait at a barrier or have returned: when it is all of them, nobody can come. Relaxed, so
-// that ThreadSanitizer takes nothing here for an order between them.
+// Threads that wait at a barrier or have returned: when it is all of them, nobody can come. Relaxed, so that
+// ThreadSanitizer takes nothing here for an order between them.
 std::atomic<int> idle{0};
 
 // A barrier; how much memory it orders is in the template argument.
@@ -112,14 +112,27 @@ class SharedMemory {
 };
 
 struct Block {
+    Block(int threads, int shared_bytes) : shared(static_cast<std::size_t>(shared_bytes)), count(threads) {
+        for (int i = 0; i < (threads + kWarp - 1) / kWarp; ++i) warps.push_back(std::make_unique<Warp>());
+    }
     Barrier<true> barrier;
     NamedBarrier named[kBarriers];
     std::vector<std::unique_ptr<Warp>> warps;
-    std::unique_ptr<SharedMemory> shared;
-    int count = 0;
+    SharedMemory shared;
+    int count;
 };
 
-Block block;  // blocks run one after the other
+// The blocks of a cluster; clusters run one after the other. Most are of one block.
+struct Cluster {
+    Barrier<true> barrier;
+    std::vector<std::unique_ptr<Block>> blocks;
+    int count = 0;  // of threads
+    void poison() {
+        for (const std::unique_ptr<Block>& block : blocks) block->shared.poison();
+    }
+};
+
+std::unique_ptr<Cluster> cluster;
 
 #ifdef DIFFUPOSE_EMULATE_THREADS
 thread_local Indices current_indices;
@@ -165,7 +178,7 @@ void pause_thread(const std::atomic<uint32_t>& number, uint32_t seen) {
     thread_local int times = 0;
     wait_for_change(number, seen);
     // Not at once: what one thread counts another may see a moment later.
-    times = idle.load(std::memory_order_relaxed) == block.count ? times + 1 : 0;
+    times = idle.load(std::memory_order_relaxed) == cluster->count ? times + 1 : 0;
     if (times > 10) fail("a barrier is not reached by all threads");
 }
 void wake_threads(const std::atomic<uint32_t>& number) {
@@ -181,11 +194,13 @@ int flat_thread() {
     return static_cast<int>(at.thread.x + at.block_dim.x * (at.thread.y + at.block_dim.y * at.thread.z));
 }
 
-Warp& warp() { return *block.warps[static_cast<std::size_t>(flat_thread() / kWarp)]; }
+Block& block() { return *cluster->blocks[static_cast<std::size_t>(indices().in_cluster)]; }
+
+Warp& warp() { return *block().warps[static_cast<std::size_t>(flat_thread() / kWarp)]; }
 
 // The lanes of a mask that there are: the last warp of a block may be a part of one.
 uint32_t existing(uint32_t mask) {
-    const int lanes = std::min(block.count - flat_thread() / kWarp * kWarp, kWarp);
+    const int lanes = std::min(block().count - flat_thread() / kWarp * kWarp, kWarp);
     return mask & (0xffffffffu >> (kWarp - lanes));
 }
 
@@ -199,20 +214,26 @@ Party party_of(uint32_t mask) {
     return {__builtin_popcount(existing(mask)), __builtin_ctz(mask)};
 }
 
+// Of a thread of the cluster that begins with a block.
 Indices indices_of(dim3 grid, dim3 dims, dim3 at, int thread) {
-    const unsigned t = static_cast<unsigned>(thread);
-    return {dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y)), at, dims, grid, false};
+    const unsigned count = dims.x * dims.y * dims.z, in_cluster = static_cast<unsigned>(thread) / count;
+    const unsigned t = static_cast<unsigned>(thread) % count;
+    Indices result;
+    result.thread = dim3(t % dims.x, t / dims.x % dims.y, t / (dims.x * dims.y));
+    result.block = dim3(at.x + in_cluster, at.y, at.z), result.block_dim = dims, result.grid_dim = grid;
+    result.in_cluster = static_cast<int>(in_cluster);
+    return result;
 }
 
-// Of the grid, one after the other.
-std::vector<dim3> blocks_of(dim3 grid) {
-    std::vector<dim3> blocks;
+// Of the grid, one after the other: the first block of each cluster.
+std::vector<dim3> clusters_of(dim3 grid, unsigned cluster_blocks) {
+    std::vector<dim3> first;
     for (unsigned z = 0; z < grid.z; ++z) {
         for (unsigned y = 0; y < grid.y; ++y) {
-            for (unsigned x = 0; x < grid.x; ++x) blocks.emplace_back(x, y, z);
+            for (unsigned x = 0; x < grid.x; x += cluster_blocks) first.emplace_back(x, y, z);
         }
     }
-    return blocks;
+    return first;
 }
 
 // Puts what takes turns in the order that DIFFUPOSE_EMULATION_ORDER names.
@@ -270,16 +291,16 @@ class Pool {
     std::atomic<uint32_t> jobs_{0}, running_{0};
 };
 
-void run_blocks(const std::vector<dim3>& blocks, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
+void run_clusters(const std::vector<dim3>& clusters, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
     static Pool pool;
     Barrier<true> begin, end;
-    pool.run(block.count, [&](int i) {
-        for (const dim3& at : blocks) {
-            if (i == 0) block.shared->poison();
-            begin.wait(block.count);
+    pool.run(cluster->count, [&](int i) {
+        for (const dim3& at : clusters) {
+            if (i == 0) cluster->poison();
+            begin.wait(cluster->count);
             current_indices = indices_of(grid, dims, at, i);
             kernel();
-            end.wait(block.count);
+            end.wait(cluster->count);
         }
     });
 }
@@ -291,26 +312,29 @@ void fibre_main() {
     swapcontext(&current_fibre->context, &scheduler);
 }
 
-void run_block(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibre>>& fibres) {
-    block.shared->poison();
+void begin(Fibre& fibre, const Indices& indices) {
+    fibre.done = false;
+    fibre.indices = indices;
+    getcontext(&fibre.context);
+    fibre.context.uc_stack = fibre.stack.get();
+    fibre.context.uc_link = nullptr;
+    makecontext(&fibre.context, fibre_main, 0);
+    // Told the size, AddressSanitizer would clear what it knows of the whole stack at every switch.
+    fibre.context.uc_stack.ss_size = 0;
+}
+
+void run_cluster(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibre>>& fibres) {
+    cluster->poison();
     idle.store(0, std::memory_order_relaxed);
     std::vector<Fibre*> turns;
-    for (int i = 0; i < block.count; ++i) {
-        const std::unique_ptr<Fibre>& fibre = fibres[static_cast<std::size_t>(i)];
-        fibre->done = false;
-        fibre->indices = indices_of(grid, dims, at, i);
-        getcontext(&fibre->context);
-        fibre->context.uc_stack = fibre->stack.get();
-        fibre->context.uc_link = nullptr;
-        makecontext(&fibre->context, fibre_main, 0);
-        // Told the size, AddressSanitizer would clear what it knows of the whole stack at every switch.
-        fibre->context.uc_stack.ss_size = 0;
-        turns.push_back(fibre.get());
+    for (int i = 0; i < cluster->count; ++i) {
+        turns.push_back(fibres[static_cast<std::size_t>(i)].get());
+        begin(*turns.back(), indices_of(grid, dims, at, i));
     }
     for (bool first_time = true; !turns.empty(); first_time = false) {
         order(turns, first_time);
         for (Fibre* fibre : turns) {
-            if (idle.load(std::memory_order_relaxed) == block.count) fail("a barrier is not reached by all threads");
+            if (idle.load(std::memory_order_relaxed) == cluster->count) fail("a barrier is not reached by all threads");
             current_fibre = fibre;
             swapcontext(&scheduler, &fibre->context);
         }
@@ -318,12 +342,12 @@ void run_block(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibre>
     }
 }
 
-void run_blocks(std::vector<dim3> blocks, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
+void run_clusters(std::vector<dim3> clusters, dim3 grid, dim3 dims, const std::function<void()>& kernel) {
     static std::vector<std::unique_ptr<Fibre>> fibres;  // their stacks are used again
-    while (static_cast<int>(fibres.size()) < block.count) fibres.push_back(std::make_unique<Fibre>());
+    while (static_cast<int>(fibres.size()) < cluster->count) fibres.push_back(std::make_unique<Fibre>());
     current_kernel = &kernel;
-    order(blocks, true);
-    for (const dim3& at : blocks) run_block(grid, dims, at, fibres);
+    order(clusters, true);
+    for (const dim3& at : clusters) run_cluster(grid, dims, at, fibres);
 }
 #endif
 
@@ -342,7 +366,73 @@ Launches& launches() {
     return all;
 }
 
-unsigned char* shared_memory() { return block.shared->data(); }
+unsigned char* shared_memory() { return block().shared.data(); }
+
+// Where in the shared memory of another block lies what is here in that of this one.
+static unsigned char* shared_memory_of(int block_in_cluster, void* here) {
+    if (block_in_cluster < 0 || block_in_cluster >= static_cast<int>(cluster->blocks.size())) {
+        fail("there is no block " + std::to_string(block_in_cluster) + " in the cluster");
+    }
+    const auto offset = static_cast<unsigned char*>(here) - shared_memory();
+    return cluster->blocks[static_cast<std::size_t>(block_in_cluster)]->shared.data() + offset;
+}
+
+void Mailbox::open() {
+    missing_.store(kUnsaid, std::memory_order_relaxed);
+    times_.store(0, std::memory_order_relaxed);
+    waiting_.store(0, std::memory_order_relaxed);
+}
+
+void Mailbox::add(int count) {
+    if (missing_.fetch_add(count, std::memory_order_acq_rel) + count != 0) return;
+    missing_.store(kUnsaid, std::memory_order_relaxed);
+    times_.fetch_add(1, std::memory_order_release);
+#ifndef DIFFUPOSE_EMULATE_THREADS
+    idle.fetch_sub(waiting_.exchange(0, std::memory_order_relaxed), std::memory_order_relaxed);
+#endif
+    wake_threads(times_);
+}
+
+void Mailbox::expect(int bytes) { add(bytes - kUnsaid); }
+
+void Mailbox::come(int bytes) { add(-bytes); }
+
+void Mailbox::wait(unsigned times) {
+    if (times_.load(std::memory_order_acquire) > times) return;
+    idle.fetch_add(1, std::memory_order_relaxed);
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+    while (times_.load(std::memory_order_acquire) <= times) pause_thread(times_, times);
+#ifdef DIFFUPOSE_EMULATE_THREADS
+    idle.fetch_sub(1, std::memory_order_relaxed);
+#endif
+}
+
+void send(int block_in_cluster, void* here, const void* from, int bytes, Mailbox& mailbox) {
+    std::memcpy(shared_memory_of(block_in_cluster, here), from, static_cast<std::size_t>(bytes));
+    reinterpret_cast<Mailbox*>(shared_memory_of(block_in_cluster, &mailbox))->come(bytes);
+}
+
+void sync_cluster() { cluster->barrier.wait(cluster->count); }
+
+void copy_async(void* to, const void* from, int bytes) {
+    Indices& mine = indices();
+    mine.copies.push_back({to, from, bytes, mine.copy_group});
+}
+
+void commit_copies() { ++indices().copy_group; }
+
+void wait_for_copies(int pending_groups) {
+    Indices& mine = indices();
+    std::vector<Copy> left;
+    for (const Copy& copy : mine.copies) {
+        if (copy.group >= mine.copy_group - pending_groups) {
+            left.push_back(copy);
+        } else {
+            std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+        }
+    }
+    mine.copies.swap(left);
+}
 
 int lane() { return flat_thread() % kWarp; }
 
@@ -352,12 +442,12 @@ void require_lane(uint32_t mask, int source) {
     }
 }
 
-void sync_threads() { block.barrier.wait(block.count); }
+void sync_threads() { block().barrier.wait(block().count); }
 
 NamedBarrier& named_barrier(int number, int count) {
     if (number < 1 || number >= kBarriers) fail("there is no barrier " + std::to_string(number));
-    if (count % kWarp != 0 || count > block.count) fail("a barrier of " + std::to_string(count) + " threads");
-    return block.named[number];
+    if (count % kWarp != 0 || count > block().count) fail("a barrier of " + std::to_string(count) + " threads");
+    return block().named[number];
 }
 
 void sync_barrier(int barrier, int count) { named_barrier(barrier, count).come(count, true); }
@@ -399,12 +489,16 @@ void require_aligned(const void* address, int bytes) {
 }
 
 void launch(const char* name, const char* file, dim3 grid, dim3 dims, int shared_bytes,
-            const std::function<void()>& kernel) {
+            const std::function<void()>& kernel, int cluster_blocks) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
     const unsigned threads = dims.x * dims.y * dims.z;
     if (threads < 1 || threads > 1024) fail("a block has 1 to 1024 threads, got " + std::to_string(threads));
     if (grid.x < 1 || grid.y < 1 || grid.z < 1) fail("a grid has at least one block");
+    const bool whole = grid.x % static_cast<unsigned>(cluster_blocks) == 0;
+    if (cluster_blocks < 1 || cluster_blocks > 8 || (cluster_blocks > 1 && (grid.y > 1 || grid.z > 1 || !whole))) {
+        fail("a grid that is not of whole clusters of 1 to 8 blocks");
+    }
     if (grid.y > 65535 || grid.z > 65535) fail("a grid has 65535 blocks at most in y and z");
     if (shared_bytes < 0 || shared_bytes > kMaxSharedBytes) {
         fail("dynamic shared memory of " + std::to_string(shared_bytes) + " bytes");
@@ -412,12 +506,13 @@ void launch(const char* name, const char* file, dim3 grid, dim3 dims, int shared
     Launched& launched = launches()[{name, file}];
     launched.threads = std::max(launched.threads, static_cast<int>(threads));
     launched.shared_bytes = std::max(launched.shared_bytes, shared_bytes);
-    block.count = static_cast<int>(threads);
-    block.warps.clear();
-    for (unsigned i = 0; i < (threads + kWarp - 1) / kWarp; ++i) block.warps.push_back(std::make_unique<Warp>());
-    block.shared = std::make_unique<SharedMemory>(static_cast<std::size_t>(shared_bytes));
+    cluster = std::make_unique<Cluster>();
+    for (int i = 0; i < cluster_blocks; ++i) {
+        cluster->blocks.push_back(std::make_unique<Block>(static_cast<int>(threads), shared_bytes));
+    }
+    cluster->count = cluster_blocks * static_cast<int>(threads);
     idle.store(0, std::memory_order_relaxed);
-    run_blocks(blocks_of(grid), grid, dims, kernel);
+    run_clusters(clusters_of(grid, static_cast<unsigned>(cluster_blocks)), grid, dims, kernel);
 }
 
 }  // namespace diffupose::emulation

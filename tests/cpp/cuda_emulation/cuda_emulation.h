@@ -1,4 +1,4 @@
-// CUDA for a plain C++ compiler: the same .cu sources run on the CPU, block after block.
+// CUDA for a plain C++ compiler: the same .cu sources run on the CPU, block after block, or cluster after cluster.
 //
 // A CUDA thread is a fibre (default), taken in forward, reverse or random order between two barriers, or with
 // DIFFUPOSE_EMULATE_THREADS a thread of the operating system, for ThreadSanitizer. Checked are indices, tails, staging
@@ -7,13 +7,15 @@
 // UndefinedBehaviorSanitizer checks the others. Not checked: what nvcc makes of the source, the memory model beyond
 // barriers, what blocks do to each other at the same time, speed.
 //
-// Dynamic shared memory is NaN when a block begins; __shared__ arrays hold what the block before left. Blocks come in
-// the order of the threads, forward, reverse or random.
+// Dynamic shared memory is NaN when a block begins; __shared__ arrays hold what the block before left, and all blocks
+// of a cluster have the same. Blocks come in the order of the threads, forward, reverse or random. A copy that nobody
+// waits for at once is made when somebody does.
 //
 // Shuffles and matrix products exchange values between the threads of a warp, but order nothing else they wrote: on the
 // GPU, too, only __syncwarp() and __syncthreads() do.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -21,6 +23,7 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -60,9 +63,18 @@ constexpr int kWarp = 32;
 // The most dynamic shared memory a block may have, as on sm_90.
 constexpr int kMaxSharedBytes = 227 << 10;
 
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes, group;
+};
+
 struct Indices {
     dim3 thread, block, block_dim, grid_dim;
-    bool waited = false;  // for earlier kernels
+    int in_cluster = 0;          // which of its blocks
+    bool waited = false;         // for earlier kernels
+    std::vector<Copy> copies{};  // that are under way
+    int copy_group = 0;          // of the next one
 };
 
 // Of the CUDA thread that runs now.
@@ -84,11 +96,36 @@ constexpr int kMaxWords = 8;
 using WarpWords = uint32_t[kWarp][kMaxWords];
 void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all);
 
+// Counts bytes that are sent to a block of a cluster, as common/cuda_cluster.h says.
+class Mailbox {
+   public:
+    void open();
+    void expect(int bytes);
+    void wait(unsigned times);
+    void come(int bytes);
+
+   private:
+    static constexpr int kUnsaid = 1 << 28;  // nobody has said how many are expected
+    void add(int count);
+    std::atomic<int> missing_;
+    std::atomic<uint32_t> times_;  // how often all have come
+    std::atomic<int> waiting_;
+};
+// Writes to where in the shared memory of another block lies what is here in that of this one.
+void send(int block_in_cluster, void* here, const void* from, int bytes, Mailbox& mailbox);
+void sync_cluster();
+
+// Copies of this thread, in groups.
+void copy_async(void* to, const void* from, int bytes);
+void commit_copies();
+void wait_for_copies(int pending_groups);
+
 // Ends the process if an address that is to be accessed at once is not a multiple of `bytes`, as on the GPU.
 void require_aligned(const void* address, int bytes);
 
+// `cluster` blocks, one after the other in a grid of one dimension, run at the same time.
 void launch(const char* name, const char* file, dim3 grid, dim3 block, int shared_bytes,
-            const std::function<void()>& kernel);
+            const std::function<void()>& kernel, int cluster = 1);
 
 // How many blocks a GPU holds at the same time: by default so few that tests have launches of both kinds.
 int64_t& most_blocks_together();

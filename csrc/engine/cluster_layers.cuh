@@ -1,0 +1,557 @@
+// The layers of one pose by a cluster of blocks, for few poses, where latency is all that counts.
+//
+// Every block holds all activations of the pose in its shared memory. Of a product it takes some blocks of 16 output
+// channels, and sends what comes out to all blocks of the cluster; behind each product a block waits until it has
+// everything, for nothing else. The other layers every block computes by itself, all of them the same bits. Weights
+// come from L2: what a round takes is asked for while the round before is mixed and sent.
+//
+// Who has everything of a product knows that all others have read what they need for it, since they have sent it, or if
+// they take no part in it a receipt. So where a product's output goes, nothing may lie that is read for that product,
+// or for what lies between it and the one before; who plans the memory sees to that (ops/cuda_program.py).
+//
+// Products are transposed: rows are output channels, columns joints. Activations [eight joints][step][lane][4]: of 16
+// channels (a step), lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of joint g, the two registers of operand
+// B. Weights [block of 16 channels][step][product][lane][8], the four registers of operand A: of channels g and g + 8,
+// rows 2t and 2t + 1, then 2t + 8 and 2t + 9. Factors and biases [block][channel 16][kRow joints]; the adjacency
+// [kRow][kRow].
+//
+// Four warps share the input channels of a block of 16 output channels, in the same way whatever runs: the bits of a
+// pose depend on nothing but the pose.
+#pragma once
+
+#include "common/cuda_cluster.h"
+#include "common/cuda_copy.h"
+#include "engine/cuda_layers.cuh"
+#include "engine/cuda_loads.cuh"
+
+namespace diffupose {
+
+// Blocks of 16 channels that a block of the cluster takes at once (three are what width 384 has for each of eight), and
+// warps that share the input channels of one.
+constexpr int kSlots = 3, kParts = 4;
+constexpr int kClusterWarps = kSlots * kParts, kClusterThreads = kClusterWarps * kWarpSize;
+constexpr int kSlotChannels = kSlots * kStepChannels;
+// Joints from one channel to the next. Not 16 or 32: threads that read four joints of successive channels shall meet
+// different banks.
+constexpr int kRow = kAdjacencyStride;
+// Registers of weights that a lane holds ahead: six steps of both products of a graph convolution.
+constexpr int kHeld = 12;
+// Steps between two looks at whether there are more.
+constexpr int kHeldChunk = 3;
+
+struct ClusterLayout {
+    __device__ static int index(int joint, int channel, int steps) {
+        const int in_step = channel % kStepChannels;
+        return ((joint / 8 * steps + channel / kStepChannels) * kWarpSize + joint % 8 * 4 + in_step % 8 / 2) * 4 +
+               in_step / 8 * 2 + channel % 2;
+    }
+};
+
+// What a round needs of its blocks beside the weights.
+struct RoundConstants {
+    float own[kSlotChannels * kRow], neighbors[kSlotChannels * kRow], bias[kSlotChannels * kRow];
+    float adjacency[kRow * kRow];
+    float scale[kSlotChannels], shift[kSlotChannels];
+};
+
+// A block's shared memory behind the activations; the layers' records lie behind it.
+struct ClusterMemory {
+    float parts[kParts][2][kSlotChannels * kRow];  // sums of each part of the input channels
+    RoundConstants constants[2];                   // of this round and of the next one
+    unsigned char staged[kSlotChannels * kRow * 4];
+    uint4 receipts[kClusterBlocks];  // of each block; what they say is never read
+    Mailbox mailboxes[2];            // of even products and of odd ones
+};
+static_assert(sizeof(ClusterMemory) % 8 == 0 && sizeof(LayerRecord) % 8 == 0);
+
+// What a thread knows of where it is.
+struct ClusterPlace {
+    int rank, warp, slot, part;
+    Lane lane;  // its `pose` is a row of eight here
+};
+
+__device__ inline ClusterPlace this_cluster_place() {
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    return {cluster_rank(), warp, warp / kParts, warp % kParts, this_lane()};
+}
+
+__device__ inline bool is_product(const LayerRecord& layer) {
+    return layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
+}
+
+// A round of a layer: each block of the cluster takes kSlots blocks of 16 channels.
+struct Round {
+    int layer, number;
+};
+__device__ inline int rounds_of(const LayerRecord& layer) {
+    constexpr int kAtOnce = kSlots * kClusterBlocks;
+    return (layer.output_steps + kAtOnce - 1) / kAtOnce;
+}
+__device__ inline int block_of(int round, int slot, int rank) {
+    return (round * kSlots + slot) * kClusterBlocks + rank;
+}
+
+// The next product layer behind one, the first one behind the last.
+__device__ inline int next_product(const LayerRecord* layers, int num_layers, int i) {
+    do {
+        i = i + 1 == num_layers ? 0 : i + 1;
+    } while (!is_product(layers[i]));
+    return i;
+}
+
+// Channels [first, first + count) of a layer's input, in steps of 16, that a part of the warps takes.
+struct Share {
+    int first, count;
+    __device__ Share(int steps, int part)
+        : first(steps * part / kParts), count(steps * (part + 1) / kParts - steps * part / kParts) {}
+};
+
+// --- What a round reads from L2 --------------------------------------------------------------------------------------
+
+struct HeldWeights {
+    uint4 of[kHeld];
+};
+
+template <int kProducts>
+__device__ inline const uint4* weights_of(const LayerRecord& layer, int block, int step, Lane lane) {
+    return static_cast<const uint4*>(layer.weight) + (block * layer.input_steps + step) * kProducts * kWarpSize +
+           lane.index;
+}
+
+// Copies kSlotChannels rows of some floats from blocks of 16, which lie a cluster apart.
+__device__ inline void copy_blocks(float* to, const float* from, int each, int round, int blocks, int rank) {
+    const int pieces = each / 4;
+    for (int i = static_cast<int>(threadIdx.x); i < kSlots * pieces; i += kClusterThreads) {
+        const int slot = i / pieces, block = block_of(round, slot, rank);
+        if (block < blocks) copy_async<16>(to + 4 * i, from + block * each + (i - slot * pieces) * 4);
+    }
+}
+
+// Asks for everything that a round needs; the weights come into registers, the rest into shared memory.
+__device__ inline void fetch_round(const LayerRecord& layer, int round, const float* parameters, HeldWeights& held,
+                                   RoundConstants& constants, const ClusterPlace& place) {
+    const bool two = layer.kind == LayerKind::graph_conv;
+    const int block = block_of(round, place.slot, place.rank), blocks = layer.output_steps;
+    const Share share(layer.input_steps, place.part);
+    const int count = block < blocks ? (two ? 2 : 1) * share.count : 0;
+    const uint4* from = two ? weights_of<2>(layer, block, share.first, place.lane)
+                            : weights_of<1>(layer, block, share.first, place.lane);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) held.of[i] = load_if(from + i * kWarpSize, i < count);
+    constexpr int kFactors = kStepChannels * kRow;
+    copy_blocks(constants.bias, layer.bias, kFactors, round, blocks, place.rank);
+    if (two) {
+        copy_blocks(constants.own, layer.own, kFactors, round, blocks, place.rank);
+        copy_blocks(constants.neighbors, layer.neighbors, kFactors, round, blocks, place.rank);
+        for (int i = static_cast<int>(threadIdx.x); i < kRow * kRow / 4; i += kClusterThreads) {
+            copy_async<16>(constants.adjacency + 4 * i, layer.adjacency + 4 * i);
+        }
+    }
+    if (layer.film) {
+        const float* scale = parameters + layer.parameters;
+        copy_blocks(constants.scale, scale, kStepChannels, round, blocks, place.rank);
+        copy_blocks(constants.shift, scale + blocks * kStepChannels, kStepChannels, round, blocks, place.rank);
+    }
+    commit_copies();
+}
+
+// --- Products --------------------------------------------------------------------------------------------------------
+
+// A part's sums of a block of 16 channels: [product][eight joints], channels g, g and g + 8, g + 8 of joints 2t, 2t
+// + 1.
+template <int kTiles, int kProducts>
+using PartSums = float[kProducts][kTiles][4];
+
+template <int kTiles, int kProducts>
+__device__ inline void multiply_part(const LayerRecord& layer, unsigned char* memory, int block,
+                                     const HeldWeights& held, const ClusterPlace& place,
+                                     PartSums<kTiles, kProducts>& sums) {
+    constexpr int kHeldSteps = kHeld / kProducts;
+    static_assert(kHeldSteps % kHeldChunk == 0);
+    const int steps = layer.input_steps;
+    const Share share(steps, place.part);
+    const uint2* x = at<const uint2>(memory, layer.input) + share.first * kWarpSize + place.lane.index;
+#pragma unroll
+    for (int chunk = 0; chunk < kHeldSteps / kHeldChunk; ++chunk) {
+        if (chunk * kHeldChunk >= share.count) break;
+#pragma unroll
+        for (int i = chunk * kHeldChunk; i < (chunk + 1) * kHeldChunk; ++i) {
+            // What weights of zero are multiplied with must be numbers that there are.
+            const int here = i < share.count ? i : share.count - 1;
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+                const uint2 b = x[(tile * steps + here) * kWarpSize];
+#pragma unroll
+                for (int product = 0; product < kProducts; ++product) {
+                    multiply(sums[product][tile], held.of[i * kProducts + product], b.x, b.y);
+                }
+            }
+        }
+    }
+    const uint4* weights = weights_of<kProducts>(layer, block, share.first, place.lane);
+    const int count = block < layer.output_steps ? share.count : 0;
+    for (int i = kHeldSteps; i < count; ++i) {
+        uint4 a[kProducts];
+#pragma unroll
+        for (int product = 0; product < kProducts; ++product) {
+            a[product] = __ldg(weights + (i * kProducts + product) * kWarpSize);
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const uint2 b = x[(tile * steps + i) * kWarpSize];
+#pragma unroll
+            for (int product = 0; product < kProducts; ++product) multiply(sums[product][tile], a[product], b.x, b.y);
+        }
+    }
+}
+
+template <int kTiles, int kProducts>
+__device__ inline void store_part(ClusterMemory& shared, const PartSums<kTiles, kProducts>& sums,
+                                  const ClusterPlace& place) {
+#pragma unroll
+    for (int product = 0; product < kProducts; ++product) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const int joint = 8 * tile + 2 * place.lane.quarter;
+            if (joint >= kRow) continue;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int channel = place.slot * kStepChannels + place.lane.pose + 8 * half;
+                const float* two = sums[product][tile] + 2 * half;
+                *reinterpret_cast<float2*>(shared.parts[place.part][product] + channel * kRow + joint) =
+                    make_float2(two[0], two[1]);
+            }
+        }
+    }
+}
+
+// The sum of all parts, in a fixed order.
+__device__ inline void add_parts(const ClusterMemory& shared, int product, int index, float* sum) {
+    load4(shared.parts[0][product] + index, sum);
+#pragma unroll
+    for (int part = 1; part < kParts; ++part) {
+        float more[4];
+        load4(shared.parts[part][product] + index, more);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[i] += more[i];
+    }
+}
+
+// Bias, activation, residual and FiLM of four joints of a channel, in place; `in_slots` is the channel among those of
+// the round, `channel` among those of the layer.
+__device__ inline void finish_four(const LayerRecord& layer, unsigned char* memory, const RoundConstants& constants,
+                                   int in_slots, int channel, int joint, int joints, float* values) {
+    float bias[4];
+    load4(constants.bias + in_slots * kRow + joint, bias);
+    const float scale = constants.scale[in_slots], shift = constants.shift[in_slots];
+    const bool has_residual = layer.residual >= 0;
+    const auto* residual = at<const Bfloat16>(memory, has_residual ? layer.residual : 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float value = values[i] + bias[i];
+        if (layer.activation == CudaActivation::relu) value = activate<CudaActivation::relu>(value);
+        if (layer.activation == CudaActivation::gelu) value = activate<CudaActivation::gelu>(value);
+        if (has_residual && joint + i < joints) {
+            value +=
+                to_float(uint32_t{residual[ClusterLayout::index(joint + i, channel, layer.output_steps)].bits} << 16);
+        }
+        values[i] = layer.film ? silu(value * scale + shift) : value;
+    }
+}
+
+// What a block gets for a layer from all blocks, itself among them.
+__device__ inline int bytes_of_mail(const LayerRecord& layer, int joints) {
+    const int without = layer.output_steps < kClusterBlocks ? kClusterBlocks - layer.output_steps : 0;
+    return joints * layer.output_steps * kStepChannels * (layer.output_is_float ? 4 : 2) +
+           without * static_cast<int>(sizeof(uint4));
+}
+
+// What this block has staged of a round, to all blocks of the cluster.
+template <typename T>
+__device__ inline void tell_cluster(const LayerRecord& layer, unsigned char* memory, const unsigned char* staged,
+                                    Mailbox& mailbox, int round, int joints, int rank) {
+    constexpr int kPieces = static_cast<int>(sizeof(T));  // of 16 bytes: 16 channels of a joint
+    constexpr int kGroup = 128, kGroups = kClusterThreads / kGroup;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int i = thread % kGroup; i < kSlots * kRow * kPieces; i += kGroup) {
+        const int block = block_of(round, i / (kRow * kPieces), rank), joint = i / kPieces % kRow;
+        if (block >= layer.output_steps || joint >= joints) continue;
+        const uint4 words = *reinterpret_cast<const uint4*>(staged + 16 * i);
+        const int index = ClusterLayout::index(joint, block * kStepChannels, layer.output_steps);
+        unsigned char* to = memory + layer.output + index * kPieces + i % kPieces * 16;
+        // Not all of them to the same block at the same time.
+        for (int k = thread / kGroup; k < kClusterBlocks; k += kGroups) {
+            send((rank + k) % kClusterBlocks, to, words, mailbox);
+        }
+    }
+}
+
+// The sums of all parts to what the layer gives, and that to all blocks: behind a barrier of the block.
+template <int kTiles, int kProducts>
+__device__ inline void end_round(const LayerRecord& layer, unsigned char* memory, ClusterMemory& shared,
+                                 const RoundConstants& constants, Mailbox& mailbox, int round, int joints, int rank) {
+    constexpr int kFours = kTiles == 2 ? 4 : kRow / 4;
+    static_assert(kFours * kSlotChannels <= kClusterThreads);
+    const int thread = static_cast<int>(threadIdx.x), in_slots = thread % kSlotChannels;
+    const int joint = 4 * (thread / kSlotChannels), index = in_slots * kRow + joint;
+    const int block = block_of(round, in_slots / kStepChannels, rank);
+    const bool there = thread < kFours * kSlotChannels && block < layer.output_steps;
+    float values[4];
+    if (there) {
+        add_parts(shared, 0, index, values);
+        if constexpr (kProducts == 2) {
+            float others[4], own[4], neighbors[4];
+            add_parts(shared, 1, index, others);
+            load4(constants.own + index, own), load4(constants.neighbors + index, neighbors);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                values[i] *= own[i];
+                others[i] = joint + i < joints ? others[i] * neighbors[i] : 0.0f;  // padded joints may be NaN
+            }
+            store4(shared.parts[0][1] + index, others);
+        }
+    }
+    if constexpr (kProducts == 2) __syncthreads();
+    if (there) {
+        if constexpr (kProducts == 2) {
+#pragma unroll
+            for (int four = 0; four < kFours; ++four) {
+                float others[4];
+                load4(shared.parts[0][1] + in_slots * kRow + 4 * four, others);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float row[4];
+                    load4(constants.adjacency + (joint + i) * kRow + 4 * four, row);
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) values[i] = fmaf(row[j], others[j], values[i]);
+                }
+            }
+        }
+        const int in_block = in_slots % kStepChannels, channel = block * kStepChannels + in_block;
+        finish_four(layer, memory, constants, in_slots, channel, joint, joints, values);
+        const int staged =
+            (in_slots / kStepChannels * kRow + joint) * kStepChannels + ClusterLayout::index(0, in_block, 1);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (layer.output_is_float) {
+                store1(at<float>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
+            } else {
+                store1(at<Bfloat16>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
+            }
+        }
+    }
+    __syncthreads();
+    if (layer.output_is_float) {
+        tell_cluster<float>(layer, memory, shared.staged, mailbox, round, joints, rank);
+    } else {
+        tell_cluster<Bfloat16>(layer, memory, shared.staged, mailbox, round, joints, rank);
+    }
+    if (rank >= layer.output_steps && thread < kClusterBlocks) {  // which is one round
+        send(thread, shared.receipts + rank, make_uint4(0, 0, 0, 0), mailbox);
+    }
+}
+
+// --- What every block computes by itself -----------------------------------------------------------------------------
+
+__device__ inline float sum_over_warp(float value) {
+#pragma unroll
+    for (int bit = 1; bit < kWarpSize; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
+    return value;
+}
+
+// normalized(x) * scale + shift, or silu(x * scale + shift), of two joints by a warp at the same time.
+__device__ inline void scale_shift_joints(const LayerRecord& layer, unsigned char* memory, const float* parameters,
+                                          int joints, const ClusterPlace& place) {
+    constexpr int kAtOnce = 2, kEarly = 3;  // steps of a lane whose parameters are asked for at the beginning
+    static_assert(kAtOnce * kClusterWarps >= kCudaMaxJoints);
+    const int steps = layer.input_steps, row = place.lane.pose;
+    const float* scales = parameters + layer.parameters + 2 * place.lane.quarter;
+    const float* shifts = scales + steps * kStepChannels;
+    const Bfloat16* x[kAtOnce];
+    Bfloat16* y[kAtOnce];
+    float mean[kAtOnce] = {}, factor[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+        const int joint = place.warp + i * kClusterWarps;
+        const int index = ClusterLayout::index(joint < joints ? joint : 0, 2 * place.lane.quarter, steps);
+        x[i] = at<const Bfloat16>(memory, layer.input) + index, y[i] = at<Bfloat16>(memory, layer.output) + index;
+        factor[i] = 1.0f;
+    }
+    // Numbers 0 and 1 are channels 2t and 2t + 1 of the step, 2 and 3 those 8 further.
+    struct Pairs {
+        float2 lower, upper;
+        __device__ void load(const float* from) {
+            lower = __ldg(reinterpret_cast<const float2*>(from));
+            upper = __ldg(reinterpret_cast<const float2*>(from + 8));
+        }
+        __device__ float operator[](int k) const {
+            return k < 2 ? (k == 0 ? lower.x : lower.y) : (k == 2 ? upper.x : upper.y);
+        }
+    };
+    Pairs scale[kEarly], shift[kEarly];
+#pragma unroll
+    for (int k = 0; k < kEarly; ++k) {
+        const int step = row + 8 * k < steps ? row + 8 * k : 0;
+        scale[k].load(scales + step * kStepChannels), shift[k].load(shifts + step * kStepChannels);
+    }
+    constexpr int kStride = 4 * kWarpSize;  // from a step to the next
+    if (layer.normalize) {
+        const float count = static_cast<float>(layer.channels);
+        for (int step = row; step < steps; step += 8) {
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                float four[4];
+                load4(x[i] + step * kStride, four);
+                mean[i] += (four[0] + four[1]) + (four[2] + four[3]);  // padded channels are 0
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) mean[i] = sum_over_warp(mean[i]) / count;
+        float squares[kAtOnce] = {};
+        for (int step = row; step < steps; step += 8) {
+            const int channel = step * kStepChannels + 2 * place.lane.quarter;
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                float four[4];
+                load4(x[i] + step * kStride, four);
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const float difference = four[k] - mean[i];
+                    if (channel + k / 2 * 8 + k % 2 < layer.channels) squares[i] += difference * difference;
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) factor[i] = 1.0f / sqrtf(sum_over_warp(squares[i]) / count + layer.eps);
+    }
+    const auto scale_step = [&](int step, const Pairs& by, const Pairs& plus) {
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            if (place.warp + i * kClusterWarps >= joints) continue;
+            float four[4];
+            load4(x[i] + step * kStride, four);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const float value = (four[k] - mean[i]) * factor[i] * by[k] + plus[k];
+                four[k] = layer.normalize ? value : silu(value);
+            }
+            store4(y[i] + step * kStride, four);
+        }
+    };
+#pragma unroll
+    for (int k = 0; k < kEarly; ++k) {
+        if (row + 8 * k < steps) scale_step(row + 8 * k, scale[k], shift[k]);
+    }
+    for (int step = row + 8 * kEarly; step < steps; step += 8) {
+        Pairs by, plus;
+        by.load(scales + step * kStepChannels), plus.load(shifts + step * kStepChannels);
+        scale_step(step, by, plus);
+    }
+}
+
+// softmax(q k^T) of one head, of the queries of eight joints: [head][key][query], padded queries included. The input
+// holds the queries of all heads and then the keys. Keys are rows of the matrix instruction.
+template <int kTiles>
+__device__ inline void attend_from_eight(const LayerRecord& layer, unsigned char* memory, int joints, int head,
+                                         int tile, Lane lane) {
+    constexpr int kHalves = (kTiles + 1) / 2, kStride = 8 * kTiles;
+    const uint2* x = at<const uint2>(memory, layer.input) + lane.index;
+    const int steps = layer.input_steps, head_steps = steps / 2 / layer.num_heads;
+    float dots[kHalves][4] = {};
+    for (int step = head * head_steps; step < (head + 1) * head_steps; ++step) {
+        const uint2 query = x[(tile * steps + step) * kWarpSize];
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+            const uint2* keys = x + (2 * half * steps + steps / 2 + step) * kWarpSize;
+            const uint2 lower = keys[0], upper = 2 * half + 1 < kTiles ? keys[steps * kWarpSize] : uint2{};
+            multiply(dots[half], make_uint4(lower.x, upper.x, lower.y, upper.y), query.x, query.y);
+        }
+    }
+    float* weights = at<float>(memory, layer.weights) + head * kStride * kStride + 8 * tile + 2 * lane.quarter;
+    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    const auto key_of_row = [&](int half, int i) { return 16 * half + i / 2 * 8 + lane.pose; };
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (key_of_row(half, i) >= joints) dots[half][i] = -INFINITY;
+            highest[i % 2] = fmaxf(highest[i % 2], dots[half][i]);
+        }
+    }
+#pragma unroll
+    for (int bit = 4; bit < kWarpSize; bit *= 2) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffffu, highest[i], bit));
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            dots[half][i] = expf(dots[half][i] - highest[i % 2]);
+            total[i % 2] += dots[half][i];
+        }
+    }
+#pragma unroll
+    for (int bit = 4; bit < kWarpSize; bit *= 2) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) total[i] += __shfl_xor_sync(0xffffffffu, total[i], bit);
+    }
+    const float factor[2] = {1.0f / total[0], 1.0f / total[1]};
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            if (key_of_row(half, i) >= joints) continue;
+            *reinterpret_cast<float2*>(weights + key_of_row(half, i) * kStride) =
+                make_float2(dots[half][i] * factor[0], dots[half][i + 1] * factor[1]);
+        }
+    }
+}
+
+// weights v: a thread takes two channels of four joints at a time.
+template <int kTiles>
+__device__ inline void attention_values(const LayerRecord& layer, unsigned char* memory, int joints) {
+    constexpr int kFours = kTiles == 2 ? 4 : kRow / 4, kStride = 8 * kTiles;
+    const int steps = layer.output_steps, head_steps = steps / layer.num_heads;
+    const auto* x = at<const uint32_t>(memory, layer.input);
+    auto* y = at<uint32_t>(memory, layer.output);
+    for (int i = static_cast<int>(threadIdx.x); i < steps * kFours * 8; i += kClusterThreads) {
+        const int pair = i % 8, first = i / 8 % kFours * 4, step = i / (8 * kFours);
+        const auto word = [&](int joint) {
+            return ClusterLayout::index(joint, step * kStepChannels, steps) / 2 + pair;
+        };
+        const float* weights = at<const float>(memory, layer.weights) + step / head_steps * kStride * kStride + first;
+        float lower[4] = {}, upper[4] = {};
+#pragma unroll 4
+        for (int joint = 0; joint < joints; ++joint) {
+            const uint32_t value = x[word(joint)];
+            float weight[4];
+            load4(weights + joint * kStride, weight);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                lower[k] = fmaf(weight[k], to_float(value << 16), lower[k]);
+                upper[k] = fmaf(weight[k], to_float(value & 0xffff0000u), upper[k]);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (first + k < joints) y[word(first + k)] = pack_bfloat16(lower[k], upper[k]);
+        }
+    }
+}
+
+template <int kTiles>
+__device__ inline void run_alone(const LayerRecord& layer, unsigned char* memory, const float* parameters, int joints,
+                                 const ClusterPlace& place) {
+    if (layer.kind == LayerKind::scale_shift) {
+        scale_shift_joints(layer, memory, parameters, joints, place);
+    } else if (layer.kind == LayerKind::attention_weights) {
+        for (int i = place.warp; i < layer.num_heads * kTiles; i += kClusterWarps) {
+            attend_from_eight<kTiles>(layer, memory, joints, i / kTiles, i % kTiles, place.lane);
+        }
+    } else {
+        attention_values<kTiles>(layer, memory, joints);
+    }
+}
+
+}  // namespace diffupose
