@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from typing import Any
 
@@ -69,6 +70,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "backends": backends,
         "sources": _SOURCE_STATES[SOURCE_STATE],
+        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith("DIFFUPOSE_")},
     }
 
 
@@ -82,6 +84,7 @@ def format_environment() -> str:
         ("gpu", "; ".join(env["gpus"]) or "none that PyTorch sees"),
         ("torch cuda", env["cuda"] or "CPU build"),
         ("sources", env["sources"]),
+        ("variables", " ".join(f"{name}={value}" for name, value in env["variables"].items()) or "none is set"),
     ]
     for name, state in env["backends"].items():
         rows.append((f"backend {name}", f"{'active' if state['active'] else 'inactive'}: {state['reason']}"))

@@ -643,9 +643,12 @@ def test_an_error_as_a_process(model):
     assert os.listdir() == ["kps.json"]
 
 
-def test_env(capsys):
+def test_env(capsys, monkeypatch):
+    monkeypatch.setenv("DIFFUPOSE_BACKEND", "torch")
     assert main(["env"]) == 0
     printed = capsys.readouterr().out
+    variables = next(line for line in printed.splitlines() if line.startswith("variables"))
+    assert "DIFFUPOSE_BACKEND=torch" in variables.split()
     for name in ("diffupose", "python", "torch", "numpy", "safetensors"):
         assert any(line.split()[0] == name for line in printed.splitlines())
     states = [line.split(maxsplit=2) for line in printed.splitlines() if line.startswith("backend ")]

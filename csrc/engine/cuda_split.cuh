@@ -33,8 +33,6 @@ __device__ inline int lane_to_read(Lane lane, int poses) {
     return 4 * (lane.pose < poses ? lane.pose : poses - 1) + lane.quarter;
 }
 
-// --- Loads -----------------------------------------------------------------------------------------------------------
-
 // Four numbers as they lie in memory, in few registers until they are needed.
 template <typename T>
 struct Four {

@@ -133,7 +133,7 @@ struct StepEnd {
         const bool is_last = step + 1 == args.num_steps;
         const float* given = args.coefficients + 6 * step;
         const StepRow row = {given[0], given[1], given[2], given[3], given[4], given[5]};
-        float record[kRecord];
+        float record[kRecord] = {};
         if (!is_last) load_condition(shape, args, first_pose, poses, thread, record);
         const int blocks = (elements + 3) / 4, in_tile = thread / blocks, block = thread % blocks;
         if (in_tile < poses && row.s != 0.0f) {

@@ -173,6 +173,13 @@ class CudaDenoiser(PackedDenoiser):
     def _place(self, value: Tensor) -> Tensor:
         return value.detach().to(self.device, torch.float32).contiguous()
 
+    def parameters(self, timesteps: Tensor) -> Tensor:
+        """Return the scales and shifts of all steps, ``[S, ...]``, as the engine reads them; the last ones are kept."""
+        table = super().parameters(timesteps)
+        if table.is_cuda:  # another thread may replace it while this stream still reads it
+            table.record_stream(torch.cuda.current_stream(table.device))
+        return table
+
     def _workspace(self, poses: int) -> Tensor:
         tiles = -(-poses // self._tile_poses)
         return torch.empty(tiles * (self.tile_bytes + cuda().ARRIVED_BYTES), dtype=torch.uint8, device=self.device)
