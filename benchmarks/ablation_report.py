@@ -134,13 +134,20 @@ def equal_samples() -> str:
         content = json.loads(path.read_text())
         cells = [content[name] for name in CELLS]
         calls = content["settings"]["num_inference_steps"] if "N=1" not in cells[0] else 1
+        recipe = path.stem.removeprefix("equal-samples-").removesuffix("-quarter")
+        steps, batch = (
+            int(re.search(rf"--{name} (\d+)", content["trained_by"])[1]) for name in ("steps", "batch-size")
+        )
+        samples = steps * batch
         for count in cells[0]:
             scores = [cell[count] for cell in cells]
             rows.append([
-                path.stem.removeprefix("equal-samples-"), f"{content['parameters']:,}", str(calls), count,
+                recipe, f"{samples / 1e6:.2f}", f"{content['parameters']:,}", str(calls), count,
                 *(f"{row[key]:.1f}" for key in ("mpjpe", "energy_score") for row in scores),
             ])  # fmt: skip
-    header = ["recipe", "parameters", "calls", "N", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild"]
+    rows.sort(key=lambda row: -float(row[1]))
+    header = ["recipe", "million samples", "parameters", "calls", "N", "MPJPE h36m", "MPJPE wild", "energy h36m",
+              "energy wild"]  # fmt: skip
     return table(header, rows)
 
 
