@@ -83,6 +83,8 @@ __device__ __forceinline__ void send(int rank, void* here, uint4 words, Mailbox&
 #endif
 }
 
+// At the scope of the block, since what comes lies in its own shared memory; at that of the cluster all of L1 would be
+// dropped.
 __device__ __forceinline__ void wait_for_mail(Mailbox& mailbox, unsigned times) {
 #if !defined(__CUDACC__)
     mailbox.wait(times);
