@@ -23,32 +23,12 @@ __device__ __forceinline__ void copy_async(float* to, const float* from) {
 #endif
 }
 
-// The copies of this thread since the last call belong together.
-__device__ __forceinline__ void commit_copies() {
-#ifdef __CUDACC__
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#else
-    emulation::commit_copies();
-#endif
-}
-
-// Waits for all copies of this thread but those of the last kPending groups. Others see them behind a barrier.
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies_but() {
-#ifdef __CUDACC__
-    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-#else
-    emulation::wait_for_copies(kPending);
-#endif
-}
-
-// Waits for all copies of this thread.
+// Waits for all copies of this thread; others see them behind a barrier.
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef __CUDACC__
     asm volatile("cp.async.wait_all;" ::: "memory");
 #else
-    emulation::commit_copies();
-    emulation::wait_for_copies(0);
+    emulation::wait_for_copies();
 #endif
 }
 

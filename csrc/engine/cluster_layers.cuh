@@ -3,7 +3,7 @@
 // Every block holds all activations of the pose in its shared memory. Of a product it takes some blocks of 16 output
 // channels, and sends what comes out to all blocks of the cluster; behind each product a block waits until it has
 // everything, for nothing else. The other layers every block computes by itself, all of them the same bits. Weights
-// come from L2: what a round takes is asked for while the round before is mixed and sent.
+// come from L2: what a round takes is asked for while the round before is mixed and on its way.
 //
 // Who has everything of a product knows that all others have read what they need for it, since they have sent it, or if
 // they take no part in it a receipt. So where a product's output goes, nothing may lie that is read for that product,
@@ -118,41 +118,50 @@ __device__ inline const uint4* weights_of(const LayerRecord& layer, int block, i
            lane.index;
 }
 
-// Copies kSlotChannels rows of some floats from blocks of 16, which lie a cluster apart.
-__device__ inline void copy_blocks(float* to, const float* from, int each, int round, int blocks, int rank) {
-    const int pieces = each / 4;
-    for (int i = static_cast<int>(threadIdx.x); i < kSlots * pieces; i += kClusterThreads) {
-        const int slot = i / pieces, block = block_of(round, slot, rank);
-        if (block < blocks) copy_async<16>(to + 4 * i, from + block * each + (i - slot * pieces) * 4);
+// Asks for the weights of a round.
+__device__ inline void fetch_weights(const LayerRecord& layer, int round, HeldWeights& held,
+                                     const ClusterPlace& place) {
+    const bool two = layer.kind == LayerKind::graph_conv;
+    const int block = block_of(round, place.slot, place.rank);
+    const Share share(layer.input_steps, place.part);
+    const int count = block < layer.output_steps ? (two ? 2 : 1) * share.count : 0;
+    const uint4* from = two ? weights_of<2>(layer, block, share.first, place.lane)
+                            : weights_of<1>(layer, block, share.first, place.lane);
+    if (count >= kHeld) {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) held.of[i] = __ldcg(from + i * kWarpSize);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) held.of[i] = load_if(from + i * kWarpSize, i < count);
     }
 }
 
-// Asks for everything that a round needs; the weights come into registers, the rest into shared memory.
-__device__ inline void fetch_round(const LayerRecord& layer, int round, const float* parameters, HeldWeights& held,
-                                   RoundConstants& constants, const ClusterPlace& place) {
+// Asks for the rest: each thread for one thing, since whoever waits for the chain of one address after the other waits
+// long.
+__device__ inline void fetch_constants(const LayerRecord& layer, int round, const float* parameters,
+                                       RoundConstants& constants, int rank) {
+    constexpr int kPerBlock = kStepChannels * kRow, kPieces = kPerBlock / 4, kScalePieces = kStepChannels / 4;
+    constexpr int kFactors = kSlots * kPieces, kAdjacency = kRow * kRow / 4, kScales = kSlots * kScalePieces;
+    static_assert(kFactors + kAdjacency + 2 * kScales <= kClusterThreads);
     const bool two = layer.kind == LayerKind::graph_conv;
-    const int block = block_of(round, place.slot, place.rank), blocks = layer.output_steps;
-    const Share share(layer.input_steps, place.part);
-    const int count = block < blocks ? (two ? 2 : 1) * share.count : 0;
-    const uint4* from = two ? weights_of<2>(layer, block, share.first, place.lane)
-                            : weights_of<1>(layer, block, share.first, place.lane);
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) held.of[i] = load_if(from + i * kWarpSize, i < count);
-    constexpr int kFactors = kStepChannels * kRow;
-    copy_blocks(constants.bias, layer.bias, kFactors, round, blocks, place.rank);
-    if (two) {
-        copy_blocks(constants.own, layer.own, kFactors, round, blocks, place.rank);
-        copy_blocks(constants.neighbors, layer.neighbors, kFactors, round, blocks, place.rank);
-        for (int i = static_cast<int>(threadIdx.x); i < kRow * kRow / 4; i += kClusterThreads) {
-            copy_async<16>(constants.adjacency + 4 * i, layer.adjacency + 4 * i);
-        }
+    int i = static_cast<int>(threadIdx.x);
+    if (i < kFactors) {
+        const int slot = i / kPieces, block = block_of(round, slot, rank);
+        if (block >= layer.output_steps) return;
+        const int from = block * kPerBlock + 4 * (i - slot * kPieces);
+        copy_async<16>(constants.bias + 4 * i, layer.bias + from);
+        if (two) copy_async<16>(constants.own + 4 * i, layer.own + from);
+        if (two) copy_async<16>(constants.neighbors + 4 * i, layer.neighbors + from);
+    } else if ((i -= kFactors) < kAdjacency) {
+        if (two) copy_async<16>(constants.adjacency + 4 * i, layer.adjacency + 4 * i);
+    } else if ((i -= kAdjacency) < 2 * kScales && layer.film) {
+        const bool is_shift = i >= kScales;
+        const int piece = i % kScales, slot = piece / kScalePieces, block = block_of(round, slot, rank);
+        if (block >= layer.output_steps) return;
+        const int from = (is_shift ? layer.output_steps + block : block) * kStepChannels + piece % kScalePieces * 4;
+        copy_async<16>((is_shift ? constants.shift : constants.scale) + 4 * piece,
+                       parameters + layer.parameters + from);
     }
-    if (layer.film) {
-        const float* scale = parameters + layer.parameters;
-        copy_blocks(constants.scale, scale, kStepChannels, round, blocks, place.rank);
-        copy_blocks(constants.shift, scale + blocks * kStepChannels, kStepChannels, round, blocks, place.rank);
-    }
-    commit_copies();
 }
 
 // --- Products --------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
     const int first = next_product(layers, num_layers, num_layers - 1);
     unsigned turn = 0, products = 0;  // rounds and layers so far
     HeldWeights held;
-    fetch_round(layers[first], 0, args.parameters, held, shared.constants[0], place);
+    fetch_weights(layers[first], 0, held, place);
+    fetch_constants(layers[first], 0, args.parameters, shared.constants[0], place.rank);
     auto* const input = at<Bfloat16>(memory, shape.input);
     const int64_t poses = args.num_frames * args.num_hypotheses;
     for (int64_t pose = blockIdx.x / kClusterBlocks; pose < poses; pose += gridDim.x / kClusterBlocks) {
@@ -93,13 +94,12 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
 #pragma unroll 1
                 for (int round = 0; round < rounds; ++round, ++turn) {
                     const int block = block_of(round, place.slot, place.rank);
-                    const auto fetch_next = [&] {
-                        const bool more = round + 1 < rounds;
-                        const int later = more || !last ? step : (step + 1 == args.num_steps ? 0 : step + 1);
-                        fetch_round(layers[more ? i : next], more ? round + 1 : 0,
-                                    args.parameters + later * args.num_parameters, held,
-                                    shared.constants[(turn + 1) % 2], place);
-                        wait_for_copies_but<1>();  // those of this round are there
+                    const bool more = round + 1 < rounds;
+                    const LayerRecord& next_layer = layers[more ? i : next];
+                    const int next_round = more ? round + 1 : 0;
+                    const auto meet = [&] {
+                        fetch_weights(next_layer, next_round, held, place);
+                        wait_for_copies();  // of this round's constants
                         __syncthreads();
                     };
                     const RoundConstants& constants = shared.constants[turn % 2];
@@ -107,15 +107,18 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
                         PartSums<kTiles, 2> sums = {};
                         multiply_part<kTiles>(layer, memory, block, held, place, sums);
                         store_part<kTiles>(shared, sums, place);
-                        fetch_next();
+                        meet();
                         end_round<kTiles, 2>(layer, memory, shared, constants, mailbox, round, joints, place.rank);
                     } else {
                         PartSums<kTiles, 1> sums = {};
                         multiply_part<kTiles>(layer, memory, block, held, place, sums);
                         store_part<kTiles>(shared, sums, place);
-                        fetch_next();
+                        meet();
                         end_round<kTiles, 1>(layer, memory, shared, constants, mailbox, round, joints, place.rank);
                     }
+                    const int later = more || !last ? step : (step + 1 == args.num_steps ? 0 : step + 1);
+                    fetch_constants(next_layer, next_round, args.parameters + later * args.num_parameters,
+                                    shared.constants[(turn + 1) % 2], place.rank);
                 }
                 if (last && thread < elements) ahead = look_ahead(args, pose, step, thread, elements);
                 wait_for_mail(mailbox, products++ / 2);

@@ -414,24 +414,11 @@ void send(int block_in_cluster, void* here, const void* from, int bytes, Mailbox
 
 void sync_cluster() { cluster->barrier.wait(cluster->count); }
 
-void copy_async(void* to, const void* from, int bytes) {
-    Indices& mine = indices();
-    mine.copies.push_back({to, from, bytes, mine.copy_group});
-}
+void copy_async(void* to, const void* from, int bytes) { indices().copies.push_back({to, from, bytes}); }
 
-void commit_copies() { ++indices().copy_group; }
-
-void wait_for_copies(int pending_groups) {
-    Indices& mine = indices();
-    std::vector<Copy> left;
-    for (const Copy& copy : mine.copies) {
-        if (copy.group >= mine.copy_group - pending_groups) {
-            left.push_back(copy);
-        } else {
-            std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
-        }
-    }
-    mine.copies.swap(left);
+void wait_for_copies() {
+    for (const Copy& copy : indices().copies) std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+    indices().copies.clear();
 }
 
 int lane() { return flat_thread() % kWarp; }

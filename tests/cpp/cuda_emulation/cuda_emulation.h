@@ -66,7 +66,7 @@ constexpr int kMaxSharedBytes = 227 << 10;
 struct Copy {
     void* to;
     const void* from;
-    int bytes, group;
+    int bytes;
 };
 
 struct Indices {
@@ -74,7 +74,6 @@ struct Indices {
     int in_cluster = 0;          // which of its blocks
     bool waited = false;         // for earlier kernels
     std::vector<Copy> copies{};  // that are under way
-    int copy_group = 0;          // of the next one
 };
 
 // Of the CUDA thread that runs now.
@@ -115,10 +114,9 @@ class Mailbox {
 void send(int block_in_cluster, void* here, const void* from, int bytes, Mailbox& mailbox);
 void sync_cluster();
 
-// Copies of this thread, in groups.
+// Copies of this thread.
 void copy_async(void* to, const void* from, int bytes);
-void commit_copies();
-void wait_for_copies(int pending_groups);
+void wait_for_copies();
 
 // Ends the process if an address that is to be accessed at once is not a multiple of `bytes`, as on the GPU.
 void require_aligned(const void* address, int bytes);
