@@ -34,6 +34,7 @@ from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.denoise import PackedDenoiser, Precision
 from diffupose.ops.sample import sample
 from diffupose.packing import Packed, Packer
+from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
 
@@ -255,6 +256,7 @@ class Lifter:
             warnings.warn(
                 "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
             )
+        self._warn_of_other_steps(settings)
         person = self.config.input_normalization == "person"
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
@@ -292,6 +294,16 @@ class Lifter:
             usable=pixels.usable,
             meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network, backend),
         )
+
+    def _warn_of_other_steps(self, settings: SamplingConfig) -> None:
+        names = ("sampler", "num_inference_steps", "eta", "timestep_spacing", "variance", "flip")
+        other = [name for name in names if getattr(settings, name) != getattr(self.config.sampling, name)]
+        if other and settings.num_hypotheses >= MIN_HYPOTHESES and bool((self.covariance_scale != 1).any()):
+            fitted = ", ".join(f"{name} {getattr(self.config.sampling, name)}" for name in other)
+            warnings.warn(
+                f"the covariance was calibrated for {fitted}: its regions may hold more or less than they say",
+                stacklevel=4,  # past this method, __call__ and its decorator
+            )
 
     def _warn_of_filled_joints(self, pixels: PixelInput) -> None:
         filled = int((~pixels.present[pixels.usable]).sum())

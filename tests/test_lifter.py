@@ -625,6 +625,7 @@ def test_defaults_come_from_the_checkpoint(person_lifter):
     assert person_lifter.sampling(sampler="ddpm").eta == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:the covariance was calibrated for")
 def test_settings_change_the_result(person_lifter):
     base = person_lifter(people(1), image_size=SIZE).hypotheses
     for change in ({"num_inference_steps": 5}, {"eta": 1.0}, {"sampler": "ddpm"}, {"timestep_spacing": "leading"}):
@@ -672,3 +673,17 @@ def test_settings_change_the_result(person_lifter):
 def test_errors_name_the_argument(person_lifter, change, message):
     with pytest.raises(ValueError, match=message):
         person_lifter(people(2), **({"image_size": SIZE} | change))
+
+
+def test_steps_that_the_covariance_was_not_calibrated_for_are_told(person_lifter, tmp_path):
+    seen = {"keypoints": people(1), "image_size": SIZE}
+    with warnings.catch_warnings(action="error"):
+        person_lifter(**seen)
+        person_lifter(**seen, num_inference_steps=2, num_hypotheses=3)  # which have no covariance
+        fresh = tiny_lifter(tmp_path)
+        fresh.covariance_scale = torch.ones(17)  # of a model that nobody calibrated
+        fresh(**seen, num_inference_steps=2)
+    with pytest.warns(UserWarning, match="the covariance was calibrated for num_inference_steps 3: its regions may"):
+        person_lifter(**seen, num_inference_steps=2)
+    with pytest.warns(UserWarning, match="calibrated for num_inference_steps 3, eta 0.0: "):
+        person_lifter(**seen, num_inference_steps=2, eta=0.5)
