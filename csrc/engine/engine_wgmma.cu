@@ -2,7 +2,7 @@
 #include "common/cuda.h"
 #include "engine/cuda_steps.cuh"
 #include "engine/engine_cuda.h"
-#include "engine/wgmma_layers.cuh"
+#include "engine/wgmma_others.cuh"
 
 namespace diffupose {
 namespace {
