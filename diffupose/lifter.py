@@ -318,7 +318,7 @@ class Lifter:
         count = job.settings.num_hypotheses
         total = count * (2 if job.settings.flip else 1)
         shape = (len(job.pixels.keypoints), total, self.skeleton.num_joints, 3)
-        hypotheses = torch.full(shape, torch.nan, device=self.device)
+        hypotheses = torch.full(shape, torch.nan, dtype=torch.float32, device=self.device)
         rows = torch.nonzero(job.pixels.usable).squeeze(1)
         bar = tqdm(
             total=len(rows) * total,

@@ -170,7 +170,7 @@ def _parallel_gcn(net: ParallelGCN) -> LayerProgram:
             continue
         channels = width // attention.num_heads
         # The softmax's scale sits in the queries' weights.
-        scale = torch.ones(3 * width)
+        scale = torch.ones(3 * width, dtype=torch.float32)
         scale[:width] = channels**-0.5
         layers.append(Linear(hidden, qkv, (scale * attention.qkv.weight.T), scale * attention.qkv.bias))
         layers.append(Attention(qkv, inner, attention.num_heads, channels))

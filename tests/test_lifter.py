@@ -625,6 +625,19 @@ def test_defaults_come_from_the_checkpoint(person_lifter):
     assert person_lifter.sampling(sampler="ddpm").eta == 0.0
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=requires_cpp)])
+def test_poses_are_the_same_whatever_the_default_dtype(tmp_path, backend):
+    expected = tiny_lifter(tmp_path)(people(2), image_size=SIZE, backend=backend)
+    torch.set_default_dtype(torch.float64)
+    try:
+        lifter = Lifter.from_pretrained(tmp_path / "person.safetensors", device="cpu")
+        result = lifter(people(2), image_size=SIZE, backend=backend)
+        assert result.covariance.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert difference(result.hypotheses, expected.hypotheses) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:the covariance was calibrated for")
 def test_settings_change_the_result(person_lifter):
     base = person_lifter(people(1), image_size=SIZE).hypotheses

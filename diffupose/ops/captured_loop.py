@@ -37,12 +37,13 @@ class _Loop:
     def __init__(self, inputs: Tensor, hypotheses: int, table: StepTable, clip: float | None, antithetic: bool) -> None:
         (batch, joints, channels), steps = inputs.shape, table.num_inference_steps
         long = partial(torch.empty, dtype=torch.int64, device=inputs.device)
+        single = partial(torch.empty, dtype=torch.float32, device=inputs.device)
         self.rows = inputs.new_empty(batch * hypotheses, joints, channels)
         self.x = inputs.new_empty(batch, hypotheses, joints, 3)
         multistep, self.draws = _traits(table)
         self.x0 = torch.empty_like(self.x) if multistep else None
-        self.coefficients = torch.empty(steps, 6, device=inputs.device)
-        self.scale = None if table.noise_scale is None else torch.empty(steps, joints, 3, device=inputs.device)
+        self.coefficients = single(steps, 6)
+        self.scale = None if table.noise_scale is None else single(steps, joints, 3)
         self.timesteps, self.step, self.seed = long(steps), long(1), long(1)
         self.frame_ids, self.hypothesis_ids = long(batch), long(hypotheses)
         self.clip, self.antithetic = clip, antithetic

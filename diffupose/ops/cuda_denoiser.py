@@ -210,7 +210,8 @@ class CudaDenoiser(PackedDenoiser):
         """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments."""
         count = len(frame_ids) * len(hypothesis_ids)
         if count == 0:
-            return torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3, device=self.device)
+            shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
+            return torch.empty(shape, dtype=torch.float32, device=self.device)
         mode = self._mode_for(count)
         with on_device(self._engine.records):
             # Filled on the device: nothing is copied from the host once a table of steps is known, so that a caller can
@@ -308,7 +309,7 @@ class _Run:
     ) -> None:
         inputs, frame_ids, hypothesis_ids, seeds = given
         shape = (len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
-        self.out = torch.empty(shape, device=inputs.device)
+        self.out = torch.empty(shape, dtype=torch.float32, device=inputs.device)
         poses = shape[0] * shape[1]
         self._engine, self._num_blocks = denoiser._engine_for(mode)
         self._num_steps = steps.count

@@ -120,7 +120,7 @@ class PackedDenoiser:
         pairs = self.program.tabulate(timesteps)
         if len(pairs) != len(self._offsets):
             raise ValueError(f"the program must tabulate {len(self._offsets)} pairs, got {len(pairs)}")
-        table = torch.zeros(len(timesteps), self._num_parameters())
+        table = torch.zeros(len(timesteps), self._num_parameters(), dtype=torch.float32)
         for (offset, channels), pair in zip(self._offsets, pairs, strict=True):
             for begin, values in zip((offset, offset + self._padded(channels)), pair, strict=True):
                 _check_shape("scale and shift", values, [len(timesteps), channels])
@@ -182,7 +182,7 @@ class PackedDenoiser:
         scale = None if scale is None else scale.contiguous()
         parameters = self.parameters(torch.from_numpy(table.timesteps))
         frame_ids, hypothesis_ids = frame_ids.contiguous(), hypothesis_ids.contiguous()
-        out = torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3)
+        out = torch.empty(len(frame_ids), len(hypothesis_ids), inputs.shape[1], 3, dtype=torch.float32)
         self._engine.sample(
             condition=inputs.data_ptr(), coefficients=coefficients.data_ptr(),
             noise_scale=0 if scale is None else scale.data_ptr(), parameters=parameters.data_ptr(),
