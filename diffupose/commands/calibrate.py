@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from diffupose.commands.say import say
 from diffupose.datasets.mocap import SELECTION_SUBJECTS
@@ -31,11 +30,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what the measured error is multiplied by, one number or three for x (across), y (down) and z (depth): "
         "above 1 widens the spread of variance analytic",
     )  # fmt: skip
-    parser.add_argument(
-        "--noise-below", type=float, default=1.0, metavar="SHARE",
-        help="add the noise of variance analytic only below this share of the timesteps, late in the reverse process, "
-        "where the same spread costs the mean less (default: %(default)g, everywhere)",
-    )  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="sampling defaults, e.g. eta=0.5")
     parser.add_argument("--device", default="auto")
     parser.set_defaults(run=run)
@@ -59,8 +53,6 @@ def run(options: argparse.Namespace) -> None:
     if len(factors) not in (1, 3) or not all(0 < factor <= 100 for factor in factors):
         given = " ".join(f"{factor:g}" for factor in factors)
         raise ValueError(f"--noise-factor must be 1 or 3 numbers, positive and at most 100, got {given}")
-    if not 0 < options.noise_below <= 1:
-        raise ValueError(f"--noise-below must lie in (0, 1], got {options.noise_below:g}")
     check_output(options.out, "--out", {"--model": options.model, "--data": options.data})
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     known = vars(lifter.config.sampling)
@@ -71,9 +63,7 @@ def run(options: argparse.Namespace) -> None:
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
     lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
     cells = calibration_cells(load_mocap(options.data, include=options.subjects), options.num_poses)
-    error = torch.tensor(factors) * measure_prediction_error(lifter, cells).cpu()
-    error[math.ceil(options.noise_below * len(error)) :] = 0.0
-    lifter.prediction_error = error
+    lifter.prediction_error = torch.tensor(factors) * measure_prediction_error(lifter, cells).cpu()
     scale = fit_covariance_scale(lifter, cells)
     lifter.covariance_scale = scale.to(lifter.device)
     lifter.save_pretrained(options.out)
