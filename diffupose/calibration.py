@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,6 +104,14 @@ def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: 
     for factor in _FACTORS:
         inside = level_of_distance(distance / factor, num_hypotheses) <= levels  # [L, B, J]
         errors.append((inside.double().mean(dim=1) - levels[:, 0]).abs().amax(dim=0))
-    scale = torch.from_numpy(_FACTORS)[torch.stack(errors).argmin(dim=0)].float()
+    best = torch.stack(errors).argmin(dim=0)
+    at_the_end = int(((best == 0) | (best == len(_FACTORS) - 1))[1:].sum())
+    if at_the_end:
+        warnings.warn(
+            f"the factors of {at_the_end} joints lie at the end of what is tried, {_FACTORS[0]:g} to {_FACTORS[-1]:g}: "
+            "their regions stay wrong",
+            stacklevel=2,
+        )
+    scale = torch.from_numpy(_FACTORS)[best].float()
     scale[0] = 1.0
     return scale

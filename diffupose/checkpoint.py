@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -132,8 +133,15 @@ def _load_safetensors(path: Path) -> LifterFile:
         statistics.append(tensors.pop("prediction_error").float())
         shapes.append((config.diffusion.num_train_timesteps, num_joints, 3))
     for name, value, shape in zip(names, statistics, shapes, strict=True):
-        if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+        if tuple(value.shape) != shape:
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
+        least = {"pose_mean": -math.inf, "covariance_scale": torch.finfo(torch.float32).tiny}.get(name, 0.0)
+        right = torch.isfinite(value) & (value >= least)
+        if not bool(right.all()):
+            expected = {"pose_mean": "finite", "covariance_scale": "finite and positive"}.get(
+                name, "finite and not negative"
+            )
+            raise InputError(f"{name} in {path} must be {expected}, got {float(value[~right][0]):g}")
     state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
     try:
         denoiser = build_denoiser(config.denoiser).float()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from diffupose import __version__
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after printing one line that says what is wrong with the input."""
     options = make_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ending_orderly():
             warnings.showwarning = _show_warning
             options.run(options)
     except (ValueError, OSError, BackendUnavailableError, FloatingPointError) as error:
@@ -50,6 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffupose: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _ending_orderly() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception would: what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _one_line(error: Exception, options: argparse.Namespace) -> str:

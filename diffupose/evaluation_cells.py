@@ -123,6 +123,11 @@ class PoseBank:
             choose_views([wild_views(turned[1::2], TRAINING_RANGES, generator) for _ in range(3)]),
         )
         views = views[views.usable.nonzero().squeeze(1)]
+        if not len(views.poses_3d):
+            size = float(np.ptp(mocap.positions, axis=1).max())
+            raise InputError(
+                f"no camera sees anybody of the reference, people of up to {size:.3g} m: are the positions in metres?"
+            )
         self.keypoints = _normalized(views)  # [F, J, 2]
         center, _ = person_box(views.keypoints_2d, views.present)
         turn = rotation_to_ray(viewing_ray(center, views.focal, views.center))

@@ -14,14 +14,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
     The temporary name keeps the suffix, because writers such as ``numpy.savez`` and matplotlib choose by it. The data
-    is flushed to disk before the rename, so that a power cut leaves the old file or the new one.
+    is flushed to disk before the rename, so that a power cut leaves the old file or the new one. Where ``path`` is a
+    link, what it leads to is replaced.
 
     Raises:
         FileNotFoundError: If the folder of ``path`` does not exist.
         IsADirectoryError: If ``path`` ends like a folder.
+        OSError: If ``path`` is a device or a pipe, which a rename would do away with.
     """
     _refuse_folder_name(path)
-    target = Path(path)
+    target = _behind_links(path)
+    _refuse_special(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(target.parent)!r} does not exist")
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
@@ -33,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         # Nobody knows the temporary file's name.
         if error.errno is not None and error.filename is not None and Path(error.filename) == temporary:
-            raise type(error)(error.errno, error.strerror, str(target)) from None
+            raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,21 +53,22 @@ def check_output(
         others: Files by option (None: not given) that are read or written, too.
 
     Raises:
-        OSError: If its folder does not exist or may not be written to, or the path is a folder.
+        OSError: If its folder does not exist or may not be written to, or the path is a folder, a device or a pipe.
         ValueError: If it is one of the others.
     """
     for other_name, other in (others or {}).items():
         if other is not None and _same_file(path, other):
             raise ValueError(f"{name} must not be {other_name}, got {os.fspath(path)!r}")
-    target = Path(path)
+    target = _behind_links(path)
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{name}: {str(target)!r} is a folder")
     try:
         _refuse_folder_name(path)
-    except IsADirectoryError as error:
-        raise IsADirectoryError(f"{name}: {error}") from None
+        _refuse_special(target)
+    except OSError as error:
+        raise type(error)(f"{name}: {error}") from None
     if not os.access(target.absolute().parent, os.W_OK):
         raise PermissionError(f"{name}: the folder {str(target.parent)!r} may not be written to")
     try:
@@ -80,6 +84,15 @@ def _refuse_folder_name(path: str | os.PathLike[str]) -> None:
     # pathlib drops what tells: it takes "poses.npz/" for "poses.npz".
     if os.path.basename(path) in ("", ".", ".."):
         raise IsADirectoryError(f"{os.fspath(path)!r} is the name of a folder, not of a file")
+
+
+def _behind_links(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def _refuse_special(target: Path) -> None:
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(f"{str(target)!r} is a device or a pipe, not a file")
 
 
 def _same_file(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:

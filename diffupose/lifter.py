@@ -298,7 +298,8 @@ class Lifter:
     def _warn_of_other_steps(self, settings: SamplingConfig) -> None:
         names = ("sampler", "num_inference_steps", "eta", "timestep_spacing", "variance", "flip")
         other = [name for name in names if getattr(settings, name) != getattr(self.config.sampling, name)]
-        if other and settings.num_hypotheses >= MIN_HYPOTHESES and bool((self.covariance_scale != 1).any()):
+        count = settings.num_hypotheses * (2 if settings.flip else 1)
+        if other and count >= MIN_HYPOTHESES and bool((self.covariance_scale != 1).any()):
             fitted = ", ".join(f"{name} {getattr(self.config.sampling, name)}" for name in other)
             warnings.warn(
                 f"the covariance was calibrated for {fitted}: its regions may hold more or less than they say",

@@ -94,6 +94,7 @@ def test_command(tmp_path, capsys):
         printed = capsys.readouterr().out
         assert "covariance factors, by joint: 1.00 " in printed
         assert "dispersion on wild noisy keypoints, N = 10, before any factor: " in printed
+        assert printed.count("calibration error (ECE) with the factors, N = 10: 0.") == 2
         lifter = Lifter.from_pretrained(out, device="cpu")
         assert lifter.prediction_error.shape == (50, 17, 3) and bool((lifter.covariance_scale > 0).all())
         assert (lifter.config.sampling.variance, lifter.config.sampling.num_inference_steps) == ("analytic", 2)
@@ -106,11 +107,13 @@ def test_command(tmp_path, capsys):
             Lifter.from_pretrained(out, device="cpu").prediction_error,
             torch.tensor([1.0, 2.0, 3.0]) * lifter.prediction_error,
         )
+        assert "joints lie at the end of what is tried, 0.2 to 10: " in capsys.readouterr().err  # an untrained model
         out.unlink()
         for wrong, message in ((["--set", "steps=2"], "--set must look like eta=0.5, with one of sampler,"),
                                (["--subjects", "nobody"], "'nobody'"),
                                (["--noise-factor", "0"], "--noise-factor must be 1 or 3 numbers, positive"),
                                (["--noise-factor", "1", "2"], "at most 100, got 1 2"),
+                               (["--noise-factor", "2"], "--noise-factor is for variance analytic, this model has"),
                                (["--out", str(model)], "--out must not be --model"),
                                (["--out", str(path)], "--out must not be --data"),
                                (["--num-poses", "1"], "--num-poses must be at least 2, got 1")):  # fmt: skip

@@ -265,6 +265,8 @@ def set_config(section, name, value):
         (lambda t, m: t.update(pose_scale=torch.ones(16, 3)), r"pose_scale .* of shape \[17, 3\], got \[16, 3\]"),
         (lambda t, m: t["pose_mean"].fill_(torch.nan), "pose_mean .* must be finite"),
         (lambda t, m: t["covariance_scale"].fill_(torch.inf), "covariance_scale .* must be finite"),
+        (lambda t, m: t["covariance_scale"].neg_(), "covariance_scale .* must be finite and positive, got -"),
+        (lambda t, m: t["pose_scale"].neg_(), "pose_scale .* must be finite and not negative, got -"),
         (lambda t, m: t.update({"denoiser.extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
         (lambda t, m: t.pop(weight(t)), "lacks tensor"),
         (lambda t, m: t[weight(t)].fill_(torch.nan), "not finite"),

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -641,6 +642,28 @@ def test_an_error_as_a_process(model):
     assert done.returncode == 2
     assert done.stderr.startswith("diffupose: error: kps.json: broken JSON") and done.stderr.count("\n") == 1
     assert os.listdir() == ["kps.json"]
+
+
+def test_a_request_to_end_leaves_nothing_half_written(tmp_path, monkeypatch):
+    """SIGTERM while a picture is drawn: neither file appears, nor a temporary one."""
+    from diffupose.commands import lift
+
+    def terminated(path, *_):
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(lift, "_plot", terminated)
+    monkeypatch.chdir(tmp_path)
+    np.save("kps.npy", people(1))
+    write_tiny_lifter("tiny.safetensors")
+    arguments = ["lift", "kps.npy", "--model", "tiny.safetensors", *SIZE, "--out", "poses.npz", "--plot", "poses.png"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert sorted(os.listdir()) == ["kps.npy", "tiny.safetensors"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_env(capsys, monkeypatch):

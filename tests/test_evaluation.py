@@ -16,6 +16,7 @@ from diffupose.cli import main
 from diffupose.config import PARALLEL, SamplingConfig
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, Mocap, load_mocap
 from diffupose.denoiser import build_denoiser
+from diffupose.errors import InputError
 from diffupose.evaluation import evaluate_mocap, format_table, score_hypotheses, score_poses
 from diffupose.evaluation_cells import RIGS, PoseBank, choose_poses, make_cell
 from diffupose.lifter import Lifter
@@ -221,6 +222,13 @@ class TestEvaluateMocap:
                 for row in rows.values():
                     by_source = row["mpjpe_by_source"]
                     assert row["mpjpe"] == pytest.approx((5 * by_source["left"] + 4 * by_source["right"]) / 9)
+
+    def test_a_reference_that_is_not_in_metres(self, tiny, people, training):
+        wrong = replace(training, positions=1000.0 * training.positions)
+        with pytest.raises(
+            InputError, match=r"anybody of the reference, people of up to .* are the positions in metres"
+        ):
+            evaluate_mocap(tiny, people, wrong, num_hypotheses=(1,), num_poses=9)
 
     def test_sixteen_joints(self, people, training):
         scores = evaluate_mocap(Lifter(tiny_file("h36m_16")), people, training, num_hypotheses=(1,))

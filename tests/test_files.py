@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from diffupose.files import atomic_path
+from diffupose.files import atomic_path, check_output
 
 
 def names(folder):
@@ -90,3 +90,26 @@ def test_permissions_are_the_usual_ones(tmp_path):
     with atomic_path(tmp_path / "a.json") as temporary:
         temporary.write_text("new")
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "real.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    check_output(link, "--out")
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["real.txt"]
+
+
+def test_pipes_and_devices_are_left_alone(tmp_path):
+    """A rename would put a file in their place."""
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"--out: .*pipe\.txt' is a device or a pipe, not a file"):
+        check_output(pipe, "--out")
+    with pytest.raises(OSError, match="is a device or a pipe"), atomic_path(pipe) as temporary:
+        temporary.write_text("new")
+    assert pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe.txt"]

@@ -700,3 +700,5 @@ def test_steps_that_the_covariance_was_not_calibrated_for_are_told(person_lifter
         person_lifter(**seen, num_inference_steps=2)
     with pytest.warns(UserWarning, match="calibrated for num_inference_steps 3, eta 0.0: "):
         person_lifter(**seen, num_inference_steps=2, eta=0.5)
+    with pytest.warns(UserWarning, match="calibrated for flip False: "):
+        person_lifter(**seen, num_hypotheses=2, flip=True)  # four of them

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     from diffupose.config import LifterConfig, override
     from diffupose.datasets.mocap import load_mocap
     from diffupose.lifter import Lifter
-    from diffupose.metrics import dispersion
+    from diffupose.metrics import coverage, dispersion, expected_calibration_error
 
     if options.num_poses < 2:
         raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
@@ -62,6 +62,11 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--set must look like eta=0.5, with one of {', '.join(known)}, got {item!r}")
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
     lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
+    if factors != [1.0] and lifter.config.sampling.variance != "analytic":
+        raise ValueError(
+            f"--noise-factor is for variance analytic, this model has {lifter.config.sampling.variance}: "
+            "give --set variance=analytic"
+        )
     cells = calibration_cells(load_mocap(options.data, include=options.subjects), options.num_poses)
     lifter.prediction_error = torch.tensor(factors) * measure_prediction_error(lifter, cells).cpu()
     scale = fit_covariance_scale(lifter, cells)
@@ -69,7 +74,10 @@ def run(options: argparse.Namespace) -> None:
     lifter.save_pretrained(options.out)
     for cell in cells:
         result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False, progress=False)
-        value = float(dispersion(result.hypotheses.cpu(), cell.views.poses_3d))
+        hypotheses, poses_3d = result.hypotheses.cpu(), cell.views.poses_3d
+        value = float(dispersion(hypotheses, poses_3d))
         say(f"dispersion on {cell.name} keypoints, N = 10, before any factor: {value:.2f} (1 is honest)")
+        error = float(expected_calibration_error(coverage(hypotheses, poses_3d, scale=scale))[0])
+        say(f"calibration error (ECE) with the factors, N = 10: {error:.3f} (0 is honest)")
     say(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
     say(f"calibrated model: {options.out}")
