@@ -159,13 +159,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--list", action="store_true", help="print the rungs and their commands")
     options = parser.parse_args()
+    unknown = set(options.only or ()) - {rung.name for rung in RUNGS}
+    if unknown:
+        parser.error(f"--only must name rungs (see --list), got {', '.join(sorted(unknown))}")
     chosen = [rung for rung in RUNGS if options.only is None or rung.name in options.only]
     if options.list:
         for rung in chosen:
             print(f"{rung.name}: {rung.what}\n    {shlex.join(train_command(rung, options.data or 'NPZ'))}")
         return
-    if options.data is None or not chosen:
-        parser.error("--data NPZ is needed, and --only must name rungs")
+    if options.data is None or not Path(options.data).is_file():
+        parser.error(f"--data must be an npz of motion capture, got {options.data}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for rung in chosen:
         path = RESULTS / f"{rung.name}.json"
