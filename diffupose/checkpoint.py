@@ -144,7 +144,7 @@ def _load_safetensors(path: Path) -> LifterFile:
             raise InputError(f"{name} in {path} must be {expected}, got {float(value[~right][0]):g}")
     state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
     try:
-        denoiser = build_denoiser(config.denoiser).float()
+        denoiser = build_denoiser(config.denoiser)
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{path} describes a network that cannot be built: {error}") from None
     return LifterFile(config, _fill(denoiser, state, path), *statistics)
@@ -275,7 +275,7 @@ def _convert_released(state: dict[str, Tensor], path: Path) -> LifterFile:
         if name.startswith("non_local.") and value.ndim == 4:
             value = value.flatten(1)  # 1x1 convolutions are linear layers
         renamed[name] = value
-    denoiser = _fill(build_denoiser(denoiser_config).float(), renamed, path)
+    denoiser = _fill(build_denoiser(denoiser_config), renamed, path)
     return LifterFile(config, denoiser, torch.zeros(num_joints, 3), torch.ones(num_joints, 3), torch.ones(num_joints))
 
 

@@ -72,7 +72,7 @@ class Lifter:
     def __init__(self, file: LifterFile, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.config = file.config
-        self.denoiser = file.denoiser.to(self.device).eval()
+        self.denoiser = file.denoiser.to(self.device, torch.float32).eval()
         self.pose_mean = file.pose_mean.to(self.device)
         self.pose_scale = file.pose_scale.to(self.device)
         self.covariance_scale = file.covariance_scale.to(self.device)
