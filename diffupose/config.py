@@ -50,6 +50,7 @@ class DenoiserConfig:
         adjacency_normalization: ``"row"`` (released) or ``"symmetric"`` (paper).
         adjacency_mask: Learn the multiplicative mask P of eq. 7 (A * P + Q); off in the released network.
         time_blocks: ``"after"`` the trunk (released) or ``"between"`` its blocks (paper); ``"modulated_gcn"`` only.
+        time_in_every_block: Otherwise only the last block sees the timestep; ``"parallel_gcn"`` only.
     """
 
     architecture: Architecture = "modulated_gcn"
@@ -63,6 +64,7 @@ class DenoiserConfig:
     adjacency_normalization: Normalization = "row"
     adjacency_mask: bool = False
     time_blocks: TimeBlocks = "after"
+    time_in_every_block: bool = True
 
     def __post_init__(self) -> None:
         _choice("architecture", self.architecture, get_args(Architecture))
@@ -70,6 +72,7 @@ class DenoiserConfig:
         _choice("condition_channels", self.condition_channels, (2, 3))
         _choice("adjacency_normalization", self.adjacency_normalization, get_args(Normalization))
         _choice("time_blocks", self.time_blocks, get_args(TimeBlocks))
+        _choice("time_in_every_block", self.time_in_every_block, (False, True))
         _choice("adjacency_mask", self.adjacency_mask, (False, True))
         _whole("hidden_dim", self.hidden_dim, 1)
         _whole("num_layers", self.num_layers, 1)

@@ -32,25 +32,28 @@ class JointAttention(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """x + graph(FiLM(norm(x))) + attention(FiLM(norm(x))); with no heads there is no attention."""
+    """x + graph(FiLM(norm(x))) + attention(FiLM(norm(x))); with no heads no attention, without time no FiLM."""
 
-    def __init__(self, adjacency: Tensor, config: DenoiserConfig) -> None:
+    def __init__(self, adjacency: Tensor, config: DenoiserConfig, *, sees_time: bool = True) -> None:
         super().__init__()
         width = config.hidden_dim
         self.norm = nn.LayerNorm(width)
-        self.film = nn.Linear(width, 2 * width)
+        self.film = nn.Linear(width, 2 * width) if sees_time else None
         self.gconv1 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
         self.gconv2 = ModulatedGraphConv(width, width, adjacency, adjacency_mask=config.adjacency_mask)
         self.dropout = nn.Dropout(config.dropout)
         self.attention = JointAttention(width, config.num_heads) if config.num_heads else None
-        # Time starts without a say: a fresh FiLM is the identity.
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        if self.film is not None:
+            # Time starts without a say: a fresh FiLM is the identity.
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map ``[N, J, C]`` to ``[N, J, C]``, given the activated time embedding ``[N, C]``."""
-        scale, shift = self.film(embedding).unsqueeze(1).chunk(2, dim=-1)  # [N, 1, C] each
-        hidden = self.norm(x) * (1 + scale) + shift
+        hidden = self.norm(x)
+        if self.film is not None:
+            scale, shift = self.film(embedding).unsqueeze(1).chunk(2, dim=-1)  # [N, 1, C] each
+            hidden = hidden * (1 + scale) + shift
         graph = self.gconv2(functional.gelu(self.gconv1(hidden)))
         x = x + self.dropout(graph)
         return x if self.attention is None else x + self.attention(hidden)
@@ -73,7 +76,10 @@ class ParallelGCN(nn.Module):
         self.input = nn.Linear(3 + config.num_condition_channels, width)
         self.joint_embedding = nn.Parameter(0.02 * torch.randn(skeleton.num_joints, width))
         self.time_mlp = TimeEmbedding(width, width)
-        self.blocks = nn.ModuleList(ParallelBlock(adjacency, config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            ParallelBlock(adjacency, config, sees_time=config.time_in_every_block or index + 1 == config.num_layers)
+            for index in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, 3)
         nn.init.zeros_(self.output.weight)

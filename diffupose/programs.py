@@ -179,17 +179,19 @@ def _parallel_gcn(net: ParallelGCN) -> LayerProgram:
     layers.append(Linear(hidden, output, net.output.weight.T, net.output.bias))
 
     time_mlp, final = _in_float64(net.time_mlp), _in_float64(net.norm)
-    modulators = [(_in_float64(block.film), _in_float64(block.norm)) for block in blocks]
+    norms = [_in_float64(block.norm) for block in blocks]
+    films = [None if block.film is None else _in_float64(block.film) for block in blocks]
 
     @torch.no_grad()
     def tabulate(timesteps: Tensor) -> list[tuple[Tensor, Tensor]]:
         embedding = functional.silu(time_mlp(timesteps))
         pairs = []
-        for film, norm in modulators:
-            scale, shift = film(embedding).chunk(2, dim=-1)  # [S, C] each
+        for film, norm in zip([*films, None], [*norms, final], strict=True):
+            # Without a FiLM: the norm's own, at every timestep.
+            modulation = embedding.new_zeros(len(timesteps), 2 * width) if film is None else film(embedding)
+            scale, shift = modulation.chunk(2, dim=-1)  # [S, C] each
             pairs.append(((norm.weight * (1 + scale)).float(), (norm.bias * (1 + scale) + shift).float()))
-        rows = (len(timesteps), width)
-        return [*pairs, (final.weight.float().expand(rows), final.bias.float().expand(rows))]
+        return pairs
 
     widths = (net.input.in_features, width, width, width, 3 * width, 3)
     return LayerProgram(net.joint_embedding.shape[0], widths, tuple(layers), tabulate)

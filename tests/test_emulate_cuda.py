@@ -25,6 +25,7 @@ FAULTS = {
     "divergent_barrier": [("fibres", "forward", "deadlock")],
     "early_return": [("fibres", "forward", "deadlock"), ("threads", "forward", "deadlock")],
     "divergent_warp": [("fibres", "forward", "deadlock"), ("threads", "forward", "deadlock")],
+    "unmet_arrival": [("fibres", "forward", "misuse"), ("threads", "forward", "misuse")],
     "absent_lane": [("fibres", "forward", "misuse"), ("threads", "forward", "misuse")],
     "shared_overrun": [("addresses", "random", "address")],
     "global_overrun": [("addresses", "random", "address")],

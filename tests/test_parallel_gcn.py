@@ -52,6 +52,27 @@ def test_poses_do_not_talk_to_each_other(network, inputs):
 
 
 @torch.no_grad()
+def test_the_last_block_alone_may_see_the_time(inputs):
+    config = replace(PARALLEL.denoiser, hidden_dim=32, num_layers=3)
+    networks = [ParallelGCN(replace(config, time_in_every_block=every)) for every in (True, False)]
+    sees = []
+    for network in networks:
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        seen: list[torch.Tensor] = []
+        for block in network.blocks:
+            block.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        sample, condition, timesteps = inputs
+        network(sample, condition, timesteps)
+        early, late = seen[:3], []
+        seen.clear()
+        network(sample, condition, timesteps.flip(0))
+        late = seen[:3]
+        sees.append([not torch.equal(one, other) for one, other in zip(early, late, strict=True)])
+    assert sees == [[True, True, True], [False, False, True]]
+
+
+@torch.no_grad()
 def test_bfloat16_touches_only_what_is_between_the_coordinates(network, inputs):
     dtypes = {}
     for name in ("input", "blocks.0.attention.qkv", "output"):

@@ -23,6 +23,7 @@ VARIANTS = {
     "base": denoiser_config("base"),
     "base with everything": denoiser_config("base", adjacency_mask=True, camera_cue=True, num_heads=3),
     "base without attention": denoiser_config("base", num_heads=0),
+    "base with time in the last block": denoiser_config("base", time_in_every_block=False),
     "base of one layer": denoiser_config("base", num_layers=1, hidden_dim=24),
 }
 

@@ -153,7 +153,14 @@ def wild_views(positions: Tensor, ranges: CameraRanges, generator: torch.Generat
     return _see(points, image_size, focal, image_size / 2, lens[:, :3], lens[:, 3:], distorted=False)
 
 
-def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outside: Tensor | None = None) -> Views:
+def detect(
+    views: Views,
+    scale: Tensor,
+    generator: torch.Generator,
+    *,
+    missing_scale: Tensor | None = None,
+    drop_outside: Tensor | None = None,
+) -> Views:
     """Return the views as a detector would see them.
 
     Args:
@@ -161,8 +168,10 @@ def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outs
         scale: Noise level per person, ``[B]``: 1 is the evaluation's. It multiplies deviations and probabilities, but
             not the outliers' deviation, nor their probability above 1.
         generator: Source of the draws.
+        missing_scale: ``[B]`` level of the probabilities that joints and limbs are missing; default ``scale``.
         drop_outside: ``[B]`` True where joints outside the image are missing; default everywhere.
     """
+    missing_scale = scale if missing_scale is None else missing_scale
     batch, joints = views.present.shape
     keypoints, device = views.keypoints_2d, views.keypoints_2d.device
     side = (keypoints.amax(dim=1) - keypoints.amin(dim=1)).amax(dim=-1)  # [B]
@@ -170,12 +179,12 @@ def detect(views: Views, scale: Tensor, generator: torch.Generator, *, drop_outs
     deviation = torch.tensor(JOINT_NOISE, device=device) * scale[:, None]
     deviation = torch.where(outlier, torch.full_like(deviation, OUTLIER_NOISE), deviation) * side[:, None]
     noisy = keypoints + deviation.unsqueeze(-1) * normal(generator, batch, joints, 2)
-    missing = uniform(generator, batch, joints) < MISSING_PROBABILITY * scale[:, None]
+    missing = uniform(generator, batch, joints) < MISSING_PROBABILITY * missing_scale[:, None]
     limb = torch.zeros(len(LIMBS), joints, dtype=torch.bool, device=device)
     for row, limb_joints in enumerate(LIMBS):
         limb[row, list(limb_joints)] = True
     chosen = limb[torch.randint(len(LIMBS), (batch,), generator=generator, device=device)]  # [B, J]
-    missing |= chosen & (uniform(generator, batch, 1) < LIMB_PROBABILITY * scale[:, None])
+    missing |= chosen & (uniform(generator, batch, 1) < LIMB_PROBABILITY * missing_scale[:, None])
     seen = replace(views, keypoints_2d=noisy)
     cut = seen.outside if drop_outside is None else seen.outside & drop_outside[:, None]
     # Never more than half missing: such a person is unusable to everyone, so the outside joints stay.

@@ -129,9 +129,13 @@ class MocapBatches:
         wild = choose_views([wild_views(positions[half:], ranges, generator) for _ in range(3)])
         views = concatenate(published, wild)
         # Some people are seen perfectly: clean keypoints must work, too.
-        scale = config.noise_scale * (uniform(generator, len(index)) * 1.15 - 0.15).clamp(min=0.0)
-        if config.noise_scale > 0:
-            views = detect(views, scale, generator, drop_outside=scale > 0)
+        level = (uniform(generator, len(index)) * 1.15 - 0.15).clamp(min=0.0)
+        most_missing = config.noise_scale if config.missing_scale is None else config.missing_scale
+        if config.noise_scale > 0 or most_missing > 0:
+            missing = most_missing * level
+            views = detect(
+                views, config.noise_scale * level, generator, missing_scale=missing, drop_outside=missing > 0
+            )
         seen = condition(
             views.keypoints_2d,
             views.present,

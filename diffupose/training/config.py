@@ -45,6 +45,7 @@ class TrainConfig:
         mirror, vary_bodies, vary_cameras: Augmentation: flipped samples; bone lengths; the wide camera ranges.
         exchange_limbs: Probability that an arm, or the legs, take the directions of somebody else's.
         noise_scale: Upper end of the detector noise level, in evaluation levels; 0 trains on clean keypoints.
+        missing_scale: Upper end of the level at which joints are missing, likewise; None takes ``noise_scale``.
         ema_decay, ema_every, ema_start, ema_power: Averaged weights: decay min(ema_decay, 1 - (1 + n)^-ema_power).
         seed: Seed of weights, data and noise.
         log_every, checkpoint_every, validate_every: In steps; ``validate_every`` 0 means never.
@@ -84,6 +85,7 @@ class TrainConfig:
     vary_cameras: bool = True
     exchange_limbs: float = 0.0
     noise_scale: float = 2.0
+    missing_scale: float | None = None
     ema_decay: float = 0.995
     ema_every: int = 10
     ema_start: int = 100
@@ -125,6 +127,8 @@ class TrainConfig:
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.missing_scale is not None and not 0 <= self.missing_scale < math.inf:
+            raise ValueError(f"missing_scale must not be negative, got {self.missing_scale}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
         if not 0 <= self.exchange_limbs <= 1:

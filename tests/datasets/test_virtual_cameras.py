@@ -310,6 +310,15 @@ class TestDetect:
         assert abs(ratio - 0.5) < 1e-3
         assert abs((~half.present).float().mean() / (~one.present).float().mean() - 0.5) < 0.06
 
+    def test_missing_joints_have_a_level_of_their_own(self, inside):
+        one, none = torch.ones(MANY), torch.zeros(MANY)
+        both = detect(inside, one, seeded(2))
+        moved = detect(inside, one, seeded(2), missing_scale=none)
+        assert moved.present.all() and torch.equal(moved.keypoints_2d, both.keypoints_2d)
+        dropped = detect(inside, none, seeded(2), missing_scale=one)
+        assert torch.equal(dropped.present, both.present)
+        assert torch.equal(dropped.keypoints_2d, inside.keypoints_2d)
+
     def test_scale_zero_changes_nothing(self, inside):
         scale = torch.ones(MANY)
         scale[::2] = 0.0

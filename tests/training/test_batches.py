@@ -221,6 +221,20 @@ class TestMocap:
             batch = make_batches(noise_scale=0.0, batch_size=128).batch(step)
             assert bool((batch.inputs[..., 2] == 1).all())
 
+    def test_noise_and_missing_joints_apart(self, make_batches):
+        both, noisy, missing, clean = (
+            make_batches(batch_size=256, **settings).batch(0).inputs
+            for settings in ({}, {"missing_scale": 0.0}, {"noise_scale": 0.0, "missing_scale": 2.0}, {"noise_scale": 0})
+        )
+        assert bool((noisy[..., 2] == 1).all())
+        # Noise moves some joints across the image's border.
+        assert float((missing[..., 2] == both[..., 2]).float().mean()) > 0.99
+        # The box of the others is that of fewer joints.
+        whole = ((both[..., 2] == 1) & (missing[..., 2] == 1)).all(dim=1)
+        assert 0.2 < float(whole.float().mean()) < 0.9
+        assert torch.equal(noisy[whole], both[whole])
+        assert torch.equal(missing[whole], clean[whole]) and not torch.equal(noisy[whole], clean[whole])
+
     def test_missing_joints_are_filled_without_a_presence_channel(self, make_batches, monkeypatch):
         missing = []
 

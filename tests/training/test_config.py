@@ -71,6 +71,7 @@ class TestSettings:
             ({"lr": 0.0}, "lr must be positive, got 0"),
             ({"lr": float("nan")}, "lr must be positive, got nan"),
             ({"noise_scale": -1.0}, "noise_scale must not be negative, got -1"),
+            ({"missing_scale": -1.0}, "missing_scale must not be negative, got -1"),
             ({"exchange_limbs": 1.5}, r"exchange_limbs must be in \[0, 1\], got 1.5"),
             ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1"),
             ({"seed": 2**64}, "seed must"),

@@ -80,6 +80,7 @@ class NamedBarrier {
         idle.fetch_add(1, std::memory_order_relaxed);
         while (passed_.load(std::memory_order_acquire) == passed) pause_thread(passed_, passed);
     }
+    bool arrived() const { return arrived_.load(std::memory_order_relaxed) != 0; }
 
    private:
     std::atomic<int> arrived_{0}, waiting_{0};
@@ -129,6 +130,14 @@ struct Cluster {
     int count = 0;  // of threads
     void poison() {
         for (const std::unique_ptr<Block>& block : blocks) block->shared.poison();
+    }
+    // Nobody is left who could come: an arrival that is still counted was one too many, or a wait is missing.
+    void require_no_arrivals() const {
+        for (const std::unique_ptr<Block>& block : blocks) {
+            for (int i = 0; i < kBarriers; ++i) {
+                if (block->named[i].arrived()) fail("threads arrived at barrier " + std::to_string(i) + " for nobody");
+            }
+        }
     }
 };
 
@@ -301,6 +310,7 @@ void run_clusters(const std::vector<dim3>& clusters, dim3 grid, dim3 dims, const
             current_indices = indices_of(grid, dims, at, i);
             kernel();
             end.wait(cluster->count);
+            if (i == 0) cluster->require_no_arrivals();
         }
     });
 }
@@ -340,6 +350,7 @@ void run_cluster(dim3 grid, dim3 dims, dim3 at, std::vector<std::unique_ptr<Fibr
         }
         turns.erase(std::remove_if(turns.begin(), turns.end(), [](Fibre* fibre) { return fibre->done; }), turns.end());
     }
+    cluster->require_no_arrivals();
 }
 
 void run_clusters(std::vector<dim3> clusters, dim3 grid, dim3 dims, const std::function<void()>& kernel) {

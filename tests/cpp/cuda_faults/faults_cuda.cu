@@ -34,6 +34,10 @@ __global__ void __launch_bounds__(kCount)
             __syncthreads();
             if (lane < 16) __syncwarp();
             break;
+        case Fault::unmet_arrival:
+            __syncthreads();
+            if (thread < 32) emulation::arrive_at_barrier(1, kCount);
+            break;
         case Fault::absent_lane:
             __syncthreads();
             if (lane < 16) zero = 0.0f * __shfl_sync(kHalf, 1.0f, 20);

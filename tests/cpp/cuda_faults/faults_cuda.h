@@ -12,6 +12,7 @@ enum class Fault {
     divergent_barrier,     // half of the threads do not come
     early_return,          // some threads have left
     divergent_warp,        // half of a warp does not come
+    unmet_arrival,         // a warp arrives at a barrier that nobody waits at
     absent_lane,           // a shuffle from a lane that the mask does not have
     shared_overrun,        // one number beyond the shared memory
     global_overrun,        // one beyond the result

@@ -17,6 +17,7 @@ CUDA_CASE(shuffle_orders) { copy_with(Fault::shuffle_orders); }
 CUDA_CASE(divergent_barrier) { copy_with(Fault::divergent_barrier); }
 CUDA_CASE(early_return) { copy_with(Fault::early_return); }
 CUDA_CASE(divergent_warp) { copy_with(Fault::divergent_warp); }
+CUDA_CASE(unmet_arrival) { copy_with(Fault::unmet_arrival); }
 CUDA_CASE(absent_lane) { copy_with(Fault::absent_lane); }
 CUDA_CASE(shared_overrun) { copy_with(Fault::shared_overrun); }
 CUDA_CASE(global_overrun) { copy_with(Fault::global_overrun); }
