@@ -108,8 +108,19 @@ def test_command(tmp_path, capsys):
             torch.tensor([1.0, 2.0, 3.0]) * lifter.prediction_error,
         )
         assert "joints lie at the end of what is tried, 0.2 to 10: " in capsys.readouterr().err  # an untrained model
+        # What a lift does, too: of a model whose default is analytic, dpm++ takes the only variance that it has.
+        analytic = tmp_path / "analytic.safetensors"
+        out.rename(analytic)
+        arguments[arguments.index(str(model))] = str(analytic)
+        assert main([*arguments, "--set", "sampler=dpm++"]) == 0
+        sampling = Lifter.from_pretrained(out, device="cpu").config.sampling
+        assert (sampling.sampler, sampling.variance) == ("dpm++", "fixed_small")
+        capsys.readouterr()
+        arguments[arguments.index(str(analytic))] = str(model)
         out.unlink()
         for wrong, message in ((["--set", "steps=2"], "--set must look like eta=0.5, with one of sampler,"),
+                               (["--set", "num_inference_steps=51"], "must be an integer between 1 and 50, got 51"),
+                               (["--set", "sampler=dpm++", "variance=analytic"], "variance must be fixed_small with"),
                                (["--subjects", "nobody"], "'nobody'"),
                                (["--noise-factor", "0"], "--noise-factor must be 1 or 3 numbers, positive"),
                                (["--noise-factor", "1", "2"], "at most 100, got 1 2"),

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from diffupose.datasets.mocap import load_mocap
     from diffupose.lifter import Lifter
     from diffupose.metrics import coverage, dispersion, expected_calibration_error
+    from diffupose.schedule import inference_timesteps
 
     if options.num_poses < 2:
         raise ValueError(f"--num-poses must be at least 2, got {options.num_poses}")
@@ -61,7 +62,12 @@ def run(options: argparse.Namespace) -> None:
         if not equals or name not in known:
             raise ValueError(f"--set must look like eta=0.5, with one of {', '.join(known)}, got {item!r}")
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
-    lifter.config = replace(lifter.config, sampling=LifterConfig.from_dict(values).sampling)
+    if "sampler=dpm++" in options.set and not any(item.startswith("variance=") for item in options.set):
+        values["sampling"]["variance"] = "fixed_small"  # as in a lift: it is the only one that sampler has
+    sampling = LifterConfig.from_dict(values).sampling
+    # What cannot be sampled is told before minutes of measuring.
+    inference_timesteps(lifter.schedule.num_train_timesteps, sampling.num_inference_steps, sampling.timestep_spacing)
+    lifter.config = replace(lifter.config, sampling=sampling)
     if factors != [1.0] and lifter.config.sampling.variance != "analytic":
         raise ValueError(
             f"--noise-factor is for variance analytic, this model has {lifter.config.sampling.variance}: "
