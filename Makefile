@@ -15,13 +15,13 @@ test: venv-dev
 lint: venv-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'benchmarks/*.cu')
 	$(BIN)/python -m mypy diffupose
 
 format: venv-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'benchmarks/*.cu')
 
 bench: venv-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

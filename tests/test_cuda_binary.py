@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.cuda_binary import (
@@ -171,3 +172,18 @@ print(module.runtime_version() // 1000)
         [*cuda_build().find_nvcc(), "--version"], capture_output=True, text=True, check=True
     ).stdout
     assert f"release {done.stdout.strip()}." in release
+
+
+def test_kernels_that_judge_racecheck_compile(tmp_path):
+    """Each case meets at the barriers that its name says."""
+    build = cuda_build()
+    compiler, nvcc = build.find_compiler(), build.find_nvcc()
+    source = Path(__file__).parents[1] / "benchmarks" / "gpu" / "arrivals.cu"
+    command = [*nvcc, "-ccbin", compiler[0], "-std=c++17", "-arch=sm_90a", "-Werror", "all-warnings", "-ptx"]
+    subprocess.run([*command, source, "-o", tmp_path / "arrivals.ptx"], check=True)
+    text = (tmp_path / "arrivals.ptx").read_text()
+    kernels = [set(re.findall(r"bar(?:rier)?\.(?:sync|arrive)\s+\S+", part)) for part in text.split(".entry")[1:]]
+    assert len(kernels) == 3
+    in_registers = [any("%r" in barrier for barrier in barriers) for barriers in kernels]
+    assert sorted(in_registers) == [False, False, True]
+    assert sorted(len(barriers) for barriers in kernels)[0] == 1  # __syncthreads() alone

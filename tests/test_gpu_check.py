@@ -258,6 +258,24 @@ def test_verdict_of_the_sanitizer(gpu, text, status, ok):
     assert gpu.sanitizer.verdict(text, status) is ok
 
 
+def test_racecheck_is_judged_by_kernels_without_a_race(gpu, tmp_path, monkeypatch):
+    """With programs in the place of nvcc and of compute-sanitizer: one case has hazards, one does not run."""
+    for name, text in (
+        ("nvcc", "exit 0"),
+        ("sanitizer", 'echo "no error, $([ $4 = constants ] && echo 9 || echo 0) wrong"\n'
+         'echo "========= RACECHECK SUMMARY: $([ $4 = none ] && echo 0 || echo 4) hazards displayed"'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(gpu.sanitizer, "COMPILERS", (str(tmp_path / "nvcc"),))
+    record = gpu.record.Record(tmp_path, "sanitizer")
+    gpu.sanitizer.judge_racecheck(record, str(tmp_path / "sanitizer"))
+    rows = record.content["rows"]
+    assert [(row["name"].split()[-1], row["ok"], row["summary"].split()[2]) for row in rows] == [
+        ("none", True, "0"), ("registers", True, "4"), ("constants", False, "4"),
+    ]  # fmt: skip
+
+
 def test_networks_that_are_timed_show_errors(gpu):
     """What they give depends on their inputs: else a wrong result would pass."""
     net = gpu.networks.network("paper-64")
