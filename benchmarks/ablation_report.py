@@ -134,7 +134,7 @@ def equal_samples() -> str:
         content = json.loads(path.read_text())
         cells = [content[name] for name in CELLS]
         calls = content["settings"]["num_inference_steps"] if "N=1" not in cells[0] else 1
-        recipe = path.stem.removeprefix("equal-samples-").removesuffix("-quarter")
+        recipe = re.sub("-(quarter|eighth)$", "", path.stem.removeprefix("equal-samples-"))
         steps, batch = (
             int(re.search(rf"--{name} (\d+)", content["trained_by"])[1]) for name in ("steps", "batch-size")
         )
@@ -154,7 +154,7 @@ def equal_samples() -> str:
 def honesty() -> str:
     """Return the table of the bundled model's uncertainty on the validation people, by sampler and N."""
     rows = []
-    for name, what in (("raw", "default"), ("100-steps", "100 steps"), ("plain-ddim", "plain DDIM, 5 steps")):
+    for name, what in (("raw", "default"), ("100-steps", "100 steps"), ("plain-ddim", "plain DDIM, as many steps")):
         path = RESULTS / "validation" / f"{name}.json"
         if not path.exists():
             continue
