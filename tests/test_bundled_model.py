@@ -110,6 +110,7 @@ def lift_more(cell, count, **settings):
     return lifter(cell.keypoints, **options).hypotheses
 
 
+@pytest.mark.filterwarnings("ignore:the covariance was calibrated for num_inference_steps")
 @pytest.mark.parametrize("rig", RIGS)
 def test_five_steps_are_as_good_as_a_hundred(rig):
     cell = make_cell(choose_poses(sample_poses(include=SAMPLE_SUBJECTS), 60, seed=1), rig, True)
