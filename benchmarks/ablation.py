@@ -59,7 +59,7 @@ _LADDER = (
     Rung("v-prediction", "v instead of x0", PARALLEL, "diffusion.prediction_type=v_prediction"),
     Rung("no-attention", "no attention, width 80 for equal parameters", "--preset parallel --hidden-dim 80",
          "denoiser.num_heads=0"),
-    Rung("six-blocks", "six blocks, width 56 for equal parameters", "--preset parallel --hidden-dim 56 --num-layers 6"),
+    Rung("six-blocks", "six blocks, width 56, 14 % more parameters", "--preset parallel --hidden-dim 56 --num-layers 6"),
     Rung("two-blocks", "two blocks, width 88 for equal parameters", "--preset parallel --hidden-dim 88 --num-layers 2"),
     Rung("mask", "mask P of the paper", PARALLEL, "denoiser.adjacency_mask=true"),
     Rung("epsilon", "epsilon instead of x0", PARALLEL, "diffusion.prediction_type=epsilon"),
@@ -95,7 +95,7 @@ _LADDER = (
 # Rungs within 2 % of another one, which one seed does not rank.
 TIED = ("parallel", "v-prediction", "mask", "camera-cue", "camera-cue-used", "bodies", "no-bodies", "limbs-0.25",
         "paper-1e-3", "paper-3e-3", "paper-person", "paper-time", "no-attention", "time-last", "l1",
-        "six-blocks")  # fmt: skip
+        "six-blocks", "two-blocks", "constant-lr")  # fmt: skip
 RUNGS = _LADDER + tuple(
     replace(rung, name=f"{rung.name}-s{seed}", what=f"{rung.name}, another seed", seed=seed)
     for name in TIED

@@ -130,6 +130,7 @@ def main() -> None:
         "raw": lambda: evaluate_mocap(bundled(), mocap, load_mocap(options.reference), num_hypotheses=(1, 10, 50)),
         "camera": lambda: evaluate_mocap(bundled(), mocap, None, tier="camera", num_hypotheses=(10,)),
         "bfloat16": lambda: noisy_cells(bundled(), mocap, (10,), precision="bfloat16"),
+        "5-steps": lambda: noisy_cells(bundled(), mocap, (10,), num_inference_steps=5),
         "100-steps": lambda: noisy_cells(bundled(), mocap, (10,), num_inference_steps=100),
         "depth": lambda: depth_and_reprojection(bundled(), mocap),
         "plain-ddim": lambda: noisy_cells(bundled(), mocap, (10, 50), variance="fixed_small"),
