@@ -22,7 +22,7 @@ ON_GPU = (
     (("tests/ops",), "cuda and not cpu and not emulated", 300),
     (("tests/kernels",), "not ahead_of_time", 150),
 )
-ON_CPU = ((("tests/ops", "tests/test_lifter.py"), "not cuda", 300),)
+ON_CPU = ((("tests/ops", "tests/lifter"), "not cuda", 300),)
 
 
 def body(record: Record, arguments: Any) -> None:

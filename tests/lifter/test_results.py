@@ -1,0 +1,239 @@
+"""The Lifter: what its results depend on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.lifts import CLOSE, SIZE, difference
+from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
+from torch import nn
+
+import diffupose.lifter
+from diffupose import Lifter
+from diffupose.checkpoint import LifterFile, load_lifter_file
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops import PackedDenoiser, available_backends
+from diffupose.skeleton import H36M_17
+from diffupose.testing import requires_cpp
+
+
+def test_shapes_and_root(lifter):
+    result = lifter(people(2), image_size=SIZE, num_hypotheses=4, flip=False)
+    assert result.hypotheses.shape == (2, 4, 17, 3)
+    assert torch.equal(result.hypotheses[:, :, 0], torch.zeros(2, 4, 3))
+    assert bool(torch.isfinite(result.hypotheses).all())
+    assert result.translation is None
+    # The hypotheses are no copies of each other.
+    assert float(result.hypotheses[:, :, 1:].std(dim=1).mean()) > 1e-3
+
+
+def test_a_row_does_not_depend_on_its_batch(lifter):
+    poses, ids = people(5), np.array([3, 1, 4, 15, 9])
+    together = lifter(poses, image_size=SIZE, frame_ids=ids).hypotheses
+    for row in range(5):
+        alone = lifter(poses[row], image_size=SIZE, frame_ids=ids[row : row + 1]).hypotheses
+        assert difference(alone[0], together[row]) < CLOSE
+    order = [4, 2, 0, 3, 1]
+    shuffled = lifter(poses[order], image_size=SIZE, frame_ids=ids[order]).hypotheses
+    assert difference(shuffled, together[order]) < CLOSE
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_chunking_changes_nothing(lifter, rows, monkeypatch):
+    poses = people(3)
+    whole = lifter(poses, image_size=SIZE).hypotheses
+    calls = []
+    original = diffupose.lifter.sample
+    monkeypatch.setattr(
+        diffupose.lifter, "sample", lambda *args, **more: calls.append(len(args[1])) or original(*args, **more)
+    )
+    bytes_per_row = 17 * 32 * 4 * 8
+    monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
+    monkeypatch.setattr(PackedDenoiser, "max_hypotheses", rows)
+    chunked = lifter(poses, image_size=SIZE).hypotheses
+    assert len(calls) >= 3
+    assert difference(whole, chunked) < CLOSE
+    if available_backends()["cpp"][0]:
+        assert torch.equal(whole, chunked)
+    assert difference(lifter(poses, image_size=SIZE, backend="torch").hypotheses, whole) < CLOSE
+
+
+@requires_cpp
+@pytest.mark.parametrize("kind", ["person", "image"])
+def test_changed_weights_are_packed_anew(tmp_path, kind):
+    poses, lifter = people(2), tiny_lifter(tmp_path, kind)
+    before = lifter(poses, image_size=SIZE).hypotheses
+    [packed] = lifter._packer._packed.values()
+    assert torch.equal(lifter(poses, image_size=SIZE).hypotheses, before)
+    assert list(lifter._packer._packed.values()) == [packed]
+    with torch.no_grad():
+        for parameter in lifter.denoiser.parameters():
+            parameter.mul_(1.1)
+    after = lifter(poses, image_size=SIZE)
+    assert difference(after.hypotheses, before) > 1e-3
+    assert difference(after.hypotheses, lifter(poses, image_size=SIZE, backend="torch").hypotheses) < CLOSE
+    assert len(lifter._packer._packed) == 1
+    rough = lifter(poses, image_size=SIZE, precision="bfloat16")
+    assert 0 < difference(rough.hypotheses, after.hypotheses) < 0.05
+    assert len(lifter._packer._packed) == 2 and rough.meta["precision"] == "bfloat16"
+
+
+@requires_cpp
+def test_statistics_and_buffers_count_as_weights(tmp_path):
+    """BatchNorm seen more data, an adjacency scaled, weights replaced: what is packed follows."""
+    torch.manual_seed(3)  # statistics of some others make a network in which rounding alone moves poses by 2e-5
+    poses, lifter = people(2), tiny_lifter(tmp_path, "image")
+
+    def agrees():
+        fused, plain = (lifter(poses, image_size=SIZE, backend=name).hypotheses for name in ("cpp", "torch"))
+        return difference(fused, plain) < CLOSE
+
+    before = lifter(poses, image_size=SIZE).hypotheses
+    lifter.denoiser.train()
+    lifter.denoiser(torch.randn(8, 17, 3), torch.randn(8, 17, 2), torch.tensor([3]))
+    lifter.denoiser.eval()
+    assert difference(lifter(poses, image_size=SIZE).hypotheses, before) > 1e-4 and agrees()
+    with torch.no_grad():
+        for buffer in lifter.denoiser.buffers():
+            if buffer.is_floating_point():
+                buffer.mul_(0.9)
+    assert agrees()
+    for parameter in lifter.denoiser.parameters():
+        parameter.data = 1.05 * parameter.data
+    assert agrees()
+    parameter.data.mul_(2.0)  # behind torch's back
+    lifter._packer.clear()
+    assert agrees()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lifter: pickle.loads(pickle.dumps(lifter))])
+def test_a_used_lifter_can_be_copied_and_pickled(tmp_path, copied):
+    lifter = tiny_lifter(tmp_path)
+    first = lifter(people(1), image_size=SIZE).hypotheses
+    assert difference(copied(lifter)(people(1), image_size=SIZE).hypotheses, first) < CLOSE
+
+
+@requires_cpp
+def test_networks_that_cannot_be_packed(lifter):
+    """A hook wants to see the module run; a network in training mode, or of somebody else, is not in the engine."""
+    seen = []
+    handle = lifter.denoiser.register_forward_hook(lambda *_: seen.append(1))
+    result = lifter(people(1), image_size=SIZE)
+    assert seen and result.meta["engine"] == "torch"
+    with pytest.raises(BackendUnavailableError, match='backend "cpp" is not available'):
+        lifter(people(1), image_size=SIZE, backend="cpp")
+    with pytest.raises(ValueError, match=r"precision must be float32 where PyTorch runs the network, got 'bfloat16'"):
+        lifter(people(1), image_size=SIZE, precision="bfloat16")
+    handle.remove()
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'int8'"):
+        lifter(people(1), image_size=SIZE, precision="int8")
+
+
+def test_seed(lifter):
+    def lift(seed):
+        return lifter(people(2), image_size=SIZE, seed=seed).hypotheses
+
+    assert torch.equal(lift(5), lift(5))
+    assert difference(lift(5), lift(6)) > 1e-3
+    assert difference(lift(5), lift(5 + 2**32)) > 1e-3  # all 64 bits count
+    assert torch.equal(lift(-1), lift(2**64 - 1))
+    assert torch.equal(lift(np.int64(5)), lift(5))
+
+
+def test_frame_ids(lifter):
+    poses = np.repeat(people(1), 3, axis=0)
+
+    def lift(ids):
+        return lifter(poses, image_size=SIZE, frame_ids=ids).hypotheses
+
+    default = lifter(poses, image_size=SIZE).hypotheses
+    assert torch.equal(default, lift([0, 1, 2]))
+    assert difference(default[0], default[1]) > 1e-3  # equal people with different ids get different noise
+    repeated = lift([7, 7, 8])
+    assert difference(repeated[0], repeated[1]) < CLOSE < difference(repeated[1], repeated[2])
+    # Ids are 64 bits: above 2^63 they arrive as unsigned, or as the negative number of the same bits.
+    large = lift(np.array([2**63 + 5, 2**64 - 1, 0], dtype=np.uint64))
+    assert torch.equal(large, lift(np.array([5 - 2**63, -1, 0])))
+    assert torch.equal(large, lift(torch.tensor([5 - 2**63, -1, 0])))
+    assert difference(large[0], lift([5, 0, 0])[0]) > 1e-3
+    # Small ids beside one above 2^63, for which NumPy has floats only.
+    mixed = lift([2**64 - 1, *range(1, len(poses))])
+    assert torch.equal(mixed, lift([-1, *range(1, len(poses))]))
+
+
+def test_a_deterministic_model_regresses_in_one_call(tmp_path):
+    """The network sees no noise and the last timestep; every hypothesis is the same, whatever the seed."""
+    config = tiny_config()
+    diffusion = replace(config.diffusion, deterministic=True)
+    file = load_lifter_file(write_tiny_lifter(tmp_path / "tiny.safetensors"))
+    lifter = Lifter(replace(file, config=replace(config, diffusion=diffusion)))
+    calls = []
+    lifter.denoiser.register_forward_hook(lambda _, inputs, output: calls.append((*inputs, output)))
+    result = lifter(people(3), image_size=SIZE, num_hypotheses=4, assumed_focal=None)
+    [(sample, _, timesteps, output)] = calls
+    assert not sample.any() and timesteps.tolist() == [49]
+    poses = lifter.pose_mean + lifter.pose_scale * output
+    torch.testing.assert_close(result.hypotheses, (poses - poses[:, :1])[:, None].expand(3, 4, 17, 3))
+    assert difference(result.hypotheses, lifter(people(3), image_size=SIZE, num_hypotheses=4, assumed_focal=None,
+                                                seed=1).hypotheses) == 0  # fmt: skip
+
+
+def test_antithetic_pairs(person_lifter):
+    """The first of a pair is as without; the second has the opposite noise, so the mean of a linear model is exact."""
+    with pytest.warns(UserWarning, match="not independent: the covariance has no valid regions"):
+        pairs = person_lifter(people(2), image_size=SIZE, num_hypotheses=6, antithetic=True).hypotheses
+    plain = person_lifter(people(2), image_size=SIZE, num_hypotheses=3).hypotheses
+    assert difference(pairs[:, ::2], plain) < CLOSE
+    assert difference(pairs[:, 1::2], plain) > 0.01
+
+    class Linear(nn.Module):
+        def forward(self, sample, condition, timesteps):
+            return 0.3 * sample + condition
+
+    linear = Lifter(LifterFile(person_lifter.config, Linear(), torch.zeros(17, 3), torch.ones(17, 3), torch.ones(17)))
+    with warnings.catch_warnings(action="ignore"):
+        few = linear(people(2), image_size=SIZE, num_hypotheses=2, antithetic=True, eta=0.5)
+        many = linear(people(2), image_size=SIZE, num_hypotheses=40, antithetic=True, eta=0.5)
+    assert difference(few.mean, many.mean) < CLOSE
+    assert difference(few.hypotheses[:, 0], few.mean) > 0.01
+
+
+def test_analytic_variance(person_lifter):
+    """It needs the model's prediction error, and widens the spread."""
+    with pytest.raises(ValueError, match="variance must be fixed_small for a model without a prediction error"):
+        person_lifter(people(2), image_size=SIZE, variance="analytic")
+    with pytest.raises(ValueError, match=r"variance must be fixed_small with sampler dpm\+\+"):
+        person_lifter(people(2), image_size=SIZE, variance="analytic", sampler="dpm++")
+    measured = Lifter(LifterFile(
+        person_lifter.config, person_lifter.denoiser, person_lifter.pose_mean, person_lifter.pose_scale,
+        person_lifter.covariance_scale, torch.full((50,), 4.0),
+    ))  # fmt: skip
+    plain = measured(people(2), image_size=SIZE, num_hypotheses=30)
+    wide = measured(people(2), image_size=SIZE, num_hypotheses=30, variance="analytic")
+    assert wide.meta["variance"] == "analytic"
+    assert float(wide.hypotheses.std(dim=1).mean()) > 1.1 * float(plain.hypotheses.std(dim=1).mean())
+
+
+def test_fewer_hypotheses_are_the_first_of_more(lifter):
+    ten = lifter(people(2), image_size=SIZE, num_hypotheses=10, flip=False).hypotheses
+    three = lifter(people(2), image_size=SIZE, num_hypotheses=3, flip=False).hypotheses
+    assert difference(three, ten[:, :3]) < CLOSE
+    assert difference(three, ten[:, 3:6]) > 1e-3
+
+
+def test_flipped_twins_follow_the_plain_hypotheses(lifter):
+    plain = lifter(people(2), image_size=SIZE, num_hypotheses=8, flip=False).hypotheses
+    flipped = lifter(people(2), image_size=SIZE, num_hypotheses=4, flip=True)
+    assert flipped.hypotheses.shape == (2, 8, 17, 3)
+    assert difference(flipped.hypotheses[:, :4], plain[:, :4]) < CLOSE
+    # Twin i is the mirror image of what the mirrored person gets as hypothesis 4 + i.
+    mirror = list(H36M_17.flip_permutation)
+    mirrored = people(2)[:, mirror] * [-1, 1] + [SIZE[0], 0]
+    seen = lifter(mirrored, image_size=SIZE, num_hypotheses=8, flip=False).hypotheses[:, 4:, mirror]
+    assert difference(flipped.hypotheses[:, 4:], seen * torch.tensor([-1.0, 1.0, 1.0])) < CLOSE
