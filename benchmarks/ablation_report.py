@@ -155,7 +155,7 @@ def honesty() -> str:
     """Return the table of the bundled model's uncertainty on the validation people, by sampler and N."""
     rows = []
     for name, what in (("raw", "default"), ("5-steps", "5 steps"), ("100-steps", "100 steps"),
-                       ("plain-ddim", "plain DDIM, 6 steps")):  # fmt: skip
+                       ("plain-ddim", "plain DDIM, 7 steps")):  # fmt: skip
         path = RESULTS / "validation" / f"{name}.json"
         if not path.exists():
             continue

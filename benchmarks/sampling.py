@@ -23,7 +23,7 @@ from diffupose.evaluation import calibrated, score_hypotheses, score_poses
 from diffupose.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
-STEPS, COUNTS = (1, 2, 3, 5, 6, 10, 25, 100), (1, 2, 5, 10, 20, 50)
+STEPS, COUNTS = (1, 2, 3, 5, 7, 10, 25, 100), (1, 2, 5, 10, 20, 50)
 NUM_HYPOTHESES = 10
 # 0 stands for an infinite temperature: all hypotheses count alike.
 WEIGHTS, TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0), (0.005, 0.01, 0.02, 0.05, 0.0)

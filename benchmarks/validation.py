@@ -32,7 +32,7 @@ from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
 from diffupose.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results" / "validation"
-# Of `base` at equal samples: x, y, z. The bundled model takes a step more and less noise in each.
+# Of `base` at equal samples: x, y, z. The bundled model takes more steps and less noise in each.
 NUM_STEPS, NOISE_FACTOR = 5, (20.0, 5.5, 5.3)
 
 _PAPER = "--preset paper --hidden-dim 192 --lr 1e-3"
