@@ -69,6 +69,7 @@ _LADDER = (
     Rung("no-missing", "trained on noisy keypoints of which none is missing", f"{PARALLEL} --missing-scale 0"),
     Rung("missing-only", "trained on exact keypoints of which some are missing",
          f"{PARALLEL} --noise-scale 0 --missing-scale 2"),
+    Rung("metres", "x0 in metres, not standardised", PARALLEL, "standardize_poses=false"),
     Rung("time-last", "time in the last block only", PARALLEL, "denoiser.time_in_every_block=false"),
     Rung("no-presence", "missing joints filled instead of a presence channel", PARALLEL,
          "denoiser.condition_channels=2"),
@@ -96,7 +97,7 @@ _LADDER = (
 # Rungs within 2 % of another one, which one seed does not rank.
 TIED = ("parallel", "v-prediction", "mask", "camera-cue", "camera-cue-used", "bodies", "no-bodies", "limbs-0.25",
         "paper-1e-3", "paper-3e-3", "paper-person", "paper-time", "no-attention", "time-last", "l1",
-        "six-blocks", "two-blocks", "constant-lr", "no-missing", "paper-x0")  # fmt: skip
+        "six-blocks", "two-blocks", "constant-lr", "no-missing")  # fmt: skip
 RUNGS = _LADDER + tuple(
     replace(rung, name=f"{rung.name}-s{seed}", what=f"{rung.name}, another seed", seed=seed)
     for name in TIED

@@ -73,6 +73,8 @@ class DenoiserConfig:
         _choice("adjacency_normalization", self.adjacency_normalization, get_args(Normalization))
         _choice("time_blocks", self.time_blocks, get_args(TimeBlocks))
         _choice("time_in_every_block", self.time_in_every_block, (False, True))
+        if self.architecture == "modulated_gcn" and not self.time_in_every_block:
+            raise ValueError("time_in_every_block must be true with architecture modulated_gcn, got False")
         _choice("adjacency_mask", self.adjacency_mask, (False, True))
         _whole("hidden_dim", self.hidden_dim, 1)
         _whole("num_layers", self.num_layers, 1)

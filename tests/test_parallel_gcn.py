@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffupose.config import PARALLEL
+from diffupose.config import PAPER, PARALLEL
 from diffupose.parallel_gcn import JointAttention, ParallelGCN
 
 
@@ -70,6 +70,11 @@ def test_the_last_block_alone_may_see_the_time(inputs):
         late = seen[:3]
         sees.append([not torch.equal(one, other) for one, other in zip(early, late, strict=True)])
     assert sees == [[True, True, True], [False, False, True]]
+
+
+def test_the_released_network_has_no_such_choice():
+    with pytest.raises(ValueError, match="time_in_every_block must be true with architecture modulated_gcn"):
+        replace(PAPER.denoiser, time_in_every_block=False)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class TrainConfig:
         reconstruction_weight: λ of eq. 10.
         mirror, vary_bodies, vary_cameras: Augmentation: flipped samples; bone lengths; the wide camera ranges.
         exchange_limbs: Probability that an arm, or the legs, take the directions of somebody else's.
-        noise_scale: Upper end of the detector noise level, in evaluation levels; 0 trains on clean keypoints.
+        noise_scale: Upper end of the detector noise level, in evaluation levels, at most 10; 0 leaves keypoints exact.
         missing_scale: Upper end of the level at which joints are missing, likewise; None takes ``noise_scale``.
         ema_decay, ema_every, ema_start, ema_power: Averaged weights: decay min(ema_decay, 1 - (1 + n)^-ema_power).
         seed: Seed of weights, data and noise.
@@ -120,15 +120,17 @@ class TrainConfig:
             "warmup_steps",
             "weight_decay",
             "grad_clip",
-            "noise_scale",
             "ema_start",
             "validate_every",
             "workers",
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.missing_scale is not None and not 0 <= self.missing_scale < math.inf:
-            raise ValueError(f"missing_scale must not be negative, got {self.missing_scale}")
+        # Beyond, there would be people without any joint.
+        for name in ("noise_scale", "missing_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 10:
+                raise ValueError(f"{name} must be between 0 and 10, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
         if not 0 <= self.exchange_limbs <= 1:
