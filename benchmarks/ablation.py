@@ -97,7 +97,7 @@ _LADDER = (
 # Rungs within 2 % of another one, which one seed does not rank.
 TIED = ("parallel", "v-prediction", "mask", "camera-cue", "camera-cue-used", "bodies", "no-bodies", "limbs-0.25",
         "paper-1e-3", "paper-3e-3", "paper-person", "paper-time", "no-attention", "time-last", "l1",
-        "six-blocks", "two-blocks", "constant-lr", "no-missing")  # fmt: skip
+        "six-blocks", "two-blocks", "constant-lr", "no-missing", "metres")  # fmt: skip
 RUNGS = _LADDER + tuple(
     replace(rung, name=f"{rung.name}-s{seed}", what=f"{rung.name}, another seed", seed=seed)
     for name in TIED
