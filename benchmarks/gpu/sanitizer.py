@@ -55,8 +55,13 @@ def judge_racecheck(record: Record, program: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         built, source = f"{folder}/arrivals", str(Path(__file__).with_name("arrivals.cu"))
-        compiled = subprocess.run([compiler, "-arch=native", source, "-o", built], capture_output=True, check=False)
-        for case in CASES if compiled.returncode == 0 else ():
+        compiled = subprocess.run(
+            [compiler, "-arch=native", source, "-o", built], capture_output=True, text=True, check=False
+        )
+        if compiled.returncode:
+            record.add(name="racecheck of kernels without a race", ok=False, summary=compiled.stderr[-500:])
+            return
+        for case in CASES:
             command = ["timeout", "--kill-after=2", "20", program, "--tool", "racecheck", built, case]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             ran, text = "no error, 0 wrong" in done.stdout, done.stdout + done.stderr
