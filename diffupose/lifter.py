@@ -333,7 +333,7 @@ class Lifter:
                 for flipped in (False, True) if job.settings.flip else (False,):
                     chains = ids + count * flipped
                     poses = self._lift_chunk(job, frames, chains, flipped)
-                    hypotheses[frames[:, None].to(self.device), chains.to(self.device)] = poses
+                    hypotheses[_as_index(frames, self.device), _as_index(chains, self.device)] = poses
                     bar.update(len(frames) * len(ids))
         return hypotheses
 
@@ -350,14 +350,20 @@ class Lifter:
 
     def _lift_chunk(self, job: _Job, frames: Tensor, hypothesis_ids: Tensor, flipped: bool) -> Tensor:
         parts = (job.pixels.keypoints, job.pixels.present, job.size, job.focal, job.center)
-        keypoints, present, size, focal, center = (
-            None if item is None else item[frames].to(self.device) for item in parts
-        )
+        keypoints, present, size, focal, center = (None if item is None else item[frames] for item in parts)
         assert keypoints is not None and present is not None
+        # On the CPU: dozens of operations on a few numbers, and a GPU takes as long for each as for a layer.
         seen = condition(
             keypoints, present, self.config, image_size=size, focal=focal, center=center, calibrated=job.calibrated
         )
-        inputs = mirror_inputs(seen.inputs, self.config) if flipped else seen.inputs
+        inputs, turn, joints = seen.inputs, seen.rotation, None
+        if flipped:
+            inputs, turn = mirror_inputs(inputs, self.config), turn * turn.new_tensor([[-1.0], [1.0], [1.0]])
+            joints = torch.tensor(self.skeleton.flip_permutation, device=self.device)
+        # All before the sampling, which the host does not wait for: a copy would.
+        inputs, turn, frame_ids, hypothesis_ids = (
+            item.to(self.device) for item in (inputs, turn, job.frame_ids[frames], hypothesis_ids)
+        )
         x0 = (
             self._regress(job.network, inputs, len(hypothesis_ids))
             if self.config.diffusion.deterministic
@@ -366,17 +372,17 @@ class Lifter:
                 inputs,
                 job.table,
                 seed=job.seed,
-                frame_ids=job.frame_ids[frames].to(self.device),
-                hypothesis_ids=hypothesis_ids.to(self.device),
+                frame_ids=frame_ids,
+                hypothesis_ids=hypothesis_ids,
                 clip_sample_range=self.config.diffusion.clip_sample_range,
                 antithetic=job.settings.antithetic,
                 backend=job.backend,
             )
         )
         poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
-        if flipped:
-            poses = poses[:, :, list(self.skeleton.flip_permutation)] * poses.new_tensor([-1.0, 1.0, 1.0])
-        poses = poses @ seen.rotation.unsqueeze(1)  # the transpose of the turn, for row vectors
+        if joints is not None:
+            poses = poses[:, :, joints]
+        poses = poses @ turn.unsqueeze(1)  # the transpose of the turn back, for row vectors
         return poses - poses[:, :, :1]
 
     def _regress(self, network: nn.Module | PackedDenoiser, inputs: Tensor, num_hypotheses: int) -> Tensor:
@@ -421,6 +427,13 @@ class Lifter:
             "diffupose": __version__,
             "torch": torch.__version__,
         }
+
+
+def _as_index(ids: Tensor, device: torch.device) -> slice | Tensor:
+    """Return ascending ids as an index; a slice where none is left out, which nothing has to be copied for."""
+    first = int(ids[0]) if len(ids) else 0
+    every = slice(first, first + len(ids))
+    return every if len(ids) == 0 or int(ids[-1]) == every.stop - 1 else ids.to(device)
 
 
 def _device(name: str | torch.device) -> torch.device:

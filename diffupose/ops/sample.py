@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,10 +136,10 @@ def _check_packed(
 
 def _check_rows(table: StepTable) -> None:
     """Raise what the steps of the reference would raise."""
-    coefficients = table.tensor()  # p, q, c_x, c_0, c_1, s
-    if bool((coefficients[:1, 4] != 0).any()):
+    terms = table.coefficients.astype(np.float32) != 0  # p, q, c_x, c_0, c_1, s
+    if terms[:1, 4].any():
         raise ValueError("the first row of the step table needs x0_last, got None")
-    if not bool(((coefficients[:, :2] != 0).any(dim=1) & (coefficients[:, 2:] != 0).any(dim=1)).all()):
+    if not (terms[:, :2].any(axis=1) & terms[:, 2:].any(axis=1)).all():
         raise ValueError("a row of the step table must have a term that is not 0")
 
 
