@@ -118,6 +118,16 @@ def test_far_from_zero(kernel_backend, device):
     torch.testing.assert_close(covariance.double(), exact, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [10, 50, 300])
+def test_the_first_are_apart(kernel_backend, count, device):
+    """Two hundred spreads off: sums of squares must not be taken off from these alone."""
+    (hypotheses,) = make_inputs("hypothesis_statistics", (3, count, 5, False), device=device)
+    hypotheses[:, :8] += 10.0
+    covariance = named(kernel_backend)(hypotheses)[1]
+    exact = torch.stack([torch.stack([torch.cov(frame[:, j].double().T) for j in range(5)]) for frame in hypotheses])
+    torch.testing.assert_close(covariance.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("joints", [16, 17])
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_hypotheses_may_begin_anywhere(kernel_backend, offset, joints, device):
