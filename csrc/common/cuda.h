@@ -48,7 +48,15 @@ inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), ke
 // Must be called before a launch with more than 48 KiB of dynamic shared memory.
 template <typename Kernel>
 void allow_shared_bytes(Kernel kernel, int bytes) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
+    int device = 0, most = 0;
+    cudaFuncAttributes attributes;
+    check_cuda(cudaGetDevice(&device), "the current device");
+    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "a device's attribute");
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
+    most -= static_cast<int>(attributes.sharedSizeBytes);
+    if (bytes > most) check_cuda(cudaErrorInvalidValue, "shared memory");
+    // All there is: another thread may set it too, for less, before this one launches.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
 }
 
 // Whether a kernel, as it was compiled for this GPU, has the instruction behind wait_for_earlier_kernels(), and whether

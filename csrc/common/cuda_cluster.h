@@ -83,8 +83,14 @@ __device__ __forceinline__ void send(int rank, void* here, uint4 words, Mailbox&
 #endif
 }
 
-// At the scope of the block, since what comes lies in its own shared memory; at that of the cluster all of L1 would be
-// dropped.
+#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ >= 13
+#define DIFFUPOSE_TRY_WAIT "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64"
+#else
+#define DIFFUPOSE_TRY_WAIT "mbarrier.try_wait.parity.shared::cta.b64"
+#endif
+
+// It acquires what other blocks have sent, in shared memory alone: of all memory, all of L1 would be dropped. Older
+// compilers have no word for that; their wait acquires at the scope of the block, and is the same instructions.
 __device__ __forceinline__ void wait_for_mail(Mailbox& mailbox, unsigned times) {
 #if !defined(__CUDACC__)
     mailbox.wait(times);
@@ -93,14 +99,17 @@ __device__ __forceinline__ void wait_for_mail(Mailbox& mailbox, unsigned times) 
     do {
         asm volatile(
             "{\n"
-            ".reg .pred done;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+            ".reg .pred done;\n" DIFFUPOSE_TRY_WAIT
+            " done, [%1], %2;\n"
             "selp.b32 %0, 1, 0, done;\n"
             "}\n"
             : "=r"(done)
             : "r"(static_cast<unsigned>(__cvta_generic_to_shared(&mailbox))), "r"(times % 2)
             : "memory");
     } while (!done);
+#if __CUDACC_VER_MAJOR__ >= 13
+    asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
 #else
     (void)mailbox, (void)times;
 #endif
@@ -135,7 +144,7 @@ cudaLaunchConfig_t cluster_config(Kernel kernel, int64_t clusters, int threads, 
     return config;
 }
 
-// How many clusters the current GPU holds at the same time; 0 where it has none, or none so large.
+// How many clusters the current GPU holds at the same time; 0 where it has none, none so large, or no code for them.
 template <typename Kernel>
 int clusters_together(Kernel kernel, int threads, int shared_bytes) {
     int device = 0, can = 0, most_bytes = 0, clusters = 0;
@@ -143,7 +152,10 @@ int clusters_together(Kernel kernel, int threads, int shared_bytes) {
     check_cuda(cudaDeviceGetAttribute(&can, cudaDevAttrClusterLaunch, device), "a device's attribute");
     check_cuda(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "a device's attribute");
-    if (!can || shared_bytes > most_bytes) return 0;
+    cudaFuncAttributes code;
+    check_cuda(cudaFuncGetAttributes(&code, kernel), "attributes of a kernel");
+    // What was compiled for older GPUs, and is translated for this one, does nothing.
+    if (!can || shared_bytes > most_bytes || code.ptxVersion < 90) return 0;
     cudaLaunchAttribute attribute;
     const cudaLaunchConfig_t config = cluster_config(kernel, 1, threads, shared_bytes, attribute);
     if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {

@@ -249,22 +249,34 @@ __device__ inline void add_parts(const ClusterMemory& shared, int product, int i
 // Bias, activation, residual and FiLM of four joints of a channel, in place; `in_slots` is the channel among those of
 // the round, `channel` among those of the layer.
 __device__ inline void finish_four(const LayerRecord& layer, unsigned char* memory, const RoundConstants& constants,
-                                   int in_slots, int channel, int joint, int joints, float* values) {
-    float bias[4];
+                                   int in_slots, int channel, int joint, float* values) {
+    const CudaActivation activation = layer.activation;
+    const bool has_residual = layer.residual >= 0, film = layer.film;
+    float bias[4], residual[4] = {};
     load4(constants.bias + in_slots * kRow + joint, bias);
-    const float scale = constants.scale[in_slots], shift = constants.shift[in_slots];
-    const bool has_residual = layer.residual >= 0;
-    const auto* residual = at<const Bfloat16>(memory, has_residual ? layer.residual : 0);
+    if (has_residual) {  // before all else, at the same time; padded joints have some number there, too
+        const auto* from =
+            at<const Bfloat16>(memory, layer.residual) + ClusterLayout::index(joint, channel, layer.output_steps);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        float value = values[i] + bias[i];
-        if (layer.activation == CudaActivation::relu) value = activate<CudaActivation::relu>(value);
-        if (layer.activation == CudaActivation::gelu) value = activate<CudaActivation::gelu>(value);
-        if (has_residual && joint + i < joints) {
-            value +=
-                to_float(uint32_t{residual[ClusterLayout::index(joint + i, channel, layer.output_steps)].bits} << 16);
-        }
-        values[i] = layer.film ? silu(value * scale + shift) : value;
+        for (int i = 0; i < 4; ++i) residual[i] = to_float(from[i * kStepChannels]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] += bias[i];
+    if (activation == CudaActivation::relu) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] = activate<CudaActivation::relu>(values[i]);
+    } else if (activation == CudaActivation::gelu) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] = activate<CudaActivation::gelu>(values[i]);
+    }
+    if (has_residual) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] += residual[i];
+    }
+    if (film) {
+        const float scale = constants.scale[in_slots], shift = constants.shift[in_slots];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] = silu(values[i] * scale + shift);
     }
 }
 
@@ -337,16 +349,15 @@ __device__ inline void end_round(const LayerRecord& layer, unsigned char* memory
             }
         }
         const int in_block = in_slots % kStepChannels, channel = block * kStepChannels + in_block;
-        finish_four(layer, memory, constants, in_slots, channel, joint, joints, values);
+        finish_four(layer, memory, constants, in_slots, channel, joint, values);
         const int staged =
             (in_slots / kStepChannels * kRow + joint) * kStepChannels + ClusterLayout::index(0, in_block, 1);
+        if (layer.output_is_float) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (layer.output_is_float) {
-                store1(at<float>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
-            } else {
-                store1(at<Bfloat16>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
-            }
+            for (int i = 0; i < 4; ++i) store1(at<float>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) store1(at<Bfloat16>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
         }
     }
     __syncthreads();
