@@ -37,18 +37,20 @@ def hypothesis_statistics(
     weights, weighted_mean = hypotheses.new_empty(0), hypotheses.new_empty(0)
     # Few hypotheses are a constant: nothing is made for more.
     few = count if count <= _AT_ONCE else 0
+    # Sums of squares lose digits by how far the mean of some is off, in parts of the spread, and the more there are.
+    some = min(-(-count // 6), 8)
     if keypoints_2d is None:
         _launch.launch(
             moments_kernel,
             (triton.cdiv(frames * joints, _THREADS),),
             hypotheses, mean, covariance, frames * joints, count,
-            COUNT=few, ENOUGH=count >= 4, NUM_JOINTS=joints, PARTS=1, AT_ONCE=few or 8, BLOCK=_THREADS,
+            COUNT=few, ENOUGH=count >= 4, NUM_JOINTS=joints, FEW=some, AT_ONCE=few or 8, BLOCK=_THREADS,
             num_warps=_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
         return mean, covariance, weights, weighted_mean
     weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
-    kept = hypotheses.new_empty(frames, 8, dtype=torch.float64)
+    kept = hypotheses.new_empty(frames, 8)
     roots = hypotheses.new_empty(frames, count, 4)
     per_program = max(1, min(_THREADS // joints, _HYPOTHESES // count))
     block = max(32, _launch.next_power_of_2(per_program * joints))
@@ -59,7 +61,7 @@ def hypothesis_statistics(
         hypotheses, *view, mean, covariance, weights, weighted_mean, kept, roots, weight, temperature, frames, count,
         COUNT=few, SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, NUM_JOINTS=joints,
         FRAMES=per_program, FRAME_BLOCK=_launch.next_power_of_2(per_program),
-        JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _THREADS // block), AT_ONCE=few or 8,
+        JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _THREADS // block), FEW=some, AT_ONCE=2,
         WEIGHTS_H=min(_launch.next_power_of_2(count), 1024), ROWS=max(1, _THREADS // lanes), LANES=lanes,
         SECTORS=min(_launch.next_power_of_2(per_program * count * joints * 3 // 8 + 1), 1024),
         num_warps=_WARPS, maxnreg=_REGISTERS, enable_fp_fusion=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffupose.kernels.hypothesis_moments import join, moments, store_moments
+from diffupose.kernels.hypothesis_moments import add_products, hypothesis_of, join, shift_of, store_moments
 
 
 @triton.jit
@@ -24,50 +24,48 @@ def _extent(values, present):
 
 
 @triton.jit
-def _look(keypoints_ptr, confidence_ptr, at, mask, inverse_fx, inverse_fy, cx, cy):
-    """Return the viewing rays' u and v, 0 where the joint is missing, and its confidence, of joints ``at``; float64."""
-    weight = tl.load(confidence_ptr + at, mask=mask, other=0.0).to(tl.float64)
-    present = weight > 0.0
-    u = (tl.load(keypoints_ptr + 2 * at, mask=mask, other=0.0).to(tl.float64) - cx) * inverse_fx
-    v = (tl.load(keypoints_ptr + 2 * at + 1, mask=mask, other=0.0).to(tl.float64) - cy) * inverse_fy
-    return tl.where(present, u, 0.0), tl.where(present, v, 0.0), weight
-
-
-@triton.jit
-def _look_at_frames(
-    keypoints_ptr, confidence_ptr, camera, frames_ptr, temperature, here,
+def _look(
+    keypoints_ptr, confidence_ptr, camera, frames_ptr, rays_ptr, slopes_ptr, temperature, here,
     NUM_JOINTS: tl.constexpr, SHARED_CAMERA: tl.constexpr, FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keep what all hypotheses of a frame share, eight numbers of float64 each."""
+    """Keep what all hypotheses of a frame share: of a joint its ray u, v, 0 where it is missing, and its confidence.
+
+    Beside them the slopes by which misses of the rays change the depth, and of the frame five numbers. In float64, as
+    rays that are nearly parallel differ in their last digits; rounded when that is done.
+    """
     frame, joint = tl.arange(0, FRAME_BLOCK), tl.arange(0, JOINT_BLOCK)
     real = frame < here
     mask = real[None, :] & (joint < NUM_JOINTS)[:, None]
     at = frame[None, :] * NUM_JOINTS + joint[:, None]
     camera += tl.where(real, 0 if SHARED_CAMERA else 9 * frame, 0)
-    inverse_fx, inverse_fy = 1.0 / tl.load(camera).to(tl.float64), 1.0 / tl.load(camera + 4).to(tl.float64)
+    fx, fy = tl.load(camera).to(tl.float64), tl.load(camera + 4).to(tl.float64)
     cx, cy = tl.load(camera + 2).to(tl.float64), tl.load(camera + 5).to(tl.float64)
-    u, v, weight = _look(
-        keypoints_ptr, confidence_ptr, at, mask, inverse_fx[None, :], inverse_fy[None, :], cx[None, :], cy[None, :]
-    )
+    confidence = tl.load(confidence_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(keypoints_ptr + 2 * at, mask=mask, other=0.0)
+    y = tl.load(keypoints_ptr + 2 * at + 1, mask=mask, other=0.0)
+    present, weight = confidence > 0.0, confidence.to(tl.float64)
+    u = tl.where(present, (x.to(tl.float64) - cx[None, :]) * (1.0 / fx)[None, :], 0.0)
+    v = tl.where(present, (y.to(tl.float64) - cy[None, :]) * (1.0 / fy)[None, :], 0.0)
     inverse = 1.0 / tl.sum(weight, axis=0)
     mean_u, mean_v = tl.sum(weight * u, axis=0) * inverse, tl.sum(weight * v, axis=0) * inverse
     off_u, off_v = u - mean_u[None, :], v - mean_v[None, :]
     spread = tl.sum(weight * (off_u * off_u + off_v * off_v), axis=0)
     # NaN where all rays coincide, and what is multiplied by it.
-    inverse_spread = tl.where(spread * inverse > 1e-20, 1.0 / spread, float("nan"))
-    present = weight > 0.0
-    seen_x = tl.load(keypoints_ptr + 2 * at, mask=mask, other=0.0).to(tl.float32)
-    seen_y = tl.load(keypoints_ptr + 2 * at + 1, mask=mask, other=0.0).to(tl.float32)
-    side = tl.maximum(tl.maximum(_extent(seen_x, present), _extent(seen_y, present)), 2e-6)
-    scale = inverse / (side * temperature).to(tl.float64)
+    part = weight * tl.where(spread * inverse > 1e-20, 1.0 / spread, float("nan"))[None, :]
+    tl.store(rays_ptr + 3 * at, u.to(tl.float32), mask=mask)
+    tl.store(rays_ptr + 3 * at + 1, v.to(tl.float32), mask=mask)
+    tl.store(rays_ptr + 3 * at + 2, confidence, mask=mask)
+    tl.store(slopes_ptr + 3 * at, (part * off_u).to(tl.float32), mask=mask)
+    tl.store(slopes_ptr + 3 * at + 1, (part * off_v).to(tl.float32), mask=mask)
+    side = tl.maximum(_extent(x.to(tl.float32), present), _extent(y.to(tl.float32), present))
     to = frames_ptr + 8 * frame
-    tl.store(to, mean_u, mask=real)
-    tl.store(to + 1, mean_v, mask=real)
-    tl.store(to + 2, inverse, mask=real)
-    tl.store(to + 3, inverse_spread, mask=real)
-    tl.store(to + 4, inverse_fx, mask=real)
-    tl.store(to + 5, inverse_fy, mask=real)
-    tl.store(to + 6, scale, mask=real)
+    tl.store(to, mean_u.to(tl.float32), mask=real)
+    tl.store(to + 1, mean_v.to(tl.float32), mask=real)
+    tl.store(to + 2, inverse.to(tl.float32), mask=real)
+    # Errors are in units of fx until they become costs.
+    tl.store(to + 3, (fy / fx).to(tl.float32), mask=real)
+    scale = (tl.abs(fx) * inverse).to(tl.float32) / (tl.maximum(side, 2e-6) * temperature)
+    tl.store(to + 4, scale, mask=real)
 
 
 @triton.jit
@@ -79,72 +77,60 @@ def _in_row(values, ROWS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def _place(
-    poses, keypoints_ptr, confidence_ptr, camera, frames_ptr, roots_ptr, here, num_hypotheses,
-    NUM_JOINTS: tl.constexpr, SHARED_CAMERA: tl.constexpr, FRAMES: tl.constexpr, ROWS: tl.constexpr,
-    LANES: tl.constexpr,
+    poses, frames_ptr, rays_ptr, slopes_ptr, roots_ptr, here, num_hypotheses,
+    NUM_JOINTS: tl.constexpr, FRAMES: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Keep the hypotheses' roots and costs: a row of LANES threads for each, which takes as many joints at a time.
 
-    The root by weighted linear least squares, NaN where it is free: t_x - u t_z = u Z - X, and the same for y; in
-    float64: normal equations lose digits. The cost is the weighted mean distance of the placed pose from the keypoints
-    in box sides and temperatures.
+    The root by weighted linear least squares, NaN where it is free: t_x - u t_z = u Z - X, and the same for y. With
+    rays off their mean, float32 loses nothing that the cost would show: a depth that is off moves the pose along its
+    rays. The cost is the weighted mean distance of the placed pose from the keypoints in box sides and temperatures.
     """
     blocks: tl.constexpr = (NUM_JOINTS + LANES - 1) // LANES
     thread = tl.arange(0, ROWS * LANES)
     lane = thread % LANES
-    zeros = tl.zeros((ROWS * LANES,), tl.float64)
+    zeros = tl.zeros((ROWS * LANES,), tl.float32)
     for begin in range(0, FRAMES * num_hypotheses, ROWS):
         row = begin + thread // LANES
         valid = row < here * num_hypotheses
         row = tl.where(valid, row, 0)
         frame = row // num_hypotheses
-        own = camera + (0 if SHARED_CAMERA else 9 * frame)
-        cx, cy = tl.load(own + 2).to(tl.float64), tl.load(own + 5).to(tl.float64)
-        kept = frames_ptr + 8 * frame
-        mean_u, mean_v = tl.load(kept), tl.load(kept + 1)
-        inverse_fx, inverse_fy = tl.load(kept + 4), tl.load(kept + 5)
-        sum_u, sum_v, depth = zeros, zeros, zeros
+        sum_x, sum_y, depth = zeros, zeros, zeros
         for block in tl.static_range(blocks):
             joint = block * LANES + lane
             mask = joint < NUM_JOINTS
             at = poses + row * (3 * NUM_JOINTS) + 3 * joint
-            x = tl.load(at, mask=mask, other=0.0).to(tl.float64)
-            y = tl.load(at + 1, mask=mask, other=0.0).to(tl.float64)
-            z = tl.load(at + 2, mask=mask, other=0.0).to(tl.float64)
-            u, v, weight = _look(
-                keypoints_ptr, confidence_ptr, frame * NUM_JOINTS + joint, mask, inverse_fx, inverse_fy, cx, cy
-            )
-            right_u, right_v = u * z - x, v * z - y
-            sum_u += weight * right_u
-            sum_v += weight * right_v
-            depth -= weight * ((u - mean_u) * right_u + (v - mean_v) * right_v)
-        inverse, inverse_spread = tl.load(kept + 2), tl.load(kept + 3)
-        depth = _in_row(depth, ROWS, LANES) * inverse_spread
-        root_x = (_in_row(sum_u, ROWS, LANES) * inverse + mean_u * depth).to(tl.float32)
-        root_y = (_in_row(sum_v, ROWS, LANES) * inverse + mean_v * depth).to(tl.float32)
-        root_z = depth.to(tl.float32)
-        fx, fy = tl.load(own).to(tl.float32), tl.load(own + 4).to(tl.float32)
-        near_x, near_y = cx.to(tl.float32), cy.to(tl.float32)
-        near_fx, near_fy = inverse_fx.to(tl.float32), inverse_fy.to(tl.float32)
-        distance = tl.zeros((ROWS * LANES,), tl.float32)
-        for block in tl.static_range(blocks):
-            joint = block * LANES + lane
-            mask = joint < NUM_JOINTS
-            at = poses + row * (3 * NUM_JOINTS) + 3 * joint
-            x = tl.load(at, mask=mask, other=0.0)
-            y = tl.load(at + 1, mask=mask, other=0.0)
+            ray = rays_ptr + 3 * (frame * NUM_JOINTS + joint)
+            slope = slopes_ptr + 3 * (frame * NUM_JOINTS + joint)
             z = tl.load(at + 2, mask=mask, other=0.0)
-            at = frame * NUM_JOINTS + joint
-            weight = tl.load(confidence_ptr + at, mask=mask, other=0.0).to(tl.float32)
-            # In float32, which takes fewer registers than what stood above.
-            u = (tl.load(keypoints_ptr + 2 * at, mask=mask, other=0.0).to(tl.float32) - near_x) * near_fx
-            v = (tl.load(keypoints_ptr + 2 * at + 1, mask=mask, other=0.0).to(tl.float32) - near_y) * near_fy
-            off_x, off_y, z = _off(x, y, z, root_x, root_y, root_z, u, v)
-            off_x, off_y = fx * off_x, fy * off_y
+            x = tl.load(ray, mask=mask, other=0.0) * z - tl.load(at, mask=mask, other=0.0)
+            y = tl.load(ray + 1, mask=mask, other=0.0) * z - tl.load(at + 1, mask=mask, other=0.0)
+            weight = tl.load(ray + 2, mask=mask, other=0.0)
+            sum_x += weight * x
+            sum_y += weight * y
+            depth -= tl.load(slope, mask=mask, other=0.0) * x + tl.load(slope + 1, mask=mask, other=0.0) * y
+        kept = frames_ptr + 8 * frame
+        inverse, ratio = tl.load(kept + 2), tl.load(kept + 3)
+        root_z = _in_row(depth, ROWS, LANES)
+        root_x = _in_row(sum_x, ROWS, LANES) * inverse + tl.load(kept) * root_z
+        root_y = _in_row(sum_y, ROWS, LANES) * inverse + tl.load(kept + 1) * root_z
+        distance = zeros
+        for block in tl.static_range(blocks):
+            joint = block * LANES + lane
+            mask = joint < NUM_JOINTS
+            at = poses + row * (3 * NUM_JOINTS) + 3 * joint
+            ray = rays_ptr + 3 * (frame * NUM_JOINTS + joint)
+            off_x, off_y, z = _off(
+                tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0),
+                tl.load(at + 2, mask=mask, other=0.0), root_x, root_y, root_z,
+                tl.load(ray, mask=mask, other=0.0), tl.load(ray + 1, mask=mask, other=0.0),
+            )  # fmt: skip
+            off_y *= ratio
             # Behind the camera there is no image.
-            pixels = tl.where(z > 1e-3, tl.sqrt(off_x * off_x + off_y * off_y) / z, float("inf"))
-            distance += tl.where(weight > 0.0, pixels * weight, 0.0)
-        cost = _in_row(distance, ROWS, LANES) * tl.load(kept + 6).to(tl.float32)
+            far = tl.where(z > 1e-3, tl.sqrt(off_x * off_x + off_y * off_y) / z, float("inf"))
+            weight = tl.load(ray + 2, mask=mask, other=0.0)
+            distance += tl.where(weight > 0.0, far * weight, 0.0)
+        cost = _in_row(distance, ROWS, LANES) * tl.load(kept + 4)
         # One of a row's threads writes all four.
         writes = valid & (lane == 0)
         to = roots_ptr + 4 * row
@@ -195,60 +181,6 @@ def _weigh(roots_ptr, weights_ptr, here, num_hypotheses, FRAME_BLOCK: tl.constex
 
 
 @triton.jit
-def _sum_up(
-    own, mask, part, u, v, roots, weights, sums_ptr, num_hypotheses, stride,
-    NUMEL: tl.constexpr, PARTS: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """Keep nine sums over the hypotheses of the joints at ``own`` ``[BLOCK]``, ``stride`` apart."""
-    zeros = tl.zeros(own.shape, tl.float32)
-    seen_x, seen_y, seen_square = zeros, zeros, zeros
-    depth, root_depth, side_x, side_y = zeros, zeros, zeros, zeros
-    free_x, free_y, free_z = zeros, zeros, zeros
-    for begin in range(0, num_hypotheses, PARTS * AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            hypothesis = begin + part + i * PARTS
-            there = mask & (hypothesis < num_hypotheses)
-            at = own + hypothesis * NUMEL
-            x = tl.load(at, mask=there, other=0.0)
-            y = tl.load(at + 1, mask=there, other=0.0)
-            z = tl.load(at + 2, mask=there, other=0.0)
-            at = roots + 4 * hypothesis
-            root_x = tl.load(at, mask=there, other=0.0)
-            root_y = tl.load(at + 1, mask=there, other=0.0)
-            root_z = tl.load(at + 2, mask=there, other=0.0)
-            weight = tl.load(weights + hypothesis, mask=there, other=0.0)
-            off_x, off_y, far = _off(x, y, z, root_x, root_y, root_z, u, v)
-            inverse = tl.where(there, 1.0 / far, 0.0)
-            q_x, q_y = off_x * inverse, off_y * inverse
-            seen_x += q_x
-            seen_y += q_y
-            seen_square += q_x * q_x + q_y * q_y
-            # What cannot be placed stays where it is.
-            placed = _is_finite(root_x) & _is_finite(root_y) & _is_finite(root_z)
-            depth += tl.where(placed, weight * z, 0.0)
-            root_depth += tl.where(placed, weight * root_z, 0.0)
-            side_x += tl.where(placed, weight * off_x, 0.0)
-            side_y += tl.where(placed, weight * off_y, 0.0)
-            free_x += tl.where(placed, 0.0, weight * x)
-            free_y += tl.where(placed, 0.0, weight * y)
-            free_z += tl.where(placed, 0.0, weight * z)
-    share = 1.0 / (zeros + num_hypotheses)
-    mean_x, mean_y = join(seen_x, PARTS) * share, join(seen_y, PARTS) * share
-    offset = mean_x * mean_x + mean_y * mean_y
-    variance = join(seen_square, PARTS) * share - offset
-    mask &= part == 0
-    tl.store(sums_ptr, offset, mask=mask)
-    tl.store(sums_ptr + stride, tl.where(variance < 0.0, 0.0, variance), mask=mask)  # NaN stays NaN
-    tl.store(sums_ptr + 2 * stride, join(depth, PARTS), mask=mask)
-    tl.store(sums_ptr + 3 * stride, join(root_depth, PARTS), mask=mask)
-    tl.store(sums_ptr + 4 * stride, join(side_x, PARTS), mask=mask)
-    tl.store(sums_ptr + 5 * stride, join(side_y, PARTS), mask=mask)
-    tl.store(sums_ptr + 6 * stride, join(free_x, PARTS), mask=mask)
-    tl.store(sums_ptr + 7 * stride, join(free_y, PARTS), mask=mask)
-    tl.store(sums_ptr + 8 * stride, join(free_z, PARTS), mask=mask)
-
-
-@triton.jit
 def _of_root(values, joint):
     """Return the first joint's value of each frame, ``[1, FRAME_BLOCK]``."""
     return tl.sum(tl.where((joint == 0)[:, None], values, 0.0), axis=0)[None, :]
@@ -256,22 +188,16 @@ def _of_root(values, joint):
 
 @triton.jit
 def _refine(
-    keypoints_ptr, confidence_ptr, camera, frames_ptr, sums_ptr, weighted_mean_ptr, way, here, stride,
-    NUM_JOINTS: tl.constexpr, SHARED_CAMERA: tl.constexpr,
-    FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
+    rays_ptr, sums_ptr, weighted_mean_ptr, way, here, stride,
+    NUM_JOINTS: tl.constexpr, FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weighted mean of the moved poses, of sums of what moves with a joint's share of the way and what does not."""
     frame, joint = tl.arange(0, FRAME_BLOCK), tl.arange(0, JOINT_BLOCK)
-    real = frame < here
-    mask = real[None, :] & (joint < NUM_JOINTS)[:, None]
+    mask = (frame < here)[None, :] & (joint < NUM_JOINTS)[:, None]
     at = frame[None, :] * NUM_JOINTS + joint[:, None]
-    own = camera + tl.where(real, 0 if SHARED_CAMERA else 9 * frame, 0)
-    kept = frames_ptr + 8 * frame
-    inverse_fx, inverse_fy = tl.load(kept + 4, mask=real, other=0.0), tl.load(kept + 5, mask=real, other=0.0)
-    cx, cy = tl.load(own + 2).to(tl.float64), tl.load(own + 5).to(tl.float64)
-    u, v, weight = _look(
-        keypoints_ptr, confidence_ptr, at, mask, inverse_fx[None, :], inverse_fy[None, :], cx[None, :], cy[None, :]
-    )
+    u = tl.load(rays_ptr + 3 * at, mask=mask, other=0.0)
+    v = tl.load(rays_ptr + 3 * at + 1, mask=mask, other=0.0)
+    weight = tl.load(rays_ptr + 3 * at + 2, mask=mask, other=0.0)
     present = weight > 0.0
     # Which part of the way to its ray a joint goes: S / (S + R), where that has a value.
     offset = tl.load(sums_ptr + at, mask=mask, other=0.0)
@@ -279,11 +205,10 @@ def _refine(
     usual = tl.sum(tl.where(present, offset, 0.0), axis=0) / tl.sum(present.to(tl.float32), axis=0)
     usual = usual[None, :] + tl.zeros_like(offset)
     share = tl.div_rn(variance, variance + tl.where(offset > usual, offset, usual))
-    share = tl.where(_is_finite(share), share, 0.0) * (way * tl.minimum(weight.to(tl.float32), 1.0))
+    share = tl.where(_is_finite(share), share, 0.0) * (way * tl.minimum(weight, 1.0))
     depth = tl.load(sums_ptr + 2 * stride + at, mask=mask, other=0.0)
     far = depth + tl.load(sums_ptr + 3 * stride + at, mask=mask, other=0.0)
     # No hypothesis of the frame is placed where a ray is no number.
-    u, v = u.to(tl.float32), v.to(tl.float32)
     u, v = tl.where(_is_finite(u), u, 0.0), tl.where(_is_finite(v), v, 0.0)
     x = u * far + (1.0 - share) * tl.load(sums_ptr + 4 * stride + at, mask=mask, other=0.0)
     y = v * far + (1.0 - share) * tl.load(sums_ptr + 5 * stride + at, mask=mask, other=0.0)
@@ -306,7 +231,7 @@ def hypothesis_statistics_kernel(
     covariance_ptr,  # [B, J, 3, 3]
     weights_ptr,  # [B, H]
     weighted_mean_ptr,  # [B, J, 3]
-    frames_ptr,  # [B, 8], float64, of use in here alone; as is
+    frames_ptr,  # [B, 8], of use in here alone; as is
     roots_ptr,  # [B, H, 4], and the cost
     way,  # to its ray, the part of it that a joint goes at most
     temperature,
@@ -321,6 +246,7 @@ def hypothesis_statistics_kernel(
     JOINT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
+    FEW: tl.constexpr,
     AT_ONCE: tl.constexpr,
     WEIGHTS_H: tl.constexpr,
     ROWS: tl.constexpr,
@@ -343,20 +269,20 @@ def hypothesis_statistics_kernel(
     roots_ptr += first * num_hypotheses * 4
     weights_ptr += first * num_hypotheses
     mean_ptr += first * (3 * NUM_JOINTS)
+    weighted_mean_ptr += first * (3 * NUM_JOINTS)
     covariance_ptr += first * (9 * NUM_JOINTS)
     # One number of every 32 bytes: all of it is on its way before the first of it is used.
     sector = 8 * tl.arange(0, SECTORS)
     ahead = tl.load(poses + sector, mask=sector < here * num_hypotheses * (3 * NUM_JOINTS), other=0.0)
-    _look_at_frames(
-        keypoints_ptr, confidence_ptr, camera, frames_ptr, temperature, here,
+    # Until the results come, rays lie where the mean does, and slopes where the weighted mean does.
+    _look(
+        keypoints_ptr, confidence_ptr, camera, frames_ptr, mean_ptr, weighted_mean_ptr, temperature, here,
         NUM_JOINTS, SHARED_CAMERA, FRAME_BLOCK, JOINT_BLOCK,
     )  # fmt: skip
-
     tl.debug_barrier()
-
     _place(
-        poses, keypoints_ptr, confidence_ptr, camera, frames_ptr, roots_ptr, here, num_hypotheses,
-        NUM_JOINTS, SHARED_CAMERA, FRAMES, ROWS, LANES,
+        poses, frames_ptr, mean_ptr, weighted_mean_ptr, roots_ptr, here, num_hypotheses,
+        NUM_JOINTS, FRAMES, ROWS, LANES,
     )  # fmt: skip
     tl.debug_barrier()
     _weigh(roots_ptr, weights_ptr, here, num_hypotheses, FRAME_BLOCK, WEIGHTS_H)
@@ -367,25 +293,69 @@ def hypothesis_statistics_kernel(
     mask = item < here * NUM_JOINTS
     frame = tl.where(mask, item // NUM_JOINTS, 0)
     own = poses + frame.to(tl.int64) * num_hypotheses * (3 * NUM_JOINTS) + 3 * (item % NUM_JOINTS)
-    camera_at = camera + (0 if SHARED_CAMERA else 9 * frame)
-    cx, cy = tl.load(camera_at + 2).to(tl.float64), tl.load(camera_at + 5).to(tl.float64)
-    inverse_fx, inverse_fy = tl.load(frames_ptr + 8 * frame + 4), tl.load(frames_ptr + 8 * frame + 5)
-    u, v, _ = _look(keypoints_ptr, confidence_ptr, item, mask, inverse_fx, inverse_fy, cx, cy)
-    u, v = u.to(tl.float32), v.to(tl.float32)
+    u = tl.load(mean_ptr + 3 * item, mask=mask, other=0.0)
+    v = tl.load(mean_ptr + 3 * item + 1, mask=mask, other=0.0)
+    roots, weights = roots_ptr + 4 * num_hypotheses * frame, weights_ptr + num_hypotheses * frame
+    shift_x, shift_y, shift_z = shift_of(own, mask, num_hypotheses, 3 * NUM_JOINTS, FEW)
+    zeros = tl.zeros_like(shift_x)
+    sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
+    seen_x, seen_y, seen_square = zeros, zeros, zeros
+    depth, root_depth, side_x, side_y = zeros, zeros, zeros, zeros
+    free_x, free_y, free_z = zeros, zeros, zeros
+    for begin in range(0, num_hypotheses, PARTS * AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            hypothesis = hypothesis_of(begin, part, i, PARTS)
+            there = mask & (hypothesis < num_hypotheses)
+            at = own + hypothesis * (3 * NUM_JOINTS)
+            x = tl.load(at, mask=there, other=shift_x)
+            y = tl.load(at + 1, mask=there, other=shift_y)
+            z = tl.load(at + 2, mask=there, other=shift_z)
+            sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = add_products(
+                x - shift_x, y - shift_y, z - shift_z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz
+            )
+            root_x = tl.load(roots + 4 * hypothesis, mask=there, other=0.0)
+            root_y = tl.load(roots + 4 * hypothesis + 1, mask=there, other=0.0)
+            root_z = tl.load(roots + 4 * hypothesis + 2, mask=there, other=0.0)
+            weight = tl.load(weights + hypothesis, mask=there, other=0.0)
+            off_x, off_y, far = _off(x, y, z, root_x, root_y, root_z, u, v)
+            inverse = tl.where(there, 1.0 / far, 0.0)
+            q_x, q_y = off_x * inverse, off_y * inverse
+            seen_x += q_x
+            seen_y += q_y
+            seen_square += q_x * q_x + q_y * q_y
+            # What cannot be placed stays where it is.
+            placed = _is_finite(root_x) & _is_finite(root_y) & _is_finite(root_z)
+            depth += tl.where(placed, weight * z, 0.0)
+            root_depth += tl.where(placed, weight * root_z, 0.0)
+            side_x += tl.where(placed, weight * off_x, 0.0)
+            side_y += tl.where(placed, weight * off_y, 0.0)
+            free_x += tl.where(placed, 0.0, weight * x)
+            free_y += tl.where(placed, 0.0, weight * y)
+            free_z += tl.where(placed, 0.0, weight * z)
+    share = 1.0 / (zeros + num_hypotheses)
+    mean_x, mean_y = join(seen_x, PARTS) * share, join(seen_y, PARTS) * share
+    offset = mean_x * mean_x + mean_y * mean_y
+    variance = join(seen_square, PARTS) * share - offset
     # What is summed lies where the covariance comes at the end.
-    _sum_up(
-        own, mask, part, u, v, roots_ptr + 4 * num_hypotheses * frame, weights_ptr + num_hypotheses * frame,
-        covariance_ptr + item, num_hypotheses, here * NUM_JOINTS, 3 * NUM_JOINTS, PARTS, 2,
-    )  # fmt: skip
+    mask &= part == 0
+    sums, stride = covariance_ptr + item, here * NUM_JOINTS
+    tl.store(sums, offset, mask=mask)
+    tl.store(sums + stride, tl.where(variance < 0.0, 0.0, variance), mask=mask)  # NaN stays NaN
+    tl.store(sums + 2 * stride, join(depth, PARTS), mask=mask)
+    tl.store(sums + 3 * stride, join(root_depth, PARTS), mask=mask)
+    tl.store(sums + 4 * stride, join(side_x, PARTS), mask=mask)
+    tl.store(sums + 5 * stride, join(side_y, PARTS), mask=mask)
+    tl.store(sums + 6 * stride, join(free_x, PARTS), mask=mask)
+    tl.store(sums + 7 * stride, join(free_y, PARTS), mask=mask)
+    tl.store(sums + 8 * stride, join(free_z, PARTS), mask=mask)
     tl.debug_barrier()
     _refine(
-        keypoints_ptr, confidence_ptr, camera, frames_ptr, covariance_ptr, weighted_mean_ptr + first * (3 * NUM_JOINTS),
-        way, here, here * NUM_JOINTS, NUM_JOINTS, SHARED_CAMERA, FRAME_BLOCK, JOINT_BLOCK,
+        mean_ptr, covariance_ptr, weighted_mean_ptr, way, here, stride, NUM_JOINTS, FRAME_BLOCK, JOINT_BLOCK
     )  # fmt: skip
     tl.debug_barrier()
-    x, y, z, xx, yy, zz, xy, xz, yz = moments(own, mask, part, num_hypotheses, 3 * NUM_JOINTS, PARTS, AT_ONCE)
-    degrees = tl.zeros(own.shape, tl.float32) + (num_hypotheses - 1 if ENOUGH else float("nan"))  # they cannot span 3D
-    mask &= part == 0
-    store_moments(mean_ptr + 3 * item, covariance_ptr + 9 * item, mask, x, y, z, xx, yy, zz, xy, xz, yz, degrees)
+    store_moments(
+        mean_ptr + 3 * item, covariance_ptr + 9 * item, mask, shift_x, shift_y, shift_z, sum_x, sum_y, sum_z,
+        xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH, PARTS,
+    )  # fmt: skip
     # Kept, so that it is read at all.
-    tl.store(frames_ptr + 7, tl.sum(ahead, axis=0).to(tl.float64))
+    tl.store(frames_ptr + 7, tl.sum(ahead, axis=0))

@@ -55,9 +55,9 @@ inline Plan plan_of(const HypothesisSizes& sizes, bool view) {
     plan.row = numel | 1;
     const int items = plan.frames * joints, hypotheses = plan.frames * count;
     plan.parts = kBlock / items < count ? kBlock / items : count;
-    // The more there are, the more it costs that a mean of few is off by a part of their spread.
-    const int few = count < 32 ? 4 : 8;
-    plan.few = few < count ? few : count, plan.apart = count / plan.few;
+    // Sums of squares lose digits by how far that mean is off, in parts of the spread, and the more there are of them.
+    const int few = (count + 5) / 6, most_few = 8;
+    plan.few = few < most_few ? few : most_few, plan.apart = count / plan.few;
     plan.per_items = 1.0f / static_cast<float>(items);
     plan.per_joints = 1.0f / static_cast<float>(joints);
     plan.per_count = 1.0f / static_cast<float>(count);
