@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda.h"
-#include "common/philox.h"
+#include "common/cuda_philox.h"
 #include "engine/cuda_layers.cuh"
 #include "engine/engine_cuda.h"
 #include "philox_normal/philox_normal.h"
@@ -66,7 +66,7 @@ __device__ inline void draw(const CudaSampleArgs& args, PhiloxKey key, int64_t p
                             float* z) {
     const auto frame = static_cast<uint64_t>(args.frame_ids[pose / args.num_hypotheses]);
     const auto id = static_cast<uint32_t>(args.hypothesis_ids[pose % args.num_hypotheses]);
-    philox_normal_block(key, frame, args.antithetic ? id / 2 : id, step, static_cast<uint32_t>(block), z);
+    philox_normal_block_cuda(key, frame, args.antithetic ? id / 2 : id, step, static_cast<uint32_t>(block), z);
     if (args.antithetic && id % 2 == 1) {
         for (int i = 0; i < 4; ++i) z[i] = -z[i];
     }

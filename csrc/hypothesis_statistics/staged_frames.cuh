@@ -4,6 +4,7 @@
 
 #include "common/cuda.h"
 #include "common/cuda_copy.h"
+#include "common/cuda_grid.h"
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "hypothesis_statistics/seen_frame.h"
 
@@ -83,11 +84,6 @@ inline Plan plan_of(const HypothesisSizes& sizes, bool view) {
     }
     plan.end = end <= kMaxSharedBytes ? end : 0;
     return plan;
-}
-
-// n / d of whole numbers below 2^20, with 1 / d: half a step away from where it would jump, which rounding is not.
-__device__ __forceinline__ int quotient_of(int n, float per_d) {
-    return static_cast<int>((static_cast<float>(n) + 0.5f) * per_d);
 }
 
 struct alignas(16) ExactRay {

@@ -1,5 +1,6 @@
 #include "common/cuda.h"
 #include "common/cuda_grid.h"
+#include "common/cuda_philox.h"
 #include "philox_normal/philox_normal_cuda.h"
 
 namespace diffupose {
@@ -15,9 +16,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = first_index(); i < total; i += index_stride()) {
         const int64_t row = i / blocks, block = i % blocks;
         float z[4];
-        philox_normal_block(key, static_cast<uint64_t>(frame_ids[row / sizes.num_hypotheses]),
-                            static_cast<uint32_t>(hypothesis_ids[row % sizes.num_hypotheses]), step,
-                            static_cast<uint32_t>(block), z);
+        philox_normal_block_cuda(key, static_cast<uint64_t>(frame_ids[row / sizes.num_hypotheses]),
+                                 static_cast<uint32_t>(hypothesis_ids[row % sizes.num_hypotheses]), step,
+                                 static_cast<uint32_t>(block), z);
         float* to = out + row * sizes.num_elements + 4 * block;
         for (int k = 0; k < 4; ++k) {
             if (4 * block + k < sizes.num_elements) to[k] = z[k];

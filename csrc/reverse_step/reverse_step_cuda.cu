@@ -4,8 +4,8 @@
 
 #include "common/cuda.h"
 #include "common/cuda_grid.h"
+#include "common/cuda_philox.h"
 #include "common/cuda_storage.h"
-#include "common/philox.h"
 #include "reverse_step/reverse_step_cuda.h"
 
 namespace diffupose {
@@ -15,7 +15,9 @@ namespace {
 // of the flat array, which begins at a multiple of 16 bytes and at a joint in every storage (24 divides it). Noise
 // comes in fours that begin at poses, which is another grid: it is drawn into shared memory first, so that nothing is
 // drawn twice but at the ends. With 17 joints (13 counters a pose) a piece takes at most 510 counters: two a thread.
-constexpr int kPiece = 1992;
+// Where a thread takes eight at once, a piece is twice as long: two accesses a thread in either case.
+template <int kCount>
+constexpr int kPiece = kCount == 8 ? 3984 : 1992;
 
 struct Piece {
     int64_t first;
@@ -33,12 +35,19 @@ __device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const Re
     const uint32_t first_hypothesis = static_cast<uint32_t>(first_pose % hypotheses);
     const uint32_t last = into + static_cast<uint32_t>(piece.count) - 1;
     const uint32_t begin = into / 4, end = last / numel * per_pose + last % numel / 4 + 1;  // counters
+    const float per_per_pose = 1.0f / static_cast<float>(per_pose),
+                per_hypotheses = 1.0f / static_cast<float>(hypotheses);
+    const bool are_many = hypotheses >= 2048;  // more than a piece has poses: it holds one frame or two
     for (uint32_t i = begin + threadIdx.x; i < end; i += kThreads) {
-        const uint32_t pose = i / per_pose, block = i % per_pose, hypothesis = first_hypothesis + pose;
+        const uint32_t pose = static_cast<uint32_t>(quotient_of(static_cast<int>(i), per_per_pose));
+        const uint32_t block = i - pose * per_pose, hypothesis = first_hypothesis + pose;
+        const uint32_t frame = are_many
+                                   ? (hypothesis >= hypotheses ? 1 : 0)
+                                   : static_cast<uint32_t>(quotient_of(static_cast<int>(hypothesis), per_hypotheses));
         float z[4];
-        philox_normal_block(key, static_cast<uint64_t>(tensors.frame_ids[first_frame + hypothesis / hypotheses]),
-                            static_cast<uint32_t>(tensors.hypothesis_ids[hypothesis % hypotheses]),
-                            static_cast<uint32_t>(step), block, z);
+        philox_normal_block_cuda(key, static_cast<uint64_t>(tensors.frame_ids[first_frame + frame]),
+                                 static_cast<uint32_t>(tensors.hypothesis_ids[hypothesis - frame * hypotheses]),
+                                 static_cast<uint32_t>(step), block, z);
         const int to = static_cast<int>(pose * numel + 4 * block) - static_cast<int>(into);
         for (int k = 0; k < 4; ++k) {
             if (4 * block + k < numel && to + k >= 0 && to + k < piece.count) drawn[to + k] = z[k];
@@ -94,12 +103,12 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
 }
 
 template <int kCount, typename T, typename Output>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     reverse_step_kernel(StepChoice choice, float clip, ReverseStepTensors tensors, ReverseStepSizes sizes) {
-    __shared__ __align__(16) float drawn[kPiece];
+    __shared__ __align__(16) float drawn[kPiece<kCount>];
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece;
-    const int count = static_cast<int>(numel - first < kPiece ? numel - first : kPiece);
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece<kCount>;
+    const int count = static_cast<int>(numel - first < kPiece<kCount> ? numel - first : kPiece<kCount>);
     StepRow row = choice.row;
     int64_t step = choice.step;
     if (choice.table != nullptr) {
@@ -125,8 +134,8 @@ void launch(const StepChoice& choice, float clip, const ReverseStepTensors& tens
             void* stream) {
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
     const auto kernel = reverse_step_kernel<kCount, T, Output>;
-    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece - 1) / kPiece), kThreads, 0, stream, choice, clip,
-                     tensors, sizes);
+    DIFFUPOSE_LAUNCH(kernel, static_cast<unsigned>((numel + kPiece<kCount> - 1) / kPiece<kCount>), kThreads, 0, stream,
+                     choice, clip, tensors, sizes);
     check_launch("reverse_step");
 }
 

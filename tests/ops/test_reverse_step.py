@@ -407,7 +407,7 @@ def test_drawn_noise(fused, kernel_backend, threads, device):
     torch.testing.assert_close(torch_noise[0], expected[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 1), (7, 5, 2), (41, 3, 15), (2, 1, 700)], ids=shape_id)
+@pytest.mark.parametrize("shape", [(5, 3, 1), (7, 5, 2), (41, 3, 15), (2, 1, 700), (2, 2100, 1)], ids=shape_id)
 def test_drawn_noise_of_other_skeletons(fused, shape, device):
     """Poses of three numbers and of more than a block of the CUDA kernel takes, the default ids, no scale."""
     sample, output, coefficients, step, x0_last, _, _ = inputs_for(shape, device)

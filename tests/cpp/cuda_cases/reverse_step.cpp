@@ -52,10 +52,12 @@ CUDA_CASE(reverse_step) {
     compare({3, 15, 16, 3}, Noise::drawn, true, 0);
     compare({3, 15, 16, 3}, Noise::given, false, 1);
     compare({1, 1, 1, 4}, Noise::drawn, false, 1);
+    compare({2, 2100, 1, 3}, Noise::drawn, false, 0);  // more hypotheses than a piece has poses
 }
 
+// Two pieces, which are longer here.
 CUDA_CASE(reverse_step_bfloat16) {
-    const ReverseStepSizes sizes = {3, 15, 17, 3};
+    const ReverseStepSizes sizes = {3, 30, 17, 3};
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
     const auto sample = as_bfloat16(normal(numel)), output = as_bfloat16(normal(numel));
     const auto frames = random_ids(sizes.num_frames), hypotheses = random_ids(sizes.num_hypotheses);
