@@ -15,6 +15,59 @@ _BLOCK = 1024  # numbers for one program
 
 
 @triton.jit
+def _update(
+    sample_ptr, output_ptr, x0_last_ptr, noise_ptr, scale_ptr, prev_ptr, x0_ptr, drawn, at, element, mask, clip,
+    p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Take the step of the numbers ``at``, with noise s scale z that was ``drawn``, or that is given, or None.
+
+    What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
+    read first, so that the reads overlap.
+    """
+    x_t = tl.zeros(at.shape, tl.float32)
+    out, last, z = x_t, x_t, x_t
+    if (p != 0.0) | (c_x != 0.0):
+        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if q != 0.0:
+        if OUTPUT_STRIDE == 3:
+            out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        else:
+            joint = at // 3
+            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
+    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
+        if c_1 != 0.0:
+            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if noise_ptr is not None:  # noqa: SIM102
+        if s != 0.0:
+            z = tl.load(noise_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            if scale_ptr is not None:
+                z = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32) * z
+    x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    if p != 0.0:
+        x0 = p * x_t
+    x0 += q * out  # 0 times 0 where it was not read
+    if clip is not None:
+        x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
+    if c_x != 0.0:
+        x_prev = c_x * x_t
+    if c_0 != 0.0:
+        x_prev += c_0 * x0
+    if x0_last_ptr is not None:
+        x_prev += c_1 * last
+    elif c_1 != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
+    if drawn is not None:
+        x_prev += drawn
+    elif noise_ptr is not None:
+        x_prev += s * z
+    elif s != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)
+    tl.store(prev_ptr + at, x_prev, mask=mask)
+    if x0_ptr is not None:
+        tl.store(x0_ptr + at, x0, mask=mask)
+
+
+@triton.jit
 def reverse_step_kernel(
     sample_ptr,  # [B, H, J, 3]
     output_ptr,  # [B, H, J, C], OUTPUT_STRIDE between joints
@@ -47,72 +100,40 @@ def reverse_step_kernel(
     program = tl.program_id(0)
     if LARGE:
         program = program.to(tl.int64)
-    if seed_ptr is None:
-        at = program * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-        element = at % numel
-        mask = at < total
-    else:
+    if scale_ptr is not None:
+        scale_ptr += step * numel
+    # A real branch: drawing costs more than the rest together.
+    if (seed_ptr is not None) and (s != 0.0):
         # Four numbers share a counter: the tile is one of counters, [BLOCK / 4, 4].
         per_pose: tl.constexpr = (numel + 3) // 4
         index = program * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
         pose, block = index // per_pose, index % per_pose
         frame, hypothesis = pose // num_hypotheses, pose % num_hypotheses
         element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
-        at = pose[:, None] * numel + element
         mask = (frame < num_frames)[:, None] & (element < numel)
-    # What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
-    # read first, so that the reads overlap.
-    x_t = tl.zeros(at.shape, tl.float32)
-    out, last = x_t, x_t
-    if (p != 0.0) | (c_x != 0.0):
-        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if q != 0.0:
-        if OUTPUT_STRIDE == 3:
-            out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        else:
-            joint = at // 3
-            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
-    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
-        if c_1 != 0.0:
-            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
-    if p != 0.0:
-        x0 = p * x_t
-    x0 += q * out  # 0 times 0 where it was not read
-    if clip is not None:
-        x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
-    if c_x != 0.0:
-        x_prev = c_x * x_t
-    if c_0 != 0.0:
-        x_prev += c_0 * x0
-    if x0_last_ptr is not None:
-        x_prev += c_1 * last
-    elif c_1 != 0.0:
-        x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
-    if (noise_ptr is not None) or (seed_ptr is not None):
-        # A real branch: drawing costs more than the rest together.
-        if s != 0.0:
-            if noise_ptr is not None:
-                z = tl.load(noise_ptr + at, mask=mask, other=0.0).to(tl.float32)
-            else:
-                frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
-                hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
-                if ANTITHETIC:
-                    # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
-                    hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
-                    sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
-                    hypothesis_ids = hypothesis_ids // 2
-                z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
-                if ANTITHETIC:
-                    z = sign[:, None] * z
-            if scale_ptr is not None:
-                z = tl.load(scale_ptr + step * numel + element, mask=mask, other=0.0).to(tl.float32) * z
-            x_prev += s * z
-    elif s != 0.0:
-        x_prev = tl.full(at.shape, float("nan"), tl.float32)
-    tl.store(prev_ptr + at, x_prev, mask=mask)
-    if x0_ptr is not None:
-        tl.store(x0_ptr + at, x0, mask=mask)
+        frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
+        hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
+        if ANTITHETIC:
+            # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
+            hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
+            sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
+            hypothesis_ids = hypothesis_ids // 2
+        z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
+        if ANTITHETIC:
+            z = sign[:, None] * z
+        if scale_ptr is not None:
+            z = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32) * z
+        _update(
+            sample_ptr, output_ptr, x0_last_ptr, None, None, prev_ptr, x0_ptr, s * z, pose[:, None] * numel + element,
+            element, mask, clip, p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE,
+        )  # fmt: skip
+    else:
+        # All numbers in their order, several in one access. Some programs find none left.
+        at = program * BLOCK + tl.arange(0, BLOCK)
+        _update(
+            sample_ptr, output_ptr, x0_last_ptr, noise_ptr, scale_ptr, prev_ptr, x0_ptr, None, at, at % numel,
+            at < total, clip, p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE,
+        )  # fmt: skip
 
 
 def reverse_step(

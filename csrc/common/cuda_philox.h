@@ -1,0 +1,40 @@
+// Noise by counter in CUDA code: philox.h's words, and its transform with the fewest instructions.
+#pragma once
+
+#include "common/cuda.h"
+#include "common/philox.h"
+
+namespace diffupose {
+
+// box_muller of philox.h, within the same 1e-6 of float64. Taylor's polynomials of the quarter turn: for half of one
+// the first terms left out are below 4e-9. CUDA's own functions are as exact, but each takes the angle apart for
+// itself; and the four quarters are told apart without a branch, since the threads of a warp are in all of them.
+__device__ __forceinline__ void box_muller_cuda(uint32_t word1, uint32_t word2, float* z) {
+    constexpr float kHalfPi = 1.57079632679489662f, kRestOfHalfPi = -4.371139e-8f;
+    const float u1 = static_cast<float>((word1 >> 8) + 1) * 0x1p-24f;
+    const int32_t n2 = static_cast<int32_t>(word2 >> 8);  // u2 = n2 / 2^24
+    const int32_t quarter = (n2 + (1 << 21)) >> 22;       // floor(4 u2 + 1/2), 0 to 4
+    const float f = static_cast<float>(n2 - quarter * (1 << 22)) * 0x1p-22f, g = f * f;
+    const float c =
+        ((((-2.52020424e-5f * g + 9.19260275e-4f) * g - 0.0208634808f) * g + 0.253669508f) * g - 1.23370055f) * g +
+        1.0f;
+    const float small =
+        (((1.60441185e-4f * g - 0.00468175414f) * g + 0.0796926262f) * g - 0.645964098f) * g + kRestOfHalfPi;
+    const float s = fmaf(f, kHalfPi, f * small);
+    const float radius = std::sqrt(-2.0f * std::log(u1));
+    const bool odd = quarter % 2 != 0;
+    z[0] = ((quarter + 1) & 2 ? -radius : radius) * (odd ? s : c);  // less than zero in quarters 1 and 2
+    z[1] = (quarter & 2 ? -radius : radius) * (odd ? c : s);        // in quarters 2 and 3
+}
+
+// philox_normal_block of philox.h.
+__device__ __forceinline__ void philox_normal_block_cuda(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id,
+                                                         uint32_t step, uint32_t block, float* z) {
+    const PhiloxWords words = philox_4x32_10(
+        {static_cast<uint32_t>(frame_id), static_cast<uint32_t>(frame_id >> 32), hypothesis_id, step << 16 | block},
+        key);
+    box_muller_cuda(words.w0, words.w1, z);
+    box_muller_cuda(words.w2, words.w3, z + 2);
+}
+
+}  // namespace diffupose
