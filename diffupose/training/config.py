@@ -26,29 +26,46 @@ class TrainConfig:
     """Settings of a training run; the defaults are the paper's recipe.
 
     Attributes:
-        preset: Model preset; ``hidden_dim``, ``num_layers`` and ``input_normalization`` override it when given.
+        preset: Model preset and the recipe that goes with it.
         model: Other settings of the model, such as ``denoiser.num_heads=2`` or ``standardize_poses=false``.
         data: Motion-capture npz, or the community's ``data_3d_h36m.npz``.
         initialize: Lifter whose weights and pose statistics the run starts from; the model must be the same.
-        keypoints: ``data_2d_h36m_*.npz`` for Human3.6M; None takes the projected ground truth.
+        keypoints: ``data_2d_h36m_*.npz`` for Human3.6M; without it, the projected ground truth.
+        output: Folder of the run: the lifter, ``checkpoint.pt`` and the log.
+        hidden_dim: Width of the network, if not the preset's.
+        num_layers: Blocks of the network, if not as many as the preset's.
+        input_normalization: ``person`` or ``image``, if not the preset's.
         exclude_subjects: People never trained on.
         balance_subjects: Draw people by the inverse square root of how many poses they have, instead of every pose
             once an epoch.
         steps: Optimiser steps.
         batch_size: Poses a step, over all processes.
-        lr, lr_schedule, lr_decay, warmup_steps: ``exponential`` multiplies by ``lr_decay`` every epoch; ``cosine``
-            falls to 0 at the last step.
-        optimizer, weight_decay, grad_clip: ``grad_clip`` is the largest gradient norm, 0 for none.
+        lr: Learning rate.
+        lr_schedule: ``exponential`` multiplies it by ``lr_decay`` every epoch, ``cosine`` takes it to 0 at the last
+            step.
+        lr_decay: What ``exponential`` multiplies by.
+        warmup_steps: Steps in which the learning rate rises from 0.
+        optimizer: ``adam`` or ``adamw``.
+        weight_decay: Of ``adamw``, or as an L2 penalty of ``adam``.
+        grad_clip: Largest norm of the gradient; 0 for none.
         loss: ``l1`` (paper) or ``mse``.
         joint_weights: Weigh limbs 2 and their ends 4, as the released code does.
         reconstruction_weight: λ of eq. 10.
-        mirror, vary_bodies, vary_cameras: Augmentation: flipped samples; bone lengths; the wide camera ranges.
+        mirror: Augmentation: flipped samples.
+        vary_bodies: Augmentation: other lengths of bones.
+        vary_cameras: Augmentation: the wide ranges of cameras.
         exchange_limbs: Probability that an arm, or the legs, take the directions of somebody else's.
         noise_scale: Upper end of the detector noise level, in evaluation levels, at most 10; 0 leaves keypoints exact.
-        missing_scale: Upper end of the level at which joints are missing, likewise; None takes ``noise_scale``.
-        ema_decay, ema_every, ema_start, ema_power: Averaged weights: decay min(ema_decay, 1 - (1 + n)^-ema_power).
+        missing_scale: Upper end of the level at which joints are missing, likewise; without it, ``noise_scale``.
+        ema_decay: Decay of the averaged weights: min(ema_decay, 1 - (1 + n)^-ema_power) n steps behind ``ema_start``.
+        ema_every: Steps between two averages.
+        ema_start: Steps in which nothing is averaged yet.
+        ema_power: How soon the decay rises.
         seed: Seed of weights, data and noise.
-        log_every, checkpoint_every, validate_every: In steps; ``validate_every`` 0 means never.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ...
+        log_every: Steps between two lines of the log.
+        checkpoint_every: Steps between two checkpoints.
+        validate_every: Steps between two validations; 0 means never.
         workers: Processes that draw batches on the CPU, ahead of time; 0 draws them on the training device. On a GPU
             drawing takes longer than learning: let some (4, say) do it.
         cuda_graph: On a GPU, replay each step's gradients as a CUDA graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
@@ -143,6 +144,14 @@ class TestFiles:
             flags += [] if isinstance(value, bool) else [str(item) for item in np.atleast_1d(value)]
         parsed = vars(parser.parse_args(["train", *flags]))
         assert {name: parsed[name] for name in values} == values
+
+    def test_every_setting_is_explained(self, capsys):
+        texts = command.help_texts()
+        assert texts.keys() == {item.name for item in dataclasses.fields(TrainConfig)} and all(texts.values())
+        with pytest.raises(SystemExit):
+            main(["train", "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "--loss {l1,mse} l1 (paper) or mse." in shown and "Largest norm of the gradient; 0 for none." in shown
 
 
 SMALL = ["--hidden-dim", "32", "--num-layers", "1", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
