@@ -248,6 +248,9 @@ class CudaDenoiser(PackedDenoiser):
         scale = None if table.noise_scale is None else table.noise_scale.tobytes()
         key = (table.coefficients.tobytes(), table.timesteps.tobytes(), scale)
         with self._lock:
+            if capturing and key not in self._steps:
+                # It would have to be copied from the host, which nobody can capture.
+                raise RuntimeError("a step table must be used once before a CUDA graph captures it, this one is new")
             steps = self._steps.pop(key, None) or _Steps(self, table)
             self._steps[key] = steps
             steps.captured |= capturing

@@ -58,6 +58,7 @@ def sample(
 
     Raises:
         ValueError: If a shape does not fit, or the table needs what is not there.
+        RuntimeError: If a CUDA graph is being captured and the packed denoiser has not been called with this table.
         BackendUnavailableError: If the named backend cannot run here.
     """
     if inputs.ndim != 3:

@@ -426,6 +426,8 @@ def test_tables_of_steps_are_kept(gpu, monkeypatch):
     assert not called(1)[1]
     assert not called(3)[1]
     assert called(2)[1]
+    with pytest.raises(RuntimeError, match="a step table must be used once before a CUDA graph captures it"):
+        packed._steps_of(table_of("ddpm"), capturing=True)
 
 
 @requires_cuda
