@@ -27,8 +27,6 @@ from support.cuda_binary import (
 
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 STATIC_SHARED_LIMIT = 48 << 10
-# CUDA's sine and cosine keep the digits of pi for huge arguments in memory; ours are small, and the code never runs.
-STACK_OF_A_SINE = 32
 LOG = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z1kPf' for 'sm_90a'
 ptxas info    : Function properties for _Z1kPf
@@ -129,8 +127,8 @@ def test_hoppers_kernel_multiplies_out_of_registers():
 
 
 def test_no_kernel_needs_a_stack():
-    """An array that is indexed at run time lies in memory, without being called a spill."""
-    stacked = [usage for usage in kernel_usages() if usage.stack > STACK_OF_A_SINE]
+    """An array that is indexed at run time lies in memory, without being called a spill; of the others see above."""
+    stacked = [usage for usage in kernel_usages() if usage.stack > (32 if is_persistent(usage) else 0)]
     assert not stacked, named(stacked)
 
 
