@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 import pytest
@@ -13,12 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops import _backend
+from diffupose.ops import _graph_conv_passes as passes
 from diffupose.reference.modulated_graph_conv import modulated_graph_conv_backward
 from diffupose.testing import assert_parity, make_inputs, requires_cpp, shape_id
 
 ISAS = _backend.cpp().usable_isas() if ops.available_backends()["cpp"][0] else ["none"]
-# The package has a function of that name.
-MODULE = sys.modules["diffupose.ops.modulated_graph_conv"]
 ODD = [(1, 1, 1, 1), (0, 17, 3, 5), (33, 17, 3, 129), (1, 16, 129, 3), (33, 15, 1, 384), (70, 17, 384, 16)]
 
 
@@ -208,11 +206,11 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
         single = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
         torch.set_num_threads(3)
         # The fused pass alone: the rounding of a product may depend on threads and shape.
-        monkeypatch.setattr(MODULE, "_multiply", lambda a, b: hidden.flatten(0, 1))
+        monkeypatch.setattr(passes, "multiply", lambda a, b: hidden.flatten(0, 1))
         again, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
         monkeypatch.undo()
         several = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
-        monkeypatch.setattr(MODULE, "_multiply", lambda a, b: hidden[7])
+        monkeypatch.setattr(passes, "multiply", lambda a, b: hidden[7])
         alone, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x[7:8], weight, modulation, adjacency, bias)
     finally:
         torch.set_num_threads(threads)
@@ -223,7 +221,7 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
 def cuda_pass(hidden, modulation, adjacency, bias, dtype, **epilogue):
     """What follows the product ``[N, J, 2 C]``, alone."""
     out = hidden.new_full((*hidden.shape[:2], hidden.shape[2] // 2), torch.nan, dtype=dtype)
-    MODULE._fwd_cuda(hidden, modulation, adjacency, bias, out, **epilogue)
+    passes.fwd_cuda(hidden, modulation, adjacency, bias, out, **epilogue)
     return out
 
 
@@ -241,10 +239,10 @@ def test_cuda_gives_equal_bits(with_cuda, shape, device):
     assert shifted.data_ptr() % 16 != 0
     torch.testing.assert_close(cuda_pass(shifted, modulation, adjacency, bias, torch.float32), out)
 
-    first = MODULE._bwd_cuda(grad_out, hidden, modulation, adjacency)
-    again = MODULE._bwd_cuda(grad_out, hidden, modulation, adjacency)
+    first = passes.bwd_cuda(grad_out, hidden, modulation, adjacency)
+    again = passes.bwd_cuda(grad_out, hidden, modulation, adjacency)
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
-    other = MODULE._bwd_cuda(grad_out, shifted, modulation, adjacency)
+    other = passes.bwd_cuda(grad_out, shifted, modulation, adjacency)
     for value, expected in zip(other, first, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
@@ -288,7 +286,7 @@ def test_epilogue(with_cuda, shape, dtypes, device):
         # Computed in float32 from the numbers that are stored, and rounded once.
         bound = 2e-6 * truth.abs().max() + 0.51 * torch.finfo(dtypes[1]).eps * truth.abs()
         assert bool(((out.double() - truth).abs() <= bound).all()), case
-    MODULE._fwd_cuda(hidden, modulation, adjacency, bias, residual, **everything)
+    passes.fwd_cuda(hidden, modulation, adjacency, bias, residual, **everything)
     assert torch.equal(residual, out)
 
 
@@ -365,8 +363,8 @@ def test_products_that_nobody_wants_are_left_out(kernel_backend, wanted, device,
     """One product forward, one for the gradient of x or of the weight, none for the others."""
     inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device)
     inputs[wanted].requires_grad_()
-    calls, multiply = [], MODULE._multiply
-    monkeypatch.setattr(MODULE, "_multiply", lambda a, b: calls.append(a) or multiply(a, b))
+    calls, multiply = [], passes.multiply
+    monkeypatch.setattr(passes, "multiply", lambda a, b: calls.append(a) or multiply(a, b))
     out = named(kernel_backend)(*inputs)
     (grad,) = torch.autograd.grad(out.square().sum(), inputs[wanted])
     assert len(calls) == (2 if wanted < 2 else 1)
