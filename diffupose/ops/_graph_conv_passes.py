@@ -49,7 +49,7 @@ def parameters_of(
 
 def forward(
     features: Tensor,  # x in the dtype of the product, contiguous
-    weights: Tensor,  # of _parameters, as are the next two
+    weights: Tensor,  # of parameters_of, as are the next two
     factors: Tensor,
     matrix: Tensor,
     bias: Tensor | None,
@@ -68,7 +68,7 @@ def forward(
 
 def backward(
     grad_out: Tensor,
-    features: Tensor,  # as in _forward, and so are the next three
+    features: Tensor,  # as in forward, and so are the next three
     weights: Tensor,
     factors: Tensor,
     matrix: Tensor,
