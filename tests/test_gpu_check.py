@@ -140,7 +140,7 @@ def test_benchmarks_are_written(tmp_path, triton, monkeypatch):
     rates = {row["name"]: row for row in content(tmp_path, "rates")["rows"]}
     rows = content(tmp_path, "benchmarks")["rows"]
     ops = {row["case"].split()[0] for row in rows}
-    assert ops == {"modulated_graph_conv", "reverse_step", "hypothesis_statistics", "philox_normal", "sample"}
+    assert ops == {"modulated_graph_conv", "reverse_step", "hypothesis_statistics", "philox_normal", "sample", "lift"}
     variants = {row["variant"] for row in rows}
     assert variants >= {"eager", "cpp", "cpp-bf16", "cpp-fp32", "eager-fp32", "eager-bf16"}
     assert not triton or variants >= {"triton", "triton-bf16", "triton-fp32", "triton-module-fp32"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import lift_cases
 import op_cases
 import rates
 import sample_cases
@@ -44,12 +45,13 @@ def body(record: Record, arguments: Any) -> None:
 
 
 def cases(device: torch.device, small: bool) -> Iterator[Case]:
-    """Return all cases: the paper's network, the ops, the bundled one."""
+    """Return all cases: the paper's network, the ops, whole lifts, the bundled network."""
     samples = list(sample_cases.cases(device, small))
     first = [case for case in samples if "paper" in case.name]
     last = [case for case in samples if "paper" not in case.name]
     crossover = [] if small else sample_cases.crossover(device)
-    return itertools.chain(first, op_cases.cases(device, small), last, crossover)
+    lifts = lift_cases.cases(device, small)
+    return itertools.chain(first, op_cases.cases(device, small), lifts, last, crossover)
 
 
 def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, float]) -> dict[str, Any]:
