@@ -331,9 +331,9 @@ class Lifter:
         with bar, torch.inference_mode():
             for frames, ids in self._chunks(rows, count, job.network):
                 for flipped in (False, True) if job.settings.flip else (False,):
-                    chains = ids + count * flipped
+                    chains, where = ids + count * flipped, _as_index(frames, self.device)
                     poses = self._lift_chunk(job, frames, chains, flipped)
-                    hypotheses[_as_index(frames, self.device), _as_index(chains, self.device)] = poses
+                    hypotheses[where, int(chains[0]) : int(chains[-1]) + 1] = poses
                     bar.update(len(frames) * len(ids))
         return hypotheses
 

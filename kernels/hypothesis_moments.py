@@ -7,14 +7,23 @@ import triton.language as tl
 
 
 @triton.jit
-def join(values, PARTS: tl.constexpr):
-    """Return the sums of threads that are ``len(values) / PARTS`` apart, for each of them."""
+def _add_nine(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8
+
+
+@triton.jit
+def join_nine(a, b, c, d, e, f, g, h, i, PARTS: tl.constexpr):
+    """Return the sums over PARTS, ``[N]``, of nine ``[PARTS N]``; all at once, as threads wait for each other."""
     if PARTS == 1:
-        return values
+        return a, b, c, d, e, f, g, h, i
     else:
-        items: tl.constexpr = values.shape[0] // PARTS
-        total = tl.sum(tl.reshape(values, [PARTS, items]), axis=0)
-        return tl.reshape(tl.broadcast_to(total[None, :], [PARTS, items]), [PARTS * items])
+        shape: tl.constexpr = [PARTS, a.shape[0] // PARTS]
+        parts = (
+            tl.reshape(a, shape), tl.reshape(b, shape), tl.reshape(c, shape), tl.reshape(d, shape),
+            tl.reshape(e, shape), tl.reshape(f, shape), tl.reshape(g, shape), tl.reshape(h, shape),
+            tl.reshape(i, shape),
+        )  # fmt: skip
+        return tl.reduce(parts, 0, _add_nine)
 
 
 @triton.jit
@@ -32,7 +41,13 @@ def shift_of(own, mask, num_hypotheses, NUMEL: tl.constexpr, FEW: tl.constexpr):
         sum_x += tl.load(at, mask=mask, other=0.0) - x
         sum_y += tl.load(at + 1, mask=mask, other=0.0) - y
         sum_z += tl.load(at + 2, mask=mask, other=0.0) - z
-    return x + sum_x * (1.0 / FEW), y + sum_y * (1.0 / FEW), z + sum_z * (1.0 / FEW)
+    # Where one is infinite the first itself: then so is the mean.
+    sum_x, sum_y, sum_z = sum_x * (1.0 / FEW), sum_y * (1.0 / FEW), sum_z * (1.0 / FEW)
+    infinity = float("inf")
+    return (
+        x + tl.where(tl.abs(sum_x) < infinity, sum_x, 0.0), y + tl.where(tl.abs(sum_y) < infinity, sum_y, 0.0),
+        z + tl.where(tl.abs(sum_z) < infinity, sum_z, 0.0),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -63,25 +78,24 @@ def _beside(a, b, c, d):
 @triton.jit
 def store_moments(
     mean_at, covariance_at, mask, x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, num_hypotheses,
-    ENOUGH: tl.constexpr, PARTS: tl.constexpr,
+    ENOUGH: tl.constexpr,
 ):  # fmt: skip
     """Store means and covariances of sums of differences from the shift x, y, z.
 
     Neighbours together, as a store of one number in nine costs as much as all nine.
     """
     share = 1.0 / num_hypotheses
-    sum_x, sum_y, sum_z = join(sum_x, PARTS), join(sum_y, PARTS), join(sum_z, PARTS)
     mean_x, mean_y, mean_z = sum_x * share, sum_y * share, sum_z * share
     column = tl.arange(0, 4)
     means = _beside(x + mean_x, y + mean_y, z + mean_z, z)
     tl.store(mean_at[:, None] + column[None, :], means, mask=mask[:, None] & (column < 3)[None, :])
     per_degree = 1.0 / (num_hypotheses - 1) if ENOUGH else float("nan")  # fewer cannot span 3D
-    xx = (join(xx, PARTS) - sum_x * mean_x) * per_degree
-    yy = (join(yy, PARTS) - sum_y * mean_y) * per_degree
-    zz = (join(zz, PARTS) - sum_z * mean_z) * per_degree
-    xy = (join(xy, PARTS) - sum_x * mean_y) * per_degree
-    xz = (join(xz, PARTS) - sum_x * mean_z) * per_degree
-    yz = (join(yz, PARTS) - sum_y * mean_z) * per_degree
+    xx = (xx - sum_x * mean_x) * per_degree
+    yy = (yy - sum_y * mean_y) * per_degree
+    zz = (zz - sum_z * mean_z) * per_degree
+    xy = (xy - sum_x * mean_y) * per_degree
+    xz = (xz - sum_x * mean_z) * per_degree
+    yz = (yz - sum_y * mean_z) * per_degree
     # xx xy xz xy | yy yz xz yz | zz
     matrix = _beside(_beside(xx, yy, zz, zz), _beside(xy, yz, yz, yz), _beside(xz, xz, xz, xz), _beside(xy, yz, yz, yz))
     column = tl.arange(0, 16)
@@ -126,5 +140,5 @@ def moments_kernel(
         own += AT_ONCE * numel
     store_moments(
         mean_ptr + 3 * index, covariance_ptr + 9 * index, mask, x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz,
-        num_hypotheses, ENOUGH, 1,
+        num_hypotheses, ENOUGH,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffupose.kernels.hypothesis_moments import add_products, hypothesis_of, join, shift_of, store_moments
+from diffupose.kernels.hypothesis_moments import add_products, hypothesis_of, join_nine, shift_of, store_moments
 
 
 @triton.jit
@@ -16,11 +16,27 @@ def _is_finite(x):
     return tl.abs(x) < float("inf")
 
 
+# Several reductions at once, as threads wait for each other in each of them.
 @triton.jit
-def _extent(values, present):
-    """Return from the smallest to the largest of those that are present; less than 0 where none is."""
-    infinity = float("inf")
-    return tl.max(tl.where(present, values, -infinity), axis=0) - tl.min(tl.where(present, values, infinity), axis=0)
+def _add_three(a0, a1, a2, b0, b1, b2):
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def _larger_four(a0, a1, a2, a3, b0, b1, b2, b3):
+    return tl.maximum(a0, b0), tl.maximum(a1, b1), tl.maximum(a2, b2), tl.maximum(a3, b3)
+
+
+@triton.jit
+def _longer_side(x, y, present):
+    """Return the longer side of the box around those that are present; less than 0 where none is."""
+    nowhere = -float("inf")
+    ends = (
+        tl.where(present, x, nowhere), tl.where(present, -x, nowhere),
+        tl.where(present, y, nowhere), tl.where(present, -y, nowhere),
+    )  # fmt: skip
+    right, left, bottom, top = tl.reduce(ends, 0, _larger_four)
+    return tl.maximum(right + left, bottom + top)
 
 
 @triton.jit
@@ -46,8 +62,9 @@ def _look(
     present, weight = confidence > 0.0, confidence.to(tl.float64)
     u = tl.where(present, (x.to(tl.float64) - cx[None, :]) * (1.0 / fx)[None, :], 0.0)
     v = tl.where(present, (y.to(tl.float64) - cy[None, :]) * (1.0 / fy)[None, :], 0.0)
-    inverse = 1.0 / tl.sum(weight, axis=0)
-    mean_u, mean_v = tl.sum(weight * u, axis=0) * inverse, tl.sum(weight * v, axis=0) * inverse
+    total, mean_u, mean_v = tl.reduce((weight, weight * u, weight * v), 0, _add_three)
+    inverse = 1.0 / total
+    mean_u, mean_v = mean_u * inverse, mean_v * inverse
     off_u, off_v = u - mean_u[None, :], v - mean_v[None, :]
     spread = tl.sum(weight * (off_u * off_u + off_v * off_v), axis=0)
     # NaN where all rays coincide, and what is multiplied by it.
@@ -57,7 +74,7 @@ def _look(
     tl.store(rays_ptr + 3 * at + 2, confidence, mask=mask)
     tl.store(slopes_ptr + 3 * at, (part * off_u).to(tl.float32), mask=mask)
     tl.store(slopes_ptr + 3 * at + 1, (part * off_v).to(tl.float32), mask=mask)
-    side = tl.maximum(_extent(x.to(tl.float32), present), _extent(y.to(tl.float32), present))
+    side = _longer_side(x.to(tl.float32), y.to(tl.float32), present)
     to = frames_ptr + 8 * frame
     tl.store(to, mean_u.to(tl.float32), mask=real)
     tl.store(to + 1, mean_v.to(tl.float32), mask=real)
@@ -151,8 +168,8 @@ def _off(x, y, z, root_x, root_y, root_z, u, v):
 
 
 @triton.jit
-def _weigh(roots_ptr, weights_ptr, here, num_hypotheses, FRAME_BLOCK: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Write e^-cost over their sum; all alike where no hypothesis can be placed."""
+def _weigh(roots_ptr, weights_ptr, frames_ptr, here, num_hypotheses, FRAME_BLOCK: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Write e^-cost over their sum, all alike where no hypothesis can be placed; keep the roots' weighted depths."""
     infinity = float("inf")
     frame = tl.arange(0, FRAME_BLOCK)
     real = (frame < here)[None, :]
@@ -171,24 +188,24 @@ def _weigh(roots_ptr, weights_ptr, here, num_hypotheses, FRAME_BLOCK: tl.constex
         cost = tl.load(roots_ptr + 4 * (start + hypothesis) + 3, mask=there, other=infinity)
         likelihood = tl.exp(lowest[None, :] - tl.where(cost < infinity, cost, infinity))
         total += tl.sum(tl.where(there, tl.where(nowhere, 1.0, likelihood), 0.0), axis=0)
+    depth = tl.zeros((FRAME_BLOCK,), tl.float32)
     for begin in range(0, num_hypotheses, BLOCK_H):
         hypothesis = begin + tl.arange(0, BLOCK_H)[:, None]
         there = real & (hypothesis < num_hypotheses)
-        cost = tl.load(roots_ptr + 4 * (start + hypothesis) + 3, mask=there, other=infinity)
+        root = roots_ptr + 4 * (start + hypothesis)
+        cost = tl.load(root + 3, mask=there, other=infinity)
         likelihood = tl.exp(lowest[None, :] - tl.where(cost < infinity, cost, infinity))
         weight = tl.div_rn(tl.where(nowhere, 1.0, likelihood), total[None, :] + tl.zeros_like(cost))
         tl.store(weights_ptr + start + hypothesis, weight, mask=there)
-
-
-@triton.jit
-def _of_root(values, joint):
-    """Return the first joint's value of each frame, ``[1, FRAME_BLOCK]``."""
-    return tl.sum(tl.where((joint == 0)[:, None], values, 0.0), axis=0)[None, :]
+        x, y = tl.load(root, mask=there, other=0.0), tl.load(root + 1, mask=there, other=0.0)
+        z = tl.load(root + 2, mask=there, other=0.0)
+        depth += tl.sum(tl.where(there & _is_finite(x) & _is_finite(y) & _is_finite(z), weight * z, 0.0), axis=0)
+    tl.store(frames_ptr + 8 * frame + 5, depth, mask=frame < here)
 
 
 @triton.jit
 def _refine(
-    rays_ptr, sums_ptr, weighted_mean_ptr, way, here, stride,
+    frames_ptr, rays_ptr, sums_ptr, weighted_mean_ptr, way, here, stride,
     NUM_JOINTS: tl.constexpr, FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weighted mean of the moved poses, of sums of what moves with a joint's share of the way and what does not."""
@@ -202,19 +219,22 @@ def _refine(
     # Which part of the way to its ray a joint goes: S / (S + R), where that has a value.
     offset = tl.load(sums_ptr + at, mask=mask, other=0.0)
     variance = tl.load(sums_ptr + stride + at, mask=mask, other=0.0)
-    usual = tl.sum(tl.where(present, offset, 0.0), axis=0) / tl.sum(present.to(tl.float32), axis=0)
-    usual = usual[None, :] + tl.zeros_like(offset)
+    usual, some, _ = tl.reduce((tl.where(present, offset, 0.0), present.to(tl.float32), offset), 0, _add_three)
+    usual = (usual / some)[None, :] + tl.zeros_like(offset)
     share = tl.div_rn(variance, variance + tl.where(offset > usual, offset, usual))
     share = tl.where(_is_finite(share), share, 0.0) * (way * tl.minimum(weight, 1.0))
     depth = tl.load(sums_ptr + 2 * stride + at, mask=mask, other=0.0)
-    far = depth + tl.load(sums_ptr + 3 * stride + at, mask=mask, other=0.0)
+    far = depth + tl.load(frames_ptr + 8 * frame + 5, mask=frame < here, other=0.0)[None, :]
     # No hypothesis of the frame is placed where a ray is no number.
     u, v = tl.where(_is_finite(u), u, 0.0), tl.where(_is_finite(v), v, 0.0)
-    x = u * far + (1.0 - share) * tl.load(sums_ptr + 4 * stride + at, mask=mask, other=0.0)
-    y = v * far + (1.0 - share) * tl.load(sums_ptr + 5 * stride + at, mask=mask, other=0.0)
-    x = x - _of_root(x, joint) + tl.load(sums_ptr + 6 * stride + at, mask=mask, other=0.0)
-    y = y - _of_root(y, joint) + tl.load(sums_ptr + 7 * stride + at, mask=mask, other=0.0)
-    z = depth - _of_root(depth, joint) + tl.load(sums_ptr + 8 * stride + at, mask=mask, other=0.0)
+    x = u * far + (1.0 - share) * tl.load(sums_ptr + 3 * stride + at, mask=mask, other=0.0)
+    y = v * far + (1.0 - share) * tl.load(sums_ptr + 4 * stride + at, mask=mask, other=0.0)
+    is_root = (joint == 0)[:, None]
+    of_root = tl.where(is_root, x, 0.0), tl.where(is_root, y, 0.0), tl.where(is_root, depth, 0.0)
+    root_x, root_y, root_z = tl.reduce(of_root, 0, _add_three)
+    x = x - root_x[None, :] + tl.load(sums_ptr + 5 * stride + at, mask=mask, other=0.0)
+    y = y - root_y[None, :] + tl.load(sums_ptr + 6 * stride + at, mask=mask, other=0.0)
+    z = depth - root_z[None, :] + tl.load(sums_ptr + 7 * stride + at, mask=mask, other=0.0)
     to = weighted_mean_ptr + 3 * at
     tl.store(to, x, mask=mask)
     tl.store(to + 1, y, mask=mask)
@@ -285,7 +305,7 @@ def hypothesis_statistics_kernel(
         NUM_JOINTS, FRAMES, ROWS, LANES,
     )  # fmt: skip
     tl.debug_barrier()
-    _weigh(roots_ptr, weights_ptr, here, num_hypotheses, FRAME_BLOCK, WEIGHTS_H)
+    _weigh(roots_ptr, weights_ptr, frames_ptr, here, num_hypotheses, FRAME_BLOCK, WEIGHTS_H)
     tl.debug_barrier()
 
     thread = tl.arange(0, PARTS * BLOCK)
@@ -300,7 +320,7 @@ def hypothesis_statistics_kernel(
     zeros = tl.zeros_like(shift_x)
     sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     seen_x, seen_y, seen_square = zeros, zeros, zeros
-    depth, root_depth, side_x, side_y = zeros, zeros, zeros, zeros
+    depth, side_x, side_y = zeros, zeros, zeros
     free_x, free_y, free_z = zeros, zeros, zeros
     for begin in range(0, num_hypotheses, PARTS * AT_ONCE):
         for i in tl.static_range(AT_ONCE):
@@ -326,36 +346,44 @@ def hypothesis_statistics_kernel(
             # What cannot be placed stays where it is.
             placed = _is_finite(root_x) & _is_finite(root_y) & _is_finite(root_z)
             depth += tl.where(placed, weight * z, 0.0)
-            root_depth += tl.where(placed, weight * root_z, 0.0)
             side_x += tl.where(placed, weight * off_x, 0.0)
             side_y += tl.where(placed, weight * off_y, 0.0)
             free_x += tl.where(placed, 0.0, weight * x)
             free_y += tl.where(placed, 0.0, weight * y)
             free_z += tl.where(placed, 0.0, weight * z)
-    share = 1.0 / (zeros + num_hypotheses)
-    mean_x, mean_y = join(seen_x, PARTS) * share, join(seen_y, PARTS) * share
+    # From here on a thread for each item.
+    sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = join_nine(sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, PARTS)
+    seen_x, seen_y, seen_square, depth, side_x, side_y, free_x, free_y, free_z = join_nine(
+        seen_x, seen_y, seen_square, depth, side_x, side_y, free_x, free_y, free_z, PARTS
+    )
+    if PARTS > 1:
+        item = tl.arange(0, BLOCK)
+        mask = item < here * NUM_JOINTS
+        frame = tl.where(mask, item // NUM_JOINTS, 0)
+        own = poses + frame.to(tl.int64) * num_hypotheses * (3 * NUM_JOINTS) + 3 * (item % NUM_JOINTS)
+        shift_x, shift_y, shift_z = shift_of(own, mask, num_hypotheses, 3 * NUM_JOINTS, FEW)
+    share = 1.0 / num_hypotheses
+    mean_x, mean_y = seen_x * share, seen_y * share
     offset = mean_x * mean_x + mean_y * mean_y
-    variance = join(seen_square, PARTS) * share - offset
+    variance = seen_square * share - offset
     # What is summed lies where the covariance comes at the end.
-    mask &= part == 0
     sums, stride = covariance_ptr + item, here * NUM_JOINTS
     tl.store(sums, offset, mask=mask)
     tl.store(sums + stride, tl.where(variance < 0.0, 0.0, variance), mask=mask)  # NaN stays NaN
-    tl.store(sums + 2 * stride, join(depth, PARTS), mask=mask)
-    tl.store(sums + 3 * stride, join(root_depth, PARTS), mask=mask)
-    tl.store(sums + 4 * stride, join(side_x, PARTS), mask=mask)
-    tl.store(sums + 5 * stride, join(side_y, PARTS), mask=mask)
-    tl.store(sums + 6 * stride, join(free_x, PARTS), mask=mask)
-    tl.store(sums + 7 * stride, join(free_y, PARTS), mask=mask)
-    tl.store(sums + 8 * stride, join(free_z, PARTS), mask=mask)
+    tl.store(sums + 2 * stride, depth, mask=mask)
+    tl.store(sums + 3 * stride, side_x, mask=mask)
+    tl.store(sums + 4 * stride, side_y, mask=mask)
+    tl.store(sums + 5 * stride, free_x, mask=mask)
+    tl.store(sums + 6 * stride, free_y, mask=mask)
+    tl.store(sums + 7 * stride, free_z, mask=mask)
     tl.debug_barrier()
     _refine(
-        mean_ptr, covariance_ptr, weighted_mean_ptr, way, here, stride, NUM_JOINTS, FRAME_BLOCK, JOINT_BLOCK
+        frames_ptr, mean_ptr, covariance_ptr, weighted_mean_ptr, way, here, stride, NUM_JOINTS, FRAME_BLOCK, JOINT_BLOCK
     )  # fmt: skip
     tl.debug_barrier()
     store_moments(
         mean_ptr + 3 * item, covariance_ptr + 9 * item, mask, shift_x, shift_y, shift_z, sum_x, sum_y, sum_z,
-        xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH, PARTS,
+        xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH,
     )  # fmt: skip
     # Kept, so that it is read at all.
     tl.store(frames_ptr + 7, tl.sum(ahead, axis=0))

@@ -15,6 +15,12 @@ _BLOCK = 1024  # numbers for one program
 
 
 @triton.jit
+def _nothing(ptr, at):
+    """Return zeros like what lies at ``ptr``."""
+    return tl.zeros(at.shape, ptr.dtype.element_ty)
+
+
+@triton.jit
 def _update(
     sample_ptr, output_ptr, x0_last_ptr, noise_ptr, scale_ptr, prev_ptr, x0_ptr, drawn, at, element, mask, clip,
     p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE: tl.constexpr,
@@ -24,24 +30,27 @@ def _update(
     What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
     read first, so that the reads overlap.
     """
-    x_t = tl.zeros(at.shape, tl.float32)
-    out, last, z = x_t, x_t, x_t
+    x_t, out = _nothing(sample_ptr, at), _nothing(output_ptr, at)
     if (p != 0.0) | (c_x != 0.0):
-        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0)
     if q != 0.0:
         if OUTPUT_STRIDE == 3:
-            out = tl.load(output_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            out = tl.load(output_ptr + at, mask=mask, other=0.0)
         else:
             joint = at // 3
-            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0).to(tl.float32)
-    if x0_last_ptr is not None:  # noqa: SIM102 (decided when it is compiled, what follows when it runs)
+            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0)
+    if x0_last_ptr is not None:
+        last = _nothing(x0_last_ptr, at)
         if c_1 != 0.0:
-            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if noise_ptr is not None:  # noqa: SIM102
+            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0)
+    if noise_ptr is not None:
+        z, scale = _nothing(noise_ptr, at), tl.full(at.shape, 1.0, tl.float32)
         if s != 0.0:
-            z = tl.load(noise_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            z = tl.load(noise_ptr + at, mask=mask, other=0.0)
             if scale_ptr is not None:
-                z = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32) * z
+                scale = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32)
+    # Converted here: above it would wait for each of them before the next is asked for.
+    x_t, out = x_t.to(tl.float32), out.to(tl.float32)
     x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
     if p != 0.0:
         x0 = p * x_t
@@ -53,13 +62,13 @@ def _update(
     if c_0 != 0.0:
         x_prev += c_0 * x0
     if x0_last_ptr is not None:
-        x_prev += c_1 * last
+        x_prev += c_1 * last.to(tl.float32)
     elif c_1 != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
     if drawn is not None:
         x_prev += drawn
     elif noise_ptr is not None:
-        x_prev += s * z
+        x_prev += s * (scale * z.to(tl.float32))
     elif s != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)
     tl.store(prev_ptr + at, x_prev, mask=mask)
@@ -189,13 +198,14 @@ def reverse_step(
         seed_on_device = seed_tensor(seed, sample.device)
         frame_ids, hypothesis_ids = (tensor.contiguous() for tensor in ids)
         per_program, blocks = _BLOCK // 4, frames * hypotheses * ((3 * joints + 3) // 4)
+    programs = triton.cdiv(blocks, per_program)
     _launch.launch(
         reverse_step_kernel,
-        (triton.cdiv(blocks, per_program),),
+        (programs,),
         sample, flat, table, step, x0_last, noise, noise_scale, seed_on_device, frame_ids, hypothesis_ids, *out,
         clip_sample_range, sample.numel(), frames, hypotheses,
         NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0), ANTITHETIC=antithetic,
-        LARGE=_launch.is_large(sample, flat), BLOCK=_BLOCK, num_warps=4,
+        LARGE=_launch.is_large(sample, flat) or programs * _BLOCK >= 2**31, BLOCK=_BLOCK, num_warps=4,
         # The operations of the other backends, each rounded by itself.
         enable_fp_fusion=False,
     )  # fmt: skip

@@ -152,10 +152,10 @@ int clusters_together(Kernel kernel, int threads, int shared_bytes) {
     check_cuda(cudaDeviceGetAttribute(&can, cudaDevAttrClusterLaunch, device), "a device's attribute");
     check_cuda(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
                "a device's attribute");
+    if (!can || shared_bytes > most_bytes) return 0;
     cudaFuncAttributes code;
     check_cuda(cudaFuncGetAttributes(&code, kernel), "attributes of a kernel");
-    // What was compiled for older GPUs, and is translated for this one, does nothing.
-    if (!can || shared_bytes > most_bytes || code.ptxVersion < 90) return 0;
+    if (code.ptxVersion < 90) return 0;  // compiled for older GPUs and translated for this one, it does nothing
     cudaLaunchAttribute attribute;
     const cudaLaunchConfig_t config = cluster_config(kernel, 1, threads, shared_bytes, attribute);
     if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {

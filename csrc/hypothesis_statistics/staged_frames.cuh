@@ -49,10 +49,11 @@ inline Plan plan_of(const HypothesisSizes& sizes, bool view) {
     const int placed = (count > kBlock / 4 ? kBlock : kBlock / 2) / count,
               staged = kMaxSharedBytes / 2 / (12 * joints * count);
     const int fitting = placed < staged ? placed : staged, most = fitting < 1 ? 1 : fitting < narrow ? fitting : narrow;
-    // Every block should begin at a multiple of 16 bytes.
+    // Every block should begin at a multiple of 16 bytes, of which four frames are one.
+    const auto aligned = [&](int frames) { return frames * count * numel % 4 == 0; };
     plan.frames = most;
-    while (plan.frames > 1 && plan.frames * count * numel % 4 != 0) --plan.frames;
-    if (plan.frames * count * numel % 4 != 0) plan.frames = most;
+    while (plan.frames > 1 && !aligned(plan.frames)) --plan.frames;
+    if (!aligned(plan.frames)) plan.frames = staged >= 4 && narrow >= 4 ? 4 : most;
     plan.row = numel | 1;
     const int items = plan.frames * joints, hypotheses = plan.frames * count;
     plan.parts = kBlock / items < count ? kBlock / items : count;

@@ -38,7 +38,10 @@ __device__ __forceinline__ void shift_of(const Block& block, const Item& item, c
         joint += stride;
         for (int axis = 0; axis < 3; ++axis) sum[axis] += joint[axis] - item.poses[axis];
     }
-    for (int axis = 0; axis < 3; ++axis) shift[axis] = item.poses[axis] + sum[axis] * plan.per_few;
+    for (int axis = 0; axis < 3; ++axis) {
+        shift[axis] = item.poses[axis] + sum[axis] * plan.per_few;
+        if (!std::isfinite(shift[axis])) shift[axis] = item.poses[axis];  // one is infinite: then so is the mean
+    }
 }
 
 // Adds the parts of each item's sums, which lie kBlock apart, into the first one. All have been written.

@@ -152,6 +152,18 @@ def test_some_cannot_be_placed(fused, device):
         torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=2e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("count", [10, 60])
+def test_one_is_infinite(fused, device, count):
+    """Then so is the mean, whichever it is but the first, from which differences are taken."""
+    (hypotheses,) = make_inputs("hypothesis_statistics", (count, count, 3, False), device=device)
+    for i in range(count):
+        hypotheses[i, i, 1, 2] = -torch.inf
+    mean, covariance, _, _ = fused(hypotheses)
+    expected = reference.hypothesis_statistics(hypotheses)
+    torch.testing.assert_close(mean, expected[0], equal_nan=True)
+    assert torch.equal(covariance.isfinite(), expected[1].isfinite())
+
+
 def test_equal_hypotheses(fused, device):
     pose = torch.randn(2, 1, 17, 3, device=device)
     mean, covariance, _, _ = fused(pose.repeat(1, 7, 1, 1))
