@@ -15,9 +15,9 @@ _BLOCK = 1024  # numbers for one program
 
 
 @triton.jit
-def _nothing(ptr, at):
-    """Return zeros like what lies at ``ptr``."""
-    return tl.zeros(at.shape, ptr.dtype.element_ty)
+def _if_used(mask, coefficient):
+    """Return the mask where a coefficient is not 0, else an empty one."""
+    return mask & (tl.zeros(mask.shape, tl.float32) + coefficient != 0.0)
 
 
 @triton.jit
@@ -30,27 +30,17 @@ def _update(
     What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
     read first, so that the reads overlap.
     """
-    x_t, out = _nothing(sample_ptr, at), _nothing(output_ptr, at)
-    if (p != 0.0) | (c_x != 0.0):
-        x_t = tl.load(sample_ptr + at, mask=mask, other=0.0)
-    if q != 0.0:
-        if OUTPUT_STRIDE == 3:
-            out = tl.load(output_ptr + at, mask=mask, other=0.0)
-        else:
-            joint = at // 3
-            out = tl.load(output_ptr + joint * OUTPUT_STRIDE + (at - 3 * joint), mask=mask, other=0.0)
+    # By masks: a branch waits for what it has asked for before the next one asks.
+    x_t = tl.load(sample_ptr + at, mask=_if_used(mask, tl.abs(p) + tl.abs(c_x)), other=0.0).to(tl.float32)
+    joint = at // 3
+    from_output = at if OUTPUT_STRIDE == 3 else joint * OUTPUT_STRIDE + (at - 3 * joint)
+    out = tl.load(output_ptr + from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
     if x0_last_ptr is not None:
-        last = _nothing(x0_last_ptr, at)
-        if c_1 != 0.0:
-            last = tl.load(x0_last_ptr + at, mask=mask, other=0.0)
+        last = tl.load(x0_last_ptr + at, mask=_if_used(mask, c_1), other=0.0).to(tl.float32)
     if noise_ptr is not None:
-        z, scale = _nothing(noise_ptr, at), tl.full(at.shape, 1.0, tl.float32)
-        if s != 0.0:
-            z = tl.load(noise_ptr + at, mask=mask, other=0.0)
-            if scale_ptr is not None:
-                scale = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32)
-    # Converted here: above it would wait for each of them before the next is asked for.
-    x_t, out = x_t.to(tl.float32), out.to(tl.float32)
+        z = tl.load(noise_ptr + at, mask=_if_used(mask, s), other=0.0).to(tl.float32)
+        if scale_ptr is not None:
+            z = tl.load(scale_ptr + element, mask=_if_used(mask, s), other=0.0).to(tl.float32) * z
     x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
     if p != 0.0:
         x0 = p * x_t
@@ -62,13 +52,13 @@ def _update(
     if c_0 != 0.0:
         x_prev += c_0 * x0
     if x0_last_ptr is not None:
-        x_prev += c_1 * last.to(tl.float32)
+        x_prev += c_1 * last
     elif c_1 != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
     if drawn is not None:
         x_prev += drawn
     elif noise_ptr is not None:
-        x_prev += s * (scale * z.to(tl.float32))
+        x_prev += s * z
     elif s != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)
     tl.store(prev_ptr + at, x_prev, mask=mask)
