@@ -30,9 +30,7 @@ __device__ __forceinline__ void box_muller_cuda(uint32_t word1, uint32_t word2, 
 // philox_normal_block of philox.h.
 __device__ __forceinline__ void philox_normal_block_cuda(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id,
                                                          uint32_t step, uint32_t block, float* z) {
-    const PhiloxWords words = philox_4x32_10(
-        {static_cast<uint32_t>(frame_id), static_cast<uint32_t>(frame_id >> 32), hypothesis_id, step << 16 | block},
-        key);
+    const PhiloxWords words = philox_block(key, frame_id, hypothesis_id, step, block);
     box_muller_cuda(words.w0, words.w1, z);
     box_muller_cuda(words.w2, words.w3, z + 2);
 }

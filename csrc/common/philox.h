@@ -32,21 +32,16 @@ DIFFUPOSE_HOST_DEVICE inline PhiloxWords philox_4x32_10(PhiloxWords words, Philo
 }
 
 // Two normals from two words: z = sqrt(-2 ln u1) (cos, sin)(2 pi u2), u1 in (0, 1], u2 in [0, 1), within 1e-6 of the
-// same transform in float64.
-DIFFUPOSE_HOST_DEVICE inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
-    [[maybe_unused]] constexpr float kHalfPi = 1.57079632679489662f;
+// same transform in float64. CUDA code has its own: cuda_philox.h.
+inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
+    constexpr float kHalfPi = 1.57079632679489662f;
     const float u1 = static_cast<float>((word1 >> 8) + 1) * 0x1p-24f;
     // The angle is `quarter` quarter turns plus f of one, |f| <= 1/2; integers keep the reduction exact.
     const int32_t n2 = static_cast<int32_t>(word2 >> 8);  // u2 = n2 / 2^24
     const int32_t quarter = (n2 + (1 << 21)) >> 22;       // floor(4 u2 + 1/2), 0 to 4
     const float f = static_cast<float>(n2 - quarter * (1 << 22)) * 0x1p-22f;
     const float radius = std::sqrt(-2.0f * std::log(u1));
-#ifdef __CUDA_ARCH__
-    // Without the reduction of large angles, which costs a stack frame even where there are none.
-    const float c = radius * cospif(0.5f * f), s = radius * sinpif(0.5f * f);
-#else
     const float c = radius * std::cos(f * kHalfPi), s = radius * std::sin(f * kHalfPi);
-#endif
     switch (quarter & 3) {
         case 0:
             z[0] = c, z[1] = s;
@@ -63,12 +58,18 @@ DIFFUPOSE_HOST_DEVICE inline void box_muller(uint32_t word1, uint32_t word2, flo
     }
 }
 
-// The four normals of one block of elements of one hypothesis of one frame.
-DIFFUPOSE_HOST_DEVICE inline void philox_normal_block(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id,
-                                                      uint32_t step, uint32_t block, float* z) {
-    const PhiloxWords words = philox_4x32_10(
+// The random words of one block of four elements of one hypothesis of one frame.
+DIFFUPOSE_HOST_DEVICE inline PhiloxWords philox_block(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id,
+                                                      uint32_t step, uint32_t block) {
+    return philox_4x32_10(
         {static_cast<uint32_t>(frame_id), static_cast<uint32_t>(frame_id >> 32), hypothesis_id, step << 16 | block},
         key);
+}
+
+// Its four normals.
+inline void philox_normal_block(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, uint32_t block,
+                                float* z) {
+    const PhiloxWords words = philox_block(key, frame_id, hypothesis_id, step, block);
     box_muller(words.w0, words.w1, z);
     box_muller(words.w2, words.w3, z + 2);
 }
