@@ -39,10 +39,9 @@ def case(frames: int, hypotheses: int, device: torch.device) -> Case:
     def calls(backend: str | None, precision: str) -> Sequence[Call]:
         return [partial(lift, backend, precision)]
 
-    ours = [name for name in backends(device) if name != "torch"]
     variants: dict[str, Callable[[], Sequence[Call]]] = {
         f"{backend}-{short}": partial(calls, backend, precision)
-        for backend in ours
+        for backend in backends(device)
         for short, precision in (("bf16", "bfloat16"), ("fp32", "float32"))
     }
     variants["eager-fp32"] = partial(calls, "torch", "float32")
