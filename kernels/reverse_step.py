@@ -11,7 +11,7 @@ from diffupose.kernels import _launch
 from diffupose.kernels.philox import philox_normal_blocks
 from diffupose.kernels.philox_normal import seed_tensor
 
-_BLOCK = 1024  # numbers for one program
+_BLOCK = 1024  # numbers for one program at most
 
 
 @triton.jit
@@ -21,49 +21,40 @@ def _if_used(mask, coefficient):
 
 
 @triton.jit
-def _update(
-    sample_ptr, output_ptr, x0_last_ptr, noise_ptr, scale_ptr, prev_ptr, x0_ptr, drawn, at, element, mask, clip,
-    p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE: tl.constexpr,
+def _draw(
+    seed_ptr, frame_ids_ptr, hypothesis_ids_ptr, step, first, num_frames, num_hypotheses,
+    NUMEL: tl.constexpr, ANTITHETIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Take the step of the numbers ``at``, with noise s scale z that was ``drawn``, or that is given, or None.
+    """Return the noise of the BLOCK numbers from ``first`` on, those of the last few not meant.
 
-    What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter. All that is read is
-    read first, so that the reads overlap.
+    Four numbers of a pose share a counter, and 51 numbers are no multiple of four: noise is drawn in its own order, and
+    then every thread gets what belongs to its numbers.
     """
-    # By masks: a branch waits for what it has asked for before the next one asks.
-    x_t = tl.load(sample_ptr + at, mask=_if_used(mask, tl.abs(p) + tl.abs(c_x)), other=0.0).to(tl.float32)
-    joint = at // 3
-    from_output = at if OUTPUT_STRIDE == 3 else joint * OUTPUT_STRIDE + (at - 3 * joint)
-    out = tl.load(output_ptr + from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
-    if x0_last_ptr is not None:
-        last = tl.load(x0_last_ptr + at, mask=_if_used(mask, c_1), other=0.0).to(tl.float32)
-    if noise_ptr is not None:
-        z = tl.load(noise_ptr + at, mask=_if_used(mask, s), other=0.0).to(tl.float32)
-        if scale_ptr is not None:
-            z = tl.load(scale_ptr + element, mask=_if_used(mask, s), other=0.0).to(tl.float32) * z
-    x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
-    if p != 0.0:
-        x0 = p * x_t
-    x0 += q * out  # 0 times 0 where it was not read
-    if clip is not None:
-        x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
-    if c_x != 0.0:
-        x_prev = c_x * x_t
-    if c_0 != 0.0:
-        x_prev += c_0 * x0
-    if x0_last_ptr is not None:
-        x_prev += c_1 * last
-    elif c_1 != 0.0:
-        x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
-    if drawn is not None:
-        x_prev += drawn
-    elif noise_ptr is not None:
-        x_prev += s * z
-    elif s != 0.0:
-        x_prev = tl.full(at.shape, float("nan"), tl.float32)
-    tl.store(prev_ptr + at, x_prev, mask=mask)
-    if x0_ptr is not None:
-        tl.store(x0_ptr + at, x0, mask=mask)
+    per_pose: tl.constexpr = (NUMEL + 3) // 4
+    first_pose = first // NUMEL
+    into = (first - first_pose * NUMEL).to(tl.int32)  # where in its pose the first number is
+    first_frame = first_pose // num_hypotheses
+    first_hypothesis = (first_pose - first_frame * num_hypotheses).to(tl.int32)
+    index = into // 4 + tl.arange(0, BLOCK // 4)
+    pose = index // per_pose
+    block = index - pose * per_pose
+    row = first_hypothesis + pose
+    next_frame = row // num_hypotheses
+    hypothesis = row - next_frame * num_hypotheses
+    frame = first_frame + next_frame
+    frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
+    hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
+    if ANTITHETIC:
+        # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
+        hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
+        sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
+        hypothesis_ids = hypothesis_ids // 2
+    z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
+    if ANTITHETIC:
+        z = sign[:, None] * z
+    number = (into + tl.arange(0, BLOCK)).to(tl.uint32)  # unsigned numbers are divided by fewer instructions
+    source = number.to(tl.int32) - into // 4 * 4 + (number // NUMEL).to(tl.int32) * (4 * per_pose - NUMEL)
+    return tl.gather(tl.reshape(z, (BLOCK,)), tl.minimum(source, BLOCK - 1), 0)
 
 
 @triton.jit
@@ -88,9 +79,13 @@ def reverse_step_kernel(
     OUTPUT_STRIDE: tl.constexpr,
     ANTITHETIC: tl.constexpr,
     LARGE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PIECE: tl.constexpr,  # numbers of a program
+    BLOCK: tl.constexpr,  # a power of two
 ):
-    """x0 = clip(p x_t + q out);  x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s scale z   (one row of the table)."""
+    """x0 = clip(p x_t + q out);  x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s scale z   (one row of the table).
+
+    What a coefficient of 0 stands before is neither read nor added: a NaN in it does not matter.
+    """
     step = tl.load(step_ptr)
     row = table_ptr + 6 * step
     p, q, c_x = tl.load(row), tl.load(row + 1), tl.load(row + 2)
@@ -99,40 +94,60 @@ def reverse_step_kernel(
     program = tl.program_id(0)
     if LARGE:
         program = program.to(tl.int64)
-    if scale_ptr is not None:
-        scale_ptr += step * numel
-    # A real branch: drawing costs more than the rest together.
-    if (seed_ptr is not None) and (s != 0.0):
-        # Four numbers share a counter: the tile is one of counters, [BLOCK / 4, 4].
-        per_pose: tl.constexpr = (numel + 3) // 4
-        index = program * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-        pose, block = index // per_pose, index % per_pose
-        frame, hypothesis = pose // num_hypotheses, pose % num_hypotheses
-        element = 4 * block[:, None] + tl.arange(0, 4)[None, :]
-        mask = (frame < num_frames)[:, None] & (element < numel)
-        frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
-        hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
-        if ANTITHETIC:
-            # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
-            hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
-            sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
-            hypothesis_ids = hypothesis_ids // 2
-        z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
-        if ANTITHETIC:
-            z = sign[:, None] * z
+    first = program * PIECE
+    number = tl.arange(0, BLOCK)
+    at = first + number
+    mask = (number < PIECE) & (at < total)
+    # All that is read is read first, so that the reads overlap, and by masks: a branch waits for what it has asked for
+    # before the next one asks.
+    x_t = tl.load(sample_ptr + at, mask=_if_used(mask, tl.abs(p) + tl.abs(c_x)), other=0.0).to(tl.float32)
+    joint = at // 3
+    from_output = at if OUTPUT_STRIDE == 3 else joint * OUTPUT_STRIDE + (at - 3 * joint)
+    out = tl.load(output_ptr + from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
+    if x0_last_ptr is not None:
+        last = tl.load(x0_last_ptr + at, mask=_if_used(mask, c_1), other=0.0).to(tl.float32)
+    if (noise_ptr is not None) or (seed_ptr is not None):
+        if noise_ptr is not None:
+            z = tl.load(noise_ptr + at, mask=_if_used(mask, s), other=0.0).to(tl.float32)
+        else:
+            z = tl.zeros(at.shape, tl.float32)
+            # A real branch: drawing costs more than the rest together.
+            if s != 0.0:
+                z = _draw(
+                    seed_ptr, frame_ids_ptr, hypothesis_ids_ptr, step, first, num_frames, num_hypotheses,
+                    numel, ANTITHETIC, BLOCK,
+                )  # fmt: skip
         if scale_ptr is not None:
-            z = tl.load(scale_ptr + element, mask=mask, other=0.0).to(tl.float32) * z
-        _update(
-            sample_ptr, output_ptr, x0_last_ptr, None, None, prev_ptr, x0_ptr, s * z, pose[:, None] * numel + element,
-            element, mask, clip, p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE,
-        )  # fmt: skip
-    else:
-        # All numbers in their order, several in one access. Some programs find none left.
-        at = program * BLOCK + tl.arange(0, BLOCK)
-        _update(
-            sample_ptr, output_ptr, x0_last_ptr, noise_ptr, scale_ptr, prev_ptr, x0_ptr, None, at, at % numel,
-            at < total, clip, p, q, c_x, c_0, c_1, s, OUTPUT_STRIDE,
-        )  # fmt: skip
+            scale = tl.load(scale_ptr + step * numel + at % numel, mask=_if_used(mask, s), other=0.0)
+            z = scale.to(tl.float32) * z
+    x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    if p != 0.0:
+        x0 = p * x_t
+    x0 += q * out  # 0 times 0 where it was not read
+    if clip is not None:
+        x0 = tl.where(x0 > clip, clip, tl.where(x0 < -clip, -clip, x0))  # NaN stays NaN
+    if c_x != 0.0:
+        x_prev = c_x * x_t
+    if c_0 != 0.0:
+        x_prev += c_0 * x0
+    if x0_last_ptr is not None:
+        x_prev += c_1 * last
+    elif c_1 != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)  # nobody could know before that this row needs it
+    if (noise_ptr is not None) or (seed_ptr is not None):
+        x_prev += s * z
+    elif s != 0.0:
+        x_prev = tl.full(at.shape, float("nan"), tl.float32)
+    tl.store(prev_ptr + at, x_prev, mask=mask)
+    if x0_ptr is not None:
+        tl.store(x0_ptr + at, x0, mask=mask)
+
+
+def _piece(numel: int) -> int:
+    """Return how many numbers a program takes whose noise has at most _BLOCK / 4 counters, wherever they begin."""
+    per_pose = (numel + 3) // 4
+    # Where it begins and where it ends a piece shares counters with others: at most 2.25 of them.
+    return (_BLOCK // 4 - 3) * numel // per_pose // 16 * 16  # begins at a multiple of 16 bytes
 
 
 def reverse_step(
@@ -182,20 +197,19 @@ def reverse_step(
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
         out = torch.empty_like(sample, dtype=dtype), torch.empty_like(sample, dtype=dtype)
     seed_on_device, frame_ids, hypothesis_ids = None, None, None
-    per_program = _BLOCK
-    blocks = frames * hypotheses * 3 * joints
+    piece = _BLOCK
     if ids is not None and noise is None:
         seed_on_device = seed_tensor(seed, sample.device)
         frame_ids, hypothesis_ids = (tensor.contiguous() for tensor in ids)
-        per_program, blocks = _BLOCK // 4, frames * hypotheses * ((3 * joints + 3) // 4)
-    programs = triton.cdiv(blocks, per_program)
+        piece = _piece(3 * joints)
+    programs = triton.cdiv(sample.numel(), piece)
     _launch.launch(
         reverse_step_kernel,
         (programs,),
         sample, flat, table, step, x0_last, noise, noise_scale, seed_on_device, frame_ids, hypothesis_ids, *out,
         clip_sample_range, sample.numel(), frames, hypotheses,
         NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0), ANTITHETIC=antithetic,
-        LARGE=_launch.is_large(sample, flat) or programs * _BLOCK >= 2**31, BLOCK=_BLOCK, num_warps=4,
+        LARGE=_launch.is_large(sample, flat), PIECE=piece, BLOCK=_BLOCK, num_warps=4,
         # The operations of the other backends, each rounded by itself.
         enable_fp_fusion=False,
     )  # fmt: skip

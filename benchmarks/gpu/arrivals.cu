@@ -12,11 +12,17 @@ namespace {
 constexpr int kThreads = 256, kGroup = 128, kSteps = 8;
 
 // How two groups pass a turn to each other: not at all, or by barriers whose numbers are in registers, as in the
-// engine's persistent kernel for Hopper, or are written into the instructions.
-enum class Turns { none, registers, constants };
+// engine's persistent kernel for Hopper, or are written into the instructions; each of them in every step, or, as there,
+// one in a step.
+enum class Turns { none, registers, constants, alternate };
 
 template <Turns kTurns>
-__device__ void take_turn(int group) {
+__device__ void take_turn(int group, int step) {
+    if constexpr (kTurns == Turns::alternate) {
+        if (group != step % 2) return;
+        asm volatile("bar.sync %0, %1;\n" ::"r"(1 + group), "n"(kThreads) : "memory");
+        asm volatile("bar.arrive %0, %1;\n" ::"r"(2 - group), "n"(kThreads) : "memory");
+    }
     if constexpr (kTurns == Turns::registers) {
         asm volatile("bar.sync %0, %1;\n" ::"r"(1 + group), "n"(kThreads) : "memory");
         asm volatile("bar.arrive %0, %1;\n" ::"r"(2 - group), "n"(kThreads) : "memory");
@@ -37,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) exchange_kernel(int* out) {
     int sum = 0;
     if (kTurns != Turns::none && group == 1) asm volatile("bar.arrive 1, %0;\n" ::"n"(kThreads) : "memory");
     for (int step = 0; step < kSteps; ++step) {
-        take_turn<kTurns>(group);
+        take_turn<kTurns>(group, step);
         __syncthreads();
         memory[thread] = step * thread;
         __syncthreads();
@@ -67,6 +73,7 @@ int main(int count, char** arguments) {
     if (std::strcmp(name, "none") == 0) return run<Turns::none>();
     if (std::strcmp(name, "registers") == 0) return run<Turns::registers>();
     if (std::strcmp(name, "constants") == 0) return run<Turns::constants>();
-    std::printf("arrivals none|registers|constants\n");
+    if (std::strcmp(name, "alternate") == 0) return run<Turns::alternate>();
+    std::printf("arrivals none|registers|constants|alternate\n");
     return 2;
 }

@@ -27,6 +27,7 @@ class Case:
         kernel: Part of the name of the kernels whose own time is asked for, and the fewest bytes that those move.
         seconds: How long a variant may be timed.
         least: The fewest times that are taken.
+        in_graph: Whether the GPU's time is asked for, by a CUDA graph, and not what the host takes to launch as well.
         other_noise: Beginnings of variants that draw noise of their own: of their results only the last, which has none
             in it, is compared.
     """
@@ -39,6 +40,7 @@ class Case:
     kernel: tuple[str, int] | None = None
     seconds: float = 1.0
     least: int = 5
+    in_graph: bool = False
     other_noise: tuple[str, ...] = ()
     _truth: list[Tensor] | None = None
 

@@ -49,6 +49,25 @@ def milliseconds(
     return {"milliseconds": median, "quartile_1": low, "quartile_3": high, "times": rounds, "calls_a_time": batch}
 
 
+def captured(calls: Sequence[Call]) -> Call | None:
+    """Return the replay of a CUDA graph of all calls: kernels one after the other, whatever the host takes for each.
+
+    None where they cannot be captured, as what copies from the host.
+    """
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
 def _time(calls: Sequence[Call], device: torch.device) -> float:
     """Return how many milliseconds some calls take together."""
     if device.type != "cuda":

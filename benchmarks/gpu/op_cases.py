@@ -85,6 +85,7 @@ def graph_conv(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         truth,
         flops=4 * poses * joints * c_in * c_out,
         kernel=("graph_conv", 3 * poses * joints * c_out * dtype.itemsize),
+        in_graph=True,
     )
 
 
@@ -157,6 +158,7 @@ def reverse_step(shape: tuple[int, ...], dtype: torch.dtype, drawn: bool, device
         # x_t, the three channels of the output that are read, x0_last; x_prev and x0. Of wider outputs whole sectors of
         # 32 bytes are read, which is all of them.
         bytes=dtype.itemsize * poses * (3 + shape[3] + 3 + 3 + 3),
+        in_graph=True,
         other_noise=("eager", "compile") if drawn else (),
     )
 
@@ -189,6 +191,7 @@ def hypothesis_statistics(shape: tuple[int, ...], view: bool, device: torch.devi
         truth,
         # Hypotheses, mean and covariance; keypoints, confidence and intrinsics, weights and the weighted mean.
         bytes=4 * frames * (hypotheses * joints * 3 + joints * 12 + view * (joints * 6 + 9 + hypotheses)),
+        in_graph=True,
     )
 
 
@@ -207,6 +210,7 @@ def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
         {name: partial(called, f, inputs) for name, f in named.items()},
         truth,
         bytes=4 * shape[0] * shape[1] * shape[2],
+        in_graph=True,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lift_cases
@@ -17,7 +17,7 @@ import rates
 import sample_cases
 import torch
 from case import Case
-from measure import Call, kernel_microseconds, milliseconds
+from measure import Call, captured, kernel_microseconds, milliseconds
 from record import Record, arguments_of, run_stage
 
 from diffupose.errors import BackendUnavailableError
@@ -62,7 +62,7 @@ def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, f
         row: dict[str, Any] = {"error": case.error(variant, calls[0]()), "limit": case.limit(variant)}
         if not row["error"] <= row["limit"]:  # NaN is not
             return row | {"ok": False}
-        row |= milliseconds(calls, device, seconds=case.seconds if on_gpu else 0.05, least=case.least if on_gpu else 2)
+        row |= times_of(case, calls, device) if on_gpu else milliseconds(calls, device, seconds=0.05, least=2)
         if case.kernel and on_gpu:
             row |= kernels(calls[0], case.kernel, measured["copy"])
     except BackendUnavailableError as reason:
@@ -75,6 +75,16 @@ def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, f
     if case.flops:
         row |= {"flops": case.flops, "of": precision, "of_product_rate": case.flops / measured[precision] / seconds}
     return row
+
+
+def times_of(case: Case, calls: Sequence[Call], device: torch.device) -> dict[str, Any]:
+    """Return the times of one call on a GPU."""
+    replay = captured(calls) if case.in_graph else None
+    if replay is None:
+        return milliseconds(calls, device, seconds=case.seconds, least=case.least)
+    times = milliseconds([replay], device, seconds=case.seconds, least=case.least)
+    each = {key: value / len(calls) for key, value in times.items() if isinstance(value, float)}
+    return times | each | {"in_graph": True}
 
 
 def kernels(call: Call, kernel: tuple[str, int], copy_rate: float) -> dict[str, Any]:

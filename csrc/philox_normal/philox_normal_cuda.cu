@@ -6,22 +6,26 @@
 namespace diffupose {
 namespace {
 
-// One thread for each counter, that is for four elements.
+// One thread for each counter, that is for four elements. Index counts them: 64 bits are divided by many instructions.
+template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     philox_normal_kernel(PhiloxKey key, const int64_t* __restrict__ frame_ids,
                          const int64_t* __restrict__ hypothesis_ids, uint32_t step, float* __restrict__ out,
                          PhiloxNormalSizes sizes) {
-    const int64_t blocks = (sizes.num_elements + 3) / 4;
-    const int64_t total = sizes.num_frames * sizes.num_hypotheses * blocks;
+    const int64_t per_row = (sizes.num_elements + 3) / 4;
+    const int64_t total = sizes.num_frames * sizes.num_hypotheses * per_row;
+    const auto blocks = static_cast<Index>(per_row), hypotheses = static_cast<Index>(sizes.num_hypotheses);
     for (int64_t i = first_index(); i < total; i += index_stride()) {
-        const int64_t row = i / blocks, block = i % blocks;
+        const Index row = static_cast<Index>(i) / blocks, block = static_cast<Index>(i) - row * blocks;
+        const Index frame = row / hypotheses;
         float z[4];
-        philox_normal_block_cuda(key, static_cast<uint64_t>(frame_ids[row / sizes.num_hypotheses]),
-                                 static_cast<uint32_t>(hypothesis_ids[row % sizes.num_hypotheses]), step,
+        philox_normal_block_cuda(key, static_cast<uint64_t>(frame_ids[frame]),
+                                 static_cast<uint32_t>(hypothesis_ids[row - frame * hypotheses]), step,
                                  static_cast<uint32_t>(block), z);
-        float* to = out + row * sizes.num_elements + 4 * block;
+        const int64_t element = int64_t{4} * block;
+        float* to = out + static_cast<int64_t>(row) * sizes.num_elements + element;
         for (int k = 0; k < 4; ++k) {
-            if (4 * block + k < sizes.num_elements) to[k] = z[k];
+            if (element + k < sizes.num_elements) to[k] = z[k];
         }
     }
 }
@@ -33,8 +37,8 @@ void launch_philox_normal_cuda(uint64_t seed, const int64_t* frame_ids, const in
     const int64_t total = sizes.num_frames * sizes.num_hypotheses * ((sizes.num_elements + 3) / 4);
     if (total == 0) return;
     const PhiloxKey key = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-    DIFFUPOSE_LAUNCH(philox_normal_kernel, grid_for(total), kThreads, 0, stream, key, frame_ids, hypothesis_ids, step,
-                     out, sizes);
+    const auto kernel = total < int64_t{1} << 32 ? philox_normal_kernel<uint32_t> : philox_normal_kernel<uint64_t>;
+    DIFFUPOSE_LAUNCH(kernel, grid_for(total), kThreads, 0, stream, key, frame_ids, hypothesis_ids, step, out, sizes);
     check_launch("philox_normal");
 }
 

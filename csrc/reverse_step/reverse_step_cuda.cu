@@ -24,7 +24,8 @@ struct Piece {
     int count;
 };
 
-// z of all elements of a piece, as philox_normal draws it.
+// z of all elements of a piece, as philox_normal draws it. Counters at its ends have elements outside of it: there is
+// room for three on either side.
 __device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const ReverseStepSizes& sizes, int64_t step,
                                      Piece piece, float* drawn) {
     const PhiloxKey key = {static_cast<uint32_t>(tensors.seed), static_cast<uint32_t>(tensors.seed >> 32)};
@@ -48,9 +49,9 @@ __device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const Re
         philox_normal_block_cuda(key, static_cast<uint64_t>(tensors.frame_ids[first_frame + frame]),
                                  static_cast<uint32_t>(tensors.hypothesis_ids[hypothesis - frame * hypotheses]),
                                  static_cast<uint32_t>(step), block, z);
-        const int to = static_cast<int>(pose * numel + 4 * block) - static_cast<int>(into);
+        float* to = drawn + (static_cast<int>(pose * numel + 4 * block) - static_cast<int>(into));
         for (int k = 0; k < 4; ++k) {
-            if (4 * block + k < numel && to + k >= 0 && to + k < piece.count) drawn[to + k] = z[k];
+            if (4 * block + k < numel) to[k] = z[k];
         }
     }
 }
@@ -105,7 +106,8 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
 template <int kCount, typename T, typename Output>
 __global__ void __launch_bounds__(kThreads, 4)
     reverse_step_kernel(StepChoice choice, float clip, ReverseStepTensors tensors, ReverseStepSizes sizes) {
-    __shared__ __align__(16) float drawn[kPiece<kCount>];
+    __shared__ __align__(16) float memory[4 + kPiece<kCount> + 4];
+    float* drawn = memory + 4;
     const int64_t numel = 3 * sizes.num_frames * sizes.num_hypotheses * sizes.num_joints;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kPiece<kCount>;
     const int count = static_cast<int>(numel - first < kPiece<kCount> ? numel - first : kPiece<kCount>);

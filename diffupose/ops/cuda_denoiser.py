@@ -21,15 +21,21 @@ from diffupose.ops.layer_program import LayerProgram, check_buffers
 from diffupose.schedule import StepTable
 
 Mode = Literal["layers", "persistent", "cluster"]
-"""``"layers"``: a kernel for each layer, captured in a CUDA graph, many blocks to a layer: for few hypotheses.
+"""``"layers"``: a kernel for each layer, captured in a CUDA graph, many blocks to a layer.
 ``"persistent"``: one kernel, a block takes eight hypotheses through all layers and steps: for many.
 ``"cluster"``: one kernel, eight blocks that write into each other's shared memory take one hypothesis through all
-layers and steps: for few, on GPUs that have clusters. Not measured yet, so it is taken only where it is asked for."""
+layers and steps: for few, on GPUs that have clusters."""
+
+# The crossovers below were measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper` at width 384, ten steps); the
+# times stand in `benchmarks/results/h200/`.
 
 PERSISTENT_FROM = 384
-"""Hypotheses from which the persistent kernel is taken. Measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper`
-at width 384, ten steps, `benchmarks/results/h200/`): by layers 2.3 ms at 256 hypotheses and 152 ms at 16,384, which is
-4.7 ms for each 512; persistent 3.2 ms at any number up to the first 1,056, which one block each takes."""
+"""Hypotheses from which the persistent kernel is taken: by layers 2.35 ms at 256 hypotheses and 4.25 ms at 512;
+persistent 3.2 ms at any number up to 1,056, which are eight to each multiprocessor."""
+
+CLUSTER_ROUNDS = 1
+"""Rounds of clusters that are taken, each of as many hypotheses as there are clusters at the same time: 10 hypotheses
+take 0.43 ms, by layers 0.69 ms; 16, which are two rounds, 0.84 ms, and 0.68 ms by layers."""
 
 _MOST_KEPT = 8  # graphs, and tables of steps, of those used last
 _MOST_CAPTURED = 1024
@@ -45,7 +51,7 @@ class CudaDenoiser(PackedDenoiser):
         precision: ``"float32"``, or ``"bfloat16"`` for the products, by tensor cores, and the activations; sums, and
             everything around the layers, are float32.
         device: The GPU.
-        mode: How samples are drawn; None chooses by their number, see ``PERSISTENT_FROM``.
+        mode: How samples are drawn; None chooses by their number, see ``PERSISTENT_FROM`` and ``CLUSTER_ROUNDS``.
 
     Raises:
         BackendUnavailableError: If there is no CUDA extension or no GPU.
@@ -83,9 +89,10 @@ class CudaDenoiser(PackedDenoiser):
         if hopper:  # whose kernel wants everything laid out in another way
             self._persistent_engine = _Engine(program, bfloat16, "wgmma", self.device, extension)
         self._cluster_engine: _Engine | None = None
-        self._num_clusters = 0
-        if mode == "cluster":
-            self._pack_for_clusters(extension)
+        self._num_clusters = 0  # that run at the same time
+        why_not_cluster = self._pack_for_clusters(extension) if bfloat16 else "it takes bfloat16 only"
+        if mode == "cluster" and why_not_cluster is not None:
+            raise ValueError(f"mode cannot be cluster here: {why_not_cluster}")
         tile_bytes = self._persistent_engine.packed.tile_bytes
         self._why_not_persistent = (
             "it takes bfloat16 only"
@@ -105,17 +112,18 @@ class CudaDenoiser(PackedDenoiser):
         self._wait_for_copies()
         self._by_mode: dict[Mode, CudaDenoiser] = {}
 
-    def _pack_for_clusters(self, extension: ModuleType) -> None:
-        if self.precision != "bfloat16":
-            raise ValueError("mode cannot be cluster here: it takes bfloat16 only")
-        self._cluster_engine = engine = _Engine(self.program, True, "cluster", self.device, extension)
-        needed = extension.cluster_bytes(engine.packed.tile_bytes, engine.packed.num_layers)
-        with on_device(engine.records):
+    def _pack_for_clusters(self, extension: ModuleType) -> str | None:
+        """Get ready for clusters, or return why they cannot be used."""
+        with on_device(self._engine.records):
+            if extension.clusters_available(self.program.num_joints, 0) == 0:
+                return "the GPU has no clusters of blocks"
+            engine = _Engine(self.program, True, "cluster", self.device, extension)
+            needed = extension.cluster_bytes(engine.packed.tile_bytes, engine.packed.num_layers)
             self._num_clusters = extension.clusters_available(self.program.num_joints, needed)
         if self._num_clusters == 0:
-            raise ValueError(
-                f"mode cannot be cluster here: the GPU has no clusters of blocks with {needed} bytes of shared memory"
-            )
+            return f"the GPU has no clusters of blocks with {needed} bytes of shared memory"
+        self._cluster_engine = engine
+        return None
 
     @property
     def name(self) -> str:
@@ -153,7 +161,9 @@ class CudaDenoiser(PackedDenoiser):
     def _mode_for(self, count: int) -> Mode:
         if self.mode is not None:
             return self.mode
-        return "persistent" if self._why_not_persistent is None and count >= PERSISTENT_FROM else "layers"
+        if self._why_not_persistent is None and count >= PERSISTENT_FROM:
+            return "persistent"
+        return "cluster" if count <= CLUSTER_ROUNDS * self._num_clusters else "layers"
 
     def _engine_for(self, mode: Mode) -> tuple[_Engine, int]:
         """Return what runs in a mode, and on how many blocks or clusters; 0 for layers."""
