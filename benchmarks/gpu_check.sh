@@ -51,11 +51,12 @@ done
 # What is kept for a stage, in seconds; with all of them the budget.
 share_of() {
     case $1 in
-        build | parity | benchmarks) echo 130 ;;
-        sanitizer) echo 80 ;;
-        capture) echo 45 ;;
-        accuracy) echo 35 ;;
-        *) echo 20 ;;
+        build) echo 60 ;;
+        parity) echo 130 ;;
+        benchmarks) echo 220 ;;
+        sanitizer) echo 110 ;;
+        capture | accuracy) echo 20 ;;
+        *) echo 10 ;;
     esac
 }
 

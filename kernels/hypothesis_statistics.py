@@ -10,12 +10,12 @@ from diffupose.kernels import _launch
 from diffupose.kernels.hypothesis_moments import moments_kernel
 from diffupose.kernels.hypothesis_view import hypothesis_statistics_kernel
 
-_WARPS = 4
-_THREADS = 32 * _WARPS
+_WARPS, _VIEW_WARPS = 4, 2
+_THREADS, _VIEW_THREADS = 32 * _WARPS, 32 * _VIEW_WARPS
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once, where there are no more
 _HYPOTHESES = 64  # of a program with a view, of several frames where they are fewer
-_JOINTS_IN_THREAD = 3  # of a hypothesis that is placed: with more of them fewer blocks fit a multiprocessor
-_REGISTERS = 128  # of a thread with a view at most. Left alone the assembler may take fewer, and spills.
+_JOINTS_IN_THREAD = 5  # of a hypothesis that is placed
+_REGISTERS = 112  # of a thread with a view at most: with more of them fewer blocks fit a multiprocessor
 
 
 def hypothesis_statistics(
@@ -52,7 +52,7 @@ def hypothesis_statistics(
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
     kept = hypotheses.new_empty(frames, 8)
     roots = hypotheses.new_empty(frames, count, 4)
-    per_program = max(1, min(_THREADS // joints, _HYPOTHESES // count))
+    per_program = max(1, min(_VIEW_THREADS // joints, _HYPOTHESES // count))
     block = max(32, _launch.next_power_of_2(per_program * joints))
     lanes = _launch.next_power_of_2(triton.cdiv(joints, _JOINTS_IN_THREAD))
     _launch.launch(
@@ -61,9 +61,10 @@ def hypothesis_statistics(
         hypotheses, *view, mean, covariance, weights, weighted_mean, kept, roots, weight, temperature, frames, count,
         COUNT=few, SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, NUM_JOINTS=joints,
         FRAMES=per_program, FRAME_BLOCK=_launch.next_power_of_2(per_program),
-        JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _THREADS // block), FEW=some, AT_ONCE=2,
-        WEIGHTS_H=min(_launch.next_power_of_2(count), 1024), ROWS=max(1, _THREADS // lanes), LANES=lanes,
+        JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _VIEW_THREADS // block), FEW=some,
+        AT_ONCE=2,
+        WEIGHTS_H=min(_launch.next_power_of_2(count), 1024), ROWS=max(1, _VIEW_THREADS // lanes), LANES=lanes,
         SECTORS=min(_launch.next_power_of_2(per_program * count * joints * 3 // 8 + 1), 1024),
-        num_warps=_WARPS, maxnreg=_REGISTERS, enable_fp_fusion=True,
+        num_warps=_VIEW_WARPS, maxnreg=_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

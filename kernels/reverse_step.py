@@ -95,20 +95,24 @@ def reverse_step_kernel(
     if LARGE:
         program = program.to(tl.int64)
     first = program * PIECE
-    number = tl.arange(0, BLOCK)
-    at = first + number
-    mask = (number < PIECE) & (at < total)
+    at = tl.arange(0, BLOCK)  # from there: 32 bits are enough
+    mask = (at < PIECE) & (first + at < total)
     # All that is read is read first, so that the reads overlap, and by masks: a branch waits for what it has asked for
     # before the next one asks.
-    x_t = tl.load(sample_ptr + at, mask=_if_used(mask, tl.abs(p) + tl.abs(c_x)), other=0.0).to(tl.float32)
-    joint = at // 3
-    from_output = at if OUTPUT_STRIDE == 3 else joint * OUTPUT_STRIDE + (at - 3 * joint)
-    out = tl.load(output_ptr + from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
+    x_t = tl.load(sample_ptr + first + at, mask=_if_used(mask, tl.abs(p) + tl.abs(c_x)), other=0.0).to(tl.float32)
+    if OUTPUT_STRIDE == 3:
+        from_output = output_ptr + first + at
+    else:
+        first_joint = first // 3
+        channel = (first - 3 * first_joint).to(tl.int32) + at  # from that joint's first
+        joint = channel // 3
+        from_output = output_ptr + first_joint * OUTPUT_STRIDE + (joint * (OUTPUT_STRIDE - 3) + channel)
+    out = tl.load(from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
     if x0_last_ptr is not None:
-        last = tl.load(x0_last_ptr + at, mask=_if_used(mask, c_1), other=0.0).to(tl.float32)
+        last = tl.load(x0_last_ptr + first + at, mask=_if_used(mask, c_1), other=0.0).to(tl.float32)
     if (noise_ptr is not None) or (seed_ptr is not None):
         if noise_ptr is not None:
-            z = tl.load(noise_ptr + at, mask=_if_used(mask, s), other=0.0).to(tl.float32)
+            z = tl.load(noise_ptr + first + at, mask=_if_used(mask, s), other=0.0).to(tl.float32)
         else:
             z = tl.zeros(at.shape, tl.float32)
             # A real branch: drawing costs more than the rest together.
@@ -118,7 +122,8 @@ def reverse_step_kernel(
                     numel, ANTITHETIC, BLOCK,
                 )  # fmt: skip
         if scale_ptr is not None:
-            scale = tl.load(scale_ptr + step * numel + at % numel, mask=_if_used(mask, s), other=0.0)
+            element = ((first % numel).to(tl.int32) + at) % numel
+            scale = tl.load(scale_ptr + step * numel + element, mask=_if_used(mask, s), other=0.0)
             z = scale.to(tl.float32) * z
     x0, x_prev = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
     if p != 0.0:
@@ -138,9 +143,9 @@ def reverse_step_kernel(
         x_prev += s * z
     elif s != 0.0:
         x_prev = tl.full(at.shape, float("nan"), tl.float32)
-    tl.store(prev_ptr + at, x_prev, mask=mask)
+    tl.store(prev_ptr + first + at, x_prev, mask=mask)
     if x0_ptr is not None:
-        tl.store(x0_ptr + at, x0, mask=mask)
+        tl.store(x0_ptr + first + at, x0, mask=mask)
 
 
 def _piece(numel: int) -> int:

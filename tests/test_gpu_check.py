@@ -258,22 +258,53 @@ def test_verdict_of_the_sanitizer(gpu, text, status, ok):
     assert gpu.sanitizer.verdict(text, status) is ok
 
 
-def test_racecheck_is_judged_by_kernels_without_a_race(gpu, tmp_path, monkeypatch):
-    """With programs in the place of nvcc and of compute-sanitizer: one case has hazards, one does not run."""
+HAZARD = """========= Error: Race reported between Read access at void diffupose::wgmma_kernel<(int)17>(int)+0x10
+=========     and Write access at void diffupose::wgmma_kernel<(int)17>(int)+0x20 [128 hazards]
+9 calls ran
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
+"""
+
+
+@pytest.mark.parametrize(
+    ("persistent", "flagged", "failed", "not_judged"),
+    [
+        (HAZARD, ("barriers",), [], True),
+        (HAZARD, (), [2], False),  # the tool is right of all kernels that have no race: then it is here
+        (HAZARD, ("none", "barriers"), [2], False),
+        (HAZARD.replace("wgmma_kernel<(int)17>(int)+0x20", "other_kernel<1>"), ("barriers",), [2], False),
+        (RACECHECK, ("barriers",), [], False),
+    ],
+)
+def test_racecheck_is_judged_by_kernels_without_a_race(gpu, tmp_path, monkeypatch, persistent, flagged, failed,
+                                                       not_judged):  # fmt: skip
+    """With programs in the place of nvcc and of compute-sanitizer."""
+    (tmp_path / "persistent").write_text(persistent)
+    (tmp_path / "memcheck").write_text(MEMCHECK)
+    (tmp_path / "racecheck").write_text(RACECHECK)
     for name, text in (
         ("nvcc", "exit 0"),
-        ("sanitizer", 'echo "no error, $([ $4 = constants ] && echo 9 || echo 0) wrong"\n'
-         'echo "========= RACECHECK SUMMARY: $([ $4 = none ] && echo 0 || echo 4) hazards displayed"'),
+        ("compute-sanitizer", f"""for last; do :; done
+        if [ "$#" = 4 ]; then
+            echo "no error, 0 wrong"
+            case " {" ".join(flagged)} " in *" $last "*) n=4;; *) n=0;; esac
+            echo "========= RACECHECK SUMMARY: $n hazards displayed"
+        elif [ "$last" = persistent ]; then
+            cat {tmp_path}/persistent
+            grep -q ' 0 hazards' {tmp_path}/persistent || exit 9
+        else cat {tmp_path}/$2; fi"""),
     ):  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setattr(gpu.sanitizer, "COMPILERS", (str(tmp_path / "nvcc"),))
+    monkeypatch.setattr(gpu.sanitizer, "CANDIDATES", (str(tmp_path / "compute-sanitizer"),))
     record = gpu.record.Record(tmp_path, "sanitizer")
-    gpu.sanitizer.judge_racecheck(record, str(tmp_path / "sanitizer"))
-    rows = record.content["rows"]
-    assert [(row["name"].split()[-1], row["ok"], row["summary"].split()[2]) for row in rows] == [
-        ("none", True, "0"), ("registers", True, "4"), ("constants", False, "4"),
-    ]  # fmt: skip
+    gpu.sanitizer.body(record, SimpleNamespace(device="cuda", seconds=30.0, tool_seconds=None))
+    controls, rows = record.content["rows"][:3], record.content["rows"][3:]
+    assert [row["name"].split()[-1] for row in controls] == list(gpu.sanitizer.CASES)
+    assert [row["name"] for row in rows] == list(gpu.sanitizer.RUNS)
+    assert [index for index, row in enumerate(rows) if row.get("ok") is False] == failed
+    assert ("not_judged" in rows[2]) == not_judged
+    assert not [row for row in controls if not row["ok"]]
 
 
 def test_networks_that_are_timed_show_errors(gpu):

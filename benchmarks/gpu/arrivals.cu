@@ -1,9 +1,10 @@
-// What racecheck says of kernels without a race, by whether their threads also arrive at barriers without waiting:
+// What racecheck says of kernels without a race, by how two groups of their threads pass turns to each other:
 //
 //   nvcc -arch=native arrivals.cu -o arrivals && compute-sanitizer --tool racecheck ./arrivals CASE
 //
-// In all of them a __syncthreads() lies between each store to shared memory and the loads of other threads. Hazards in
-// `registers` or `constants` only are the tool's own: it loses count of who has met at barrier 0.
+// In all of them a __syncthreads() lies between each store to shared memory and the loads of other threads. `barriers`
+// are those of the engine's persistent kernel for Hopper, which one group arrives at and the other waits at: hazards
+// there are the tool's own. With `mbarriers`, and with `none`, it has none.
 #include <cstdio>
 #include <cstring>
 
@@ -11,56 +12,82 @@ namespace {
 
 constexpr int kThreads = 256, kGroup = 128, kSteps = 8;
 
-// How two groups pass a turn to each other: not at all, or by barriers whose numbers are in registers, as in the
-// engine's persistent kernel for Hopper, or are written into the instructions; each of them in every step, or, as there,
-// one in a step.
-enum class Turns { none, registers, constants, alternate };
+enum class Turns { none, barriers, mbarriers };
 
-template <Turns kTurns>
-__device__ void take_turn(int group, int step) {
-    if constexpr (kTurns == Turns::alternate) {
-        if (group != step % 2) return;
-        asm volatile("bar.sync %0, %1;\n" ::"r"(1 + group), "n"(kThreads) : "memory");
-        asm volatile("bar.arrive %0, %1;\n" ::"r"(2 - group), "n"(kThreads) : "memory");
+// How many turns there are in each step.
+struct Pattern {
+    int turns[kSteps];
+};
+
+// Turn `turn` is the group's turn % 2. Barriers are used in turn, kBarriers of them; an mbarrier's phases alternate.
+template <Turns kTurns, int kBarriers>
+__device__ void wait_for(unsigned turn, unsigned mbarriers) {
+    if constexpr (kTurns == Turns::barriers) {
+        asm volatile("bar.sync %0, %1;\n" ::"r"(1 + turn % kBarriers), "n"(kThreads) : "memory");
     }
-    if constexpr (kTurns == Turns::registers) {
-        asm volatile("bar.sync %0, %1;\n" ::"r"(1 + group), "n"(kThreads) : "memory");
-        asm volatile("bar.arrive %0, %1;\n" ::"r"(2 - group), "n"(kThreads) : "memory");
-    }
-    if constexpr (kTurns == Turns::constants) {
-        if (group == 0) {
-            asm volatile("bar.sync 1, %0;\nbar.arrive 2, %0;\n" ::"n"(kThreads) : "memory");
-        } else {
-            asm volatile("bar.sync 2, %0;\nbar.arrive 1, %0;\n" ::"n"(kThreads) : "memory");
-        }
+    if constexpr (kTurns == Turns::mbarriers) {
+        asm volatile(
+            "{\n.reg .pred done;\nagain%=:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra "
+            "again%=;\n}\n" ::"r"(mbarriers + 8 * (turn % 2)),
+            "r"(turn / 2 % 2)
+            : "memory");
     }
 }
 
-template <Turns kTurns>
-__global__ void __launch_bounds__(kThreads) exchange_kernel(int* out) {
+template <Turns kTurns, int kBarriers>
+__device__ void arrive_at(unsigned turn, unsigned mbarriers) {
+    if constexpr (kTurns == Turns::barriers) {
+        asm volatile("bar.arrive %0, %1;\n" ::"r"(1 + turn % kBarriers), "n"(kThreads) : "memory");
+    }
+    if constexpr (kTurns == Turns::mbarriers) {
+        asm volatile(
+            "{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(mbarriers + 8 * (turn % 2))
+            : "memory");
+    }
+}
+
+template <Turns kTurns, int kBarriers>
+__global__ void __launch_bounds__(kThreads) exchange_kernel(int* out, Pattern pattern) {
     __shared__ int memory[kThreads];
-    const int thread = static_cast<int>(threadIdx.x), group = thread / kGroup;
+    __shared__ alignas(8) unsigned long long phases[2];
+    const int thread = static_cast<int>(threadIdx.x);
+    const unsigned group = threadIdx.x / kGroup, mbarriers = static_cast<unsigned>(__cvta_generic_to_shared(phases));
+    if (thread < 2) asm volatile("mbarrier.init.shared.b64 [%0], 128;\n" ::"r"(mbarriers + 8 * threadIdx.x) : "memory");
+    __syncthreads();
     int sum = 0;
-    if (kTurns != Turns::none && group == 1) asm volatile("bar.arrive 1, %0;\n" ::"n"(kThreads) : "memory");
+    unsigned before = 0;
+    if (group == 1) arrive_at<kTurns, kBarriers>(0, mbarriers);
     for (int step = 0; step < kSteps; ++step) {
-        take_turn<kTurns>(group, step);
-        __syncthreads();
+        const auto turns = static_cast<unsigned>(pattern.turns[step]);
+        for (unsigned turn = (before + group) % 2; turn < turns; turn += 2) {
+            wait_for<kTurns, kBarriers>(before + turn, mbarriers);
+            arrive_at<kTurns, kBarriers>(before + turn + 1, mbarriers);
+        }
+        before += turns;
         memory[thread] = step * thread;
         __syncthreads();
         sum += memory[kThreads - 1 - thread];
+        __syncthreads();
     }
-    if (kTurns != Turns::none && group == 0) asm volatile("bar.sync 1, %0;\n" ::"n"(kThreads) : "memory");
+    if (before % 2 == group) wait_for<kTurns, kBarriers>(before, mbarriers);  // the turn that nobody took
     out[thread] = sum;
 }
 
-template <Turns kTurns>
+constexpr Pattern kPatterns[] = {
+    {1, 1, 1, 1, 1, 1, 1, 1}, {2, 2, 2, 2, 2, 2, 2, 2}, {1, 2, 1, 2, 1, 2, 1, 2},
+    {1, 3, 1, 2, 1, 5, 1, 1}, {3, 3, 3, 3, 3, 3, 3, 3},
+};
+
+template <Turns kTurns, int kBarriers>
 int run() {
-    int *out = nullptr, values[kThreads];
+    int *out = nullptr, values[kThreads], wrong = 0;
     cudaMalloc(&out, sizeof(values));
-    exchange_kernel<kTurns><<<1, kThreads>>>(out);
-    const cudaError_t error = cudaMemcpy(values, out, sizeof(values), cudaMemcpyDeviceToHost);
-    int wrong = 0;
-    for (int i = 0; i < kThreads; ++i) wrong += values[i] != (kThreads - 1 - i) * (kSteps * (kSteps - 1) / 2);
+    for (const Pattern& pattern : kPatterns) {
+        exchange_kernel<kTurns, kBarriers><<<1, kThreads>>>(out, pattern);
+        cudaMemcpy(values, out, sizeof(values), cudaMemcpyDeviceToHost);
+        for (int i = 0; i < kThreads; ++i) wrong += values[i] != (kThreads - 1 - i) * (kSteps * (kSteps - 1) / 2);
+    }
+    const cudaError_t error = cudaGetLastError();
     std::printf("%s, %d wrong\n", cudaGetErrorString(error), wrong);
     cudaFree(out);
     return error != cudaSuccess || wrong != 0;
@@ -70,10 +97,11 @@ int run() {
 
 int main(int count, char** arguments) {
     const char* name = count == 2 ? arguments[1] : "";
-    if (std::strcmp(name, "none") == 0) return run<Turns::none>();
-    if (std::strcmp(name, "registers") == 0) return run<Turns::registers>();
-    if (std::strcmp(name, "constants") == 0) return run<Turns::constants>();
-    if (std::strcmp(name, "alternate") == 0) return run<Turns::alternate>();
-    std::printf("arrivals none|registers|constants|alternate\n");
+    if (std::strcmp(name, "none") == 0) return run<Turns::none, 1>();
+    if (std::strcmp(name, "barriers") == 0) {
+        return run<Turns::barriers, 2>() | run<Turns::barriers, 4>() | run<Turns::barriers, 8>();
+    }
+    if (std::strcmp(name, "mbarriers") == 0) return run<Turns::mbarriers, 1>();
+    std::printf("arrivals none|barriers|mbarriers\n");
     return 2;
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -102,11 +103,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", action="append")
+    parser.add_argument("--select", default="", metavar="REGEX", help="only those in whose names it is found")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     count = 0
     for backend in arguments.backend or backends(device):
         for name, make in calls(device, backend).items():
+            if not re.search(arguments.select, name):
+                continue
             try:
                 result = flatten(make()())
             except BackendUnavailableError as error:

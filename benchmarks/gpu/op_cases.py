@@ -42,15 +42,15 @@ def size_of(values: Any) -> int:
 Inputs = Callable[[], list[Sequence[Any]]]
 
 
-def inputs_of(make: Callable[[], Sequence[Any]], device: torch.device) -> Inputs:
-    """Return what makes, once for all variants, as many sets of inputs as the caches cannot hold."""
+def inputs_of(make: Callable[[], Sequence[Any]], device: torch.device, out_bytes: int = 0) -> Inputs:
+    """Return what makes, once for all variants, as many sets of inputs, or results, as the caches cannot hold."""
 
     @cache
     def sets() -> list[Sequence[Any]]:
         torch.manual_seed(0)
         with device:  # random numbers are made there, not copied
             first = make()
-            return [first, *(make() for _ in range(copies_needed(size_of(first), device) - 1))]
+            return [first, *(make() for _ in range(copies_needed(size_of(first) + out_bytes, device) - 1))]
 
     return sets
 
@@ -198,7 +198,8 @@ def hypothesis_statistics(shape: tuple[int, ...], view: bool, device: torch.devi
 def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
     """Return noise alone."""
 
-    inputs = inputs_of(partial(make_inputs, "philox_normal", shape, device=device), device)
+    num_bytes = 4 * shape[0] * shape[1] * shape[2]
+    inputs = inputs_of(partial(make_inputs, "philox_normal", shape, device=device), device, num_bytes)
 
     def truth() -> list[Tensor]:
         seed, frames, hypotheses, step, count = inputs()[0]
@@ -209,7 +210,7 @@ def philox_normal(shape: tuple[int, ...], device: torch.device) -> Case:
         f"philox_normal {shape_id(shape)}",
         {name: partial(called, f, inputs) for name, f in named.items()},
         truth,
-        bytes=4 * shape[0] * shape[1] * shape[2],
+        bytes=num_bytes,
         in_graph=True,
     )
 

@@ -47,7 +47,7 @@ def run(record: Record, tests: tuple[str, ...], select: str, least: int, seconds
         report = Path(folder) / "report.xml"
         options = ["-v", "--maxfail=60", f"--junitxml={report}", *chosen]
         if importlib.util.find_spec("xdist") is not None and (os.cpu_count() or 1) >= 8:
-            options += ["-n", "8"]  # compiling Triton's kernels takes most of the time
+            options += ["-n", str(min(os.cpu_count() or 1, 14))]  # compiling Triton's kernels takes most of the time
         with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "pytest", *options, *tests], cwd=ROOT, stdout=file,

@@ -34,7 +34,7 @@ def body(record: Record, arguments: Any) -> None:
     small = device.type != "cuda"  # nothing is learnt there but whether the code runs
     # What matters most comes first; what torch.compile makes, which takes its time, last, but for one pose.
     for compiled in (False,) if arguments.no_compile else (False, True):
-        for case in cases(device, small):
+        for case in cases(device, small, compiled):
             for variant in case.variants:
                 late = variant.startswith("compile") and not ("B=1," in case.name and "paper" in case.name)
                 if late != compiled or (arguments.no_compile and variant.startswith("compile")):
@@ -44,9 +44,12 @@ def body(record: Record, arguments: Any) -> None:
             case.forget()
 
 
-def cases(device: torch.device, small: bool) -> Iterator[Case]:
-    """Return all cases: the paper's network, the ops, whole lifts, the bundled network."""
+def cases(device: torch.device, small: bool, compiled: bool = False) -> Iterator[Case]:
+    """Return all cases: the paper's network, the ops, whole lifts, the bundled network; if compiled, ops first."""
     samples = list(sample_cases.cases(device, small))
+    if compiled:  # the passes of training before all others, of which nothing compiled has been timed before
+        ops = sorted(op_cases.cases(device, small), key=lambda case: "backward" not in case.name)
+        return itertools.chain(ops, samples)
     first = [case for case in samples if "paper" in case.name]
     last = [case for case in samples if "paper" not in case.name]
     crossover = [] if small else sample_cases.crossover(device)

@@ -26,8 +26,8 @@ Mode = Literal["layers", "persistent", "cluster"]
 ``"cluster"``: one kernel, eight blocks that write into each other's shared memory take one hypothesis through all
 layers and steps: for few, on GPUs that have clusters."""
 
-# The crossovers below were measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper` at width 384, ten steps); the
-# times stand in `benchmarks/results/h200/`.
+# The crossovers below were measured on an H200 (PyTorch 2.11, CUDA 13.0, bfloat16, `paper` at width 384, ten steps):
+# `benchmarks/results/h200/`.
 
 PERSISTENT_FROM = 384
 """Hypotheses from which the persistent kernel is taken: by layers 2.35 ms at 256 hypotheses and 4.25 ms at 512;
