@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,10 @@ def body(record: Record, arguments: Any) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation", "--no-index", "-e", "."]
     done = subprocess.run(pip, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout[-4000:] + done.stderr[-4000:])
-    record.add(name="install", ok=done.returncode == 0, output="" if done.returncode == 0 else done.stdout[-4000:])
+    said = re.findall(
+        r".*(?:FAILED|error|warning).*\n(?:.*\n){0,3}", done.stdout + done.stderr
+    )  # the rest are commands
+    record.add(name="install", ok=done.returncode == 0, output="" if done.returncode == 0 else "".join(said)[:8000])
     code = "from diffupose.ops import available_backends; print(available_backends())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     wanted = "cuda" if arguments.device.startswith("cuda") else "cpp"

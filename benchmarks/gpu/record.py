@@ -83,7 +83,7 @@ def arguments_of(description: str | None) -> Any:
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="parity: files and folders")
     parser.add_argument("--select", metavar="TEXT", help="parity: what pytest -k takes")
     parser.add_argument("--tool-seconds", type=float, help="sanitizer: limit of each tool")
-    parser.add_argument("--cases", default="", metavar="TEXT", help="benchmarks: only those with this in their names")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="benchmarks: only where case and variant have it")
     parser.add_argument("--no-compile", action="store_true", help="benchmarks: without torch.compile")
     return parser.parse_args()
 

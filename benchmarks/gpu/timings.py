@@ -7,6 +7,7 @@ operations over the product rate of the precision, both measured by stage ``rate
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def body(record: Record, arguments: Any) -> None:
                 late = variant.startswith("compile") and not ("B=1," in case.name and "paper" in case.name)
                 if late != compiled or (arguments.no_compile and variant.startswith("compile")):
                     continue
-                if arguments.cases in f"{case.name} {variant}":
+                if re.search(arguments.cases, f"{case.name} {variant}"):
                     record.add(case=case.name, variant=variant, **row_of(case, variant, device, measured))
             case.forget()
 

@@ -17,6 +17,7 @@
 // launches each phase by itself.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 

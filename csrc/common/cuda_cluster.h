@@ -6,6 +6,8 @@
 // needed, which a barrier of the cluster takes, at the price of a way to L2 and back.
 #pragma once
 
+#include <cstdint>
+
 #include "common/cuda.h"
 
 #if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
