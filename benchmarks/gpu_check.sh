@@ -71,9 +71,9 @@ script() { # stage
 later=0
 for stage in "${stages[@]}"; do
     later=$((later + $(share_of "$stage")))
+    rm -f "$out/$stage.json"
 done
 for stage in "${stages[@]}"; do
-    rm -f "$out/$stage.json"
     echo "== $stage"
     file=$(script "$stage")
     later=$((later - $(share_of "$stage")))

@@ -106,6 +106,8 @@ def reverse_step_kernel(
         first_joint = first // 3
         channel = (first - 3 * first_joint).to(tl.int32) + at  # from that joint's first
         joint = channel // 3
+        if LARGE:
+            joint = joint.to(tl.int64)
         from_output = output_ptr + first_joint * OUTPUT_STRIDE + (joint * (OUTPUT_STRIDE - 3) + channel)
     out = tl.load(from_output, mask=_if_used(mask, q), other=0.0).to(tl.float32)
     if x0_last_ptr is not None:

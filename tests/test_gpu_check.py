@@ -106,6 +106,24 @@ def test_a_failing_stage_does_not_stop_the_others(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_failed_build_stops_the_others(tmp_path):
+    """With a program in the place of Python that fails to build; what an earlier call left is not reported."""
+    (tmp_path / "python").write_text(
+        f"""#!/bin/sh
+        case $1 in */build.py) exit 1;; esac
+        exec {sys.executable} "$@"
+        """
+    )
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "rates.json").write_text('{"status": "passed", "reason": "of an earlier call"}')
+    command = ["bash", str(ROOT / "benchmarks" / "gpu_check.sh"), "--out", str(tmp_path), "--only", "build,rates"]
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "== rates" not in done.stdout and "earlier" not in done.stdout
+    assert done.stdout.count("not begun") == 2
+
+
 def test_no_time_left(tmp_path):
     done = check(tmp_path, "--only", "rates", "--budget", "0")
     assert done.returncode == 1
@@ -271,7 +289,8 @@ HAZARD = """========= Error: Race reported between Read access at void diffupose
         (HAZARD, ("barriers",), [], True),
         (HAZARD, (), [2], False),  # the tool is right of all kernels that have no race: then it is here
         (HAZARD, ("none", "barriers"), [2], False),
-        (HAZARD.replace("wgmma_kernel<(int)17>(int)+0x20", "other_kernel<1>"), ("barriers",), [2], False),
+        (HAZARD.replace("wgmma_kernel<(int)17>(int)+0x20", "other_kernel(int)"), ("barriers",), [2], False),
+        (HAZARD.replace("9 calls ran", "Traceback"), ("barriers",), [2], False),
         (RACECHECK, ("barriers",), [], False),
     ],
 )
@@ -305,6 +324,16 @@ def test_racecheck_is_judged_by_kernels_without_a_race(gpu, tmp_path, monkeypatc
     assert [index for index, row in enumerate(rows) if row.get("ok") is False] == failed
     assert ("not_judged" in rows[2]) == not_judged
     assert not [row for row in controls if not row["ok"]]
+
+
+def test_racecheck_is_not_judged_by_kernels_that_did_not_run(gpu):
+    clean, flagged = ({"ok": True, "summary": f"RACECHECK SUMMARY: {count} hazards displayed"} for count in (0, 2))
+    controls = {"none": clean, "mbarriers": clean, "barriers": flagged}
+    assert gpu.sanitizer.is_of_the_tool(HAZARD, controls)
+    for case in controls:
+        assert not gpu.sanitizer.is_of_the_tool(HAZARD, controls | {case: controls[case] | {"ok": False}})
+        assert not gpu.sanitizer.is_of_the_tool(HAZARD, controls | {case: {"ok": True, "summary": "no end"}})
+    assert not gpu.sanitizer.is_of_the_tool(HAZARD, {})
 
 
 def test_networks_that_are_timed_show_errors(gpu):

@@ -28,9 +28,8 @@ def body(record: Record, arguments: Any) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation", "--no-index", "-e", "."]
     done = subprocess.run(pip, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout[-4000:] + done.stderr[-4000:])
-    said = re.findall(
-        r".*(?:FAILED|error|warning).*\n(?:.*\n){0,3}", done.stdout + done.stderr
-    )  # the rest are commands
+    # The rest are commands.
+    said = re.findall(r"(?i).*(?:failed|error|warning).*\n(?:.*\n){0,3}", done.stdout + done.stderr)
     record.add(name="install", ok=done.returncode == 0, output="" if done.returncode == 0 else "".join(said)[:8000])
     code = "from diffupose.ops import available_backends; print(available_backends())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -60,7 +60,7 @@ def body(record: Record, arguments: Any) -> None:
             row = {"name": name, "ok": verdict(text, status), "exit": status, "summary": summary(text)}
             if not row["ok"]:
                 record.set(**{f"{name}, output": text[:30_000]})
-                if name == PERSISTENT and status == 9 and is_of_the_tool(text, controls):
+                if name == PERSISTENT and status == 9 and ran(text) and is_of_the_tool(text, controls):
                     del row["ok"]
                     row["not_judged"] = "the tool reports hazards of such turns in kernels without a race as well"
             record.add(**row)
@@ -86,9 +86,8 @@ def hazards_without_a_race(program: str, folder: Path) -> dict[str, dict[str, An
         return {"none": {"ok": False, "summary": text[-500:]}}
     found = {}
     for case in CASES:
-        _, text = run(["timeout", "--kill-after=2", "20", program, "--tool", "racecheck", built, case])
-        ran = "no error, 0 wrong" in text and "wrong" not in text.replace(", 0 wrong", "")
-        found[case] = {"ok": ran, "summary": summary(text)}
+        status, text = run(["timeout", "--kill-after=2", "20", program, "--tool", "racecheck", built, case])
+        found[case] = {"ok": status == 0 and "no error, 0 wrong" in text, "summary": summary(text)}
     return found
 
 
@@ -96,11 +95,13 @@ def is_of_the_tool(text: str, controls: dict[str, dict[str, Any]]) -> bool:
     """Return whether hazards may be the tool's own.
 
     They are all in the kernel whose groups pass turns by barriers that only one of them waits at, and the tool reports
-    some for such turns where there is no race, and none for others.
+    some for such turns where there is no race, and none for others. A race that is there would not be told from them.
     """
-    kernels = set(re.findall(r"(?:Read|Write) access at .*?(\w+_kernel)<", text))
-    clean = {case: "SUMMARY: 0 hazards" in control["summary"] for case, control in controls.items()}
-    return kernels == {"wgmma_kernel"} and clean == {"none": True, "mbarriers": True, "barriers": False}
+    kernels = set(re.findall(r"(?:Read|Write) access at .*?(\w+_kernel)\b", text))
+    counts = {case: re.search(r"SUMMARY: (\d+) hazard", control["summary"]) for case, control in controls.items()}
+    flagged = {case: count is not None and int(count[1]) > 0 for case, count in counts.items()}
+    judged = all(control["ok"] for control in controls.values()) and None not in counts.values()
+    return judged and kernels == {"wgmma_kernel"} and flagged == {"none": False, "mbarriers": False, "barriers": True}
 
 
 def summary(text: str) -> str:
@@ -113,7 +114,12 @@ def summary(text: str) -> str:
 def verdict(text: str, status: int) -> bool:
     """Return whether the script ran something to its end and the tool found nothing."""
     clean = re.search(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards", text)
-    return status == 0 and clean is not None and re.search(r"^[1-9]\d* calls ran$", text, re.MULTILINE) is not None
+    return status == 0 and clean is not None and ran(text)
+
+
+def ran(text: str) -> bool:
+    """Return whether the script says that it ran something, which it does at its end."""
+    return re.search(r"^[1-9]\d* calls ran$", text, re.MULTILINE) is not None
 
 
 if __name__ == "__main__":

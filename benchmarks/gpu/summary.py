@@ -56,7 +56,8 @@ def table(content: dict[str, Any]) -> str:
         share = row.get("kernel_of_copy_rate") or row.get("of_copy_rate") or row.get("of_product_rate")
         unit = "product" if "of_product_rate" in row and "kernel_of_copy_rate" not in row else "copy"
         floor = f"{100 * share:.0f} % ({unit})" if share else ""
-        lines.append(f"| {row['case']} | {row['variant']} | {row['milliseconds']:.4g} | {times} | {floor} |")
+        name = row["variant"] + (", not in a graph" if row.get("in_graph") is False else "")
+        lines.append(f"| {row['case']} | {name} | {row['milliseconds']:.4g} | {times} | {floor} |")
     return "\n".join(lines)
 
 

@@ -85,10 +85,11 @@ def times_of(case: Case, calls: Sequence[Call], device: torch.device) -> dict[st
     """Return the times of one call on a GPU."""
     replay = captured(calls) if case.in_graph else None
     if replay is None:
-        return milliseconds(calls, device, seconds=case.seconds, least=case.least)
+        times = milliseconds(calls, device, seconds=case.seconds, least=case.least)
+        return times | ({"in_graph": False} if case.in_graph else {})
     times = milliseconds([replay], device, seconds=case.seconds, least=case.least)
     each = {key: value / len(calls) for key, value in times.items() if isinstance(value, float)}
-    return times | each | {"in_graph": True}
+    return times | each | {"calls_a_time": len(calls) * times["calls_a_time"], "in_graph": True}
 
 
 def kernels(call: Call, kernel: tuple[str, int], copy_rate: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ layers and steps: for few, on GPUs that have clusters."""
 
 PERSISTENT_FROM = 384
 """Hypotheses from which the persistent kernel is taken: by layers 2.35 ms at 256 hypotheses and 4.25 ms at 512;
-persistent 3.2 ms at any number up to 1,056, which are eight to each multiprocessor."""
+persistent 3.3 ms, a tenth of a hundred steps, at any number up to 1,056, which are eight to each multiprocessor."""
 
 CLUSTER_ROUNDS = 1
 """Rounds of clusters that are taken, each of as many hypotheses as there are clusters at the same time: 10 hypotheses
@@ -90,7 +90,9 @@ class CudaDenoiser(PackedDenoiser):
             self._persistent_engine = _Engine(program, bfloat16, "wgmma", self.device, extension)
         self._cluster_engine: _Engine | None = None
         self._num_clusters = 0  # that run at the same time
-        why_not_cluster = self._pack_for_clusters(extension) if bfloat16 else "it takes bfloat16 only"
+        why_not_cluster: str | None = "it takes bfloat16 only"
+        if bfloat16 and mode in ("cluster", None):
+            why_not_cluster = self._pack_for_clusters(extension)
         if mode == "cluster" and why_not_cluster is not None:
             raise ValueError(f"mode cannot be cluster here: {why_not_cluster}")
         tile_bytes = self._persistent_engine.packed.tile_bytes
@@ -163,7 +165,8 @@ class CudaDenoiser(PackedDenoiser):
             return self.mode
         if self._why_not_persistent is None and count >= PERSISTENT_FROM:
             return "persistent"
-        return "cluster" if count <= CLUSTER_ROUNDS * self._num_clusters else "layers"
+        fits = self._cluster_engine is not None and count <= CLUSTER_ROUNDS * self._num_clusters
+        return "cluster" if fits else "layers"
 
     def _engine_for(self, mode: Mode) -> tuple[_Engine, int]:
         """Return what runs in a mode, and on how many blocks or clusters; 0 for layers."""

@@ -460,6 +460,7 @@ def test_the_mode_is_chosen_by_the_number_of_hypotheses(gpu):
     for count in (3, 100000):
         assert packed_of(program, gpu, "bfloat16", "layers").for_hypotheses(count).mode == "layers"
         assert packed_of(program, gpu, "float32").for_hypotheses(count).mode == "layers"
+    assert packed_of(program, gpu, "float32").for_hypotheses(0).mode == "layers"
     with pytest.raises(ValueError, match="mode cannot be persistent here: it takes bfloat16 only"):
         packed_of(program, gpu, "float32", "persistent")
     with pytest.raises(ValueError, match="mode cannot be cluster here: it takes bfloat16 only"):
