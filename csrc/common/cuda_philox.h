@@ -5,20 +5,10 @@
 #include <cstring>
 
 #include "common/cuda.h"
+#include "common/cuda_nearly.h"
 #include "common/philox.h"
 
 namespace diffupose {
-
-// 1 / sqrt(x), x > 0, but for the last bit or two.
-__device__ __forceinline__ float nearly_inverse_root(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return 1.0f / std::sqrt(x);
-#endif
-}
 
 // sqrt(-2 ln u) of u = (word / 2^8 + 1) / 2^24, rounded down; 0 where u is 1, within 4e-7 of float64. CUDA's own
 // logarithm and root see to numbers that do not come here, and its root has a branch.

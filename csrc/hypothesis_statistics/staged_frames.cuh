@@ -5,6 +5,7 @@
 #include "common/cuda.h"
 #include "common/cuda_copy.h"
 #include "common/cuda_grid.h"
+#include "common/cuda_nearly.h"
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "hypothesis_statistics/seen_frame.h"
 
@@ -94,35 +95,12 @@ struct alignas(8) Slope {
     float u, v;
 };
 
-// --- Instructions that C++ has no word for.
-// ---------------------------------------------------------------------------
-
-// 1 / x but for the last bit; of what is next to zero, infinity.
-__device__ __forceinline__ float nearly_inverse(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return 1.0f / x;
-#endif
-}
+// --- Arithmetic ------------------------------------------------------------------------------------------------------
 
 // 1 / x to twice as many digits as float32 has: one step of Newton's.
 __device__ __forceinline__ double inverse_of(double x) {
     const double near = static_cast<double>(nearly_inverse(static_cast<float>(x)));
     return near + near * (1.0 - x * near);
-}
-
-// The square root but for the last bit; of what is next to zero, zero.
-__device__ __forceinline__ float nearly_root(float x) {
-#ifdef __CUDACC__
-    float result;
-    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return std::sqrt(x);
-#endif
 }
 
 // Over kLanes neighbours, which all get it, as all threads of a warp call it.
@@ -143,8 +121,7 @@ __device__ __forceinline__ float lanes_max(float value) {
     return value;
 }
 
-// --- The block, and what it does.
-// -------------------------------------------------------------------------------------
+// --- The block, and what it does -------------------------------------------------------------------------------------
 
 // Of a block: its frames, and its shared memory by what lies there.
 struct Block {
