@@ -30,6 +30,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, enable_fp_fusion
         kernel[grid](*arguments, **options)
 
 
+def generation_of(device: torch.device) -> int:
+    """Return which generation of NVIDIA's GPUs a device is, as 9 for Hopper; 0 where it is none."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
 def is_large(*tensors: Tensor | None) -> bool:
     """Return whether 32 bits cannot count what lies between the first and the last number of one of the tensors."""
     # Addresses are computed for whole blocks, past the end as well.

@@ -66,29 +66,10 @@ def hypothesis_of(begin, part, i, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _beside(a, b, c, d):
-    """Return ``[N, 4]`` of four ``[N]``, ``[N, 16]`` of four ``[N, 4]`` whose columns alternate."""
-    joined = tl.join(tl.join(a, c), tl.join(b, d))  # [.., 2, 2], of which the last one is outer
-    if len(a.shape) == 1:
-        return tl.reshape(joined, [a.shape[0], 4])
-    else:
-        return tl.reshape(joined, [a.shape[0], 4 * a.shape[1]])
-
-
-@triton.jit
-def store_moments(
-    mean_at, covariance_at, mask, x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, num_hypotheses,
-    ENOUGH: tl.constexpr,
-):  # fmt: skip
-    """Store means and covariances of sums of differences from the shift x, y, z.
-
-    Neighbours together, as a store of one number in nine costs as much as all nine.
-    """
+def moments_of(x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH: tl.constexpr):
+    """Return mean and covariance, x, y, z, xx, yy, zz, xy, xz, yz, of sums of differences from the shift x, y, z."""
     share = 1.0 / num_hypotheses
     mean_x, mean_y, mean_z = sum_x * share, sum_y * share, sum_z * share
-    column = tl.arange(0, 4)
-    means = _beside(x + mean_x, y + mean_y, z + mean_z, z)
-    tl.store(mean_at[:, None] + column[None, :], means, mask=mask[:, None] & (column < 3)[None, :])
     per_degree = 1.0 / (num_hypotheses - 1) if ENOUGH else float("nan")  # fewer cannot span 3D
     xx = (xx - sum_x * mean_x) * per_degree
     yy = (yy - sum_y * mean_y) * per_degree
@@ -96,10 +77,17 @@ def store_moments(
     xy = (xy - sum_x * mean_y) * per_degree
     xz = (xz - sum_x * mean_z) * per_degree
     yz = (yz - sum_y * mean_z) * per_degree
-    # xx xy xz xy | yy yz xz yz | zz
-    matrix = _beside(_beside(xx, yy, zz, zz), _beside(xy, yz, yz, yz), _beside(xz, xz, xz, xz), _beside(xy, yz, yz, yz))
-    column = tl.arange(0, 16)
-    tl.store(covariance_at[:, None] + column[None, :], matrix, mask=mask[:, None] & (column < 9)[None, :])
+    return x + mean_x, y + mean_y, z + mean_z, xx, yy, zz, xy, xz, yz
+
+
+@triton.jit
+def beside(a, b, c, d):
+    """Return ``[N, 4]`` of four ``[N]``, ``[N, 16]`` of four ``[N, 4]`` whose columns alternate."""
+    joined = tl.join(tl.join(a, c), tl.join(b, d))  # [.., 2, 2], of which the last one is outer
+    if len(a.shape) == 1:
+        return tl.reshape(joined, [a.shape[0], 4])
+    else:
+        return tl.reshape(joined, [a.shape[0], 4 * a.shape[1]])
 
 
 @triton.jit
@@ -138,7 +126,15 @@ def moments_kernel(
                 tl.load(at + 2, mask=there, other=z) - z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz,
             )  # fmt: skip
         own += AT_ONCE * numel
-    store_moments(
-        mean_ptr + 3 * index, covariance_ptr + 9 * index, mask, x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz,
-        num_hypotheses, ENOUGH,
-    )  # fmt: skip
+    x, y, z, xx, yy, zz, xy, xz, yz = moments_of(
+        x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH
+    )
+    # Neighbours together, as a store of one number in nine costs as much as all nine.
+    column = tl.arange(0, 4)
+    at = mean_ptr + 3 * index
+    tl.store(at[:, None] + column[None, :], beside(x, y, z, z), mask=mask[:, None] & (column < 3)[None, :])
+    # xx xy xz xy | yy yz xz yz | zz
+    matrix = beside(beside(xx, yy, zz, zz), beside(xy, yz, yz, yz), beside(xz, xz, xz, xz), beside(xy, yz, yz, yz))
+    column = tl.arange(0, 16)
+    at = covariance_ptr + 9 * index
+    tl.store(at[:, None] + column[None, :], matrix, mask=mask[:, None] & (column < 9)[None, :])

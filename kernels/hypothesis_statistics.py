@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -10,12 +12,14 @@ from diffupose.kernels import _launch
 from diffupose.kernels.hypothesis_moments import moments_kernel
 from diffupose.kernels.hypothesis_view import hypothesis_statistics_kernel
 
-_WARPS, _VIEW_WARPS = 4, 2
-_THREADS, _VIEW_THREADS = 32 * _WARPS, 32 * _VIEW_WARPS
+_WARPS = 4
+_THREADS = 32 * _WARPS
+_VIEW_THREADS = 128  # at most; one warp, wherever that is enough, which waits for no other
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once, where there are no more
-_HYPOTHESES = 64  # of a program with a view, of several frames where they are fewer
-_JOINTS_IN_THREAD = 5  # of a hypothesis that is placed
-_REGISTERS = 112  # of a thread with a view at most: with more of them fewer blocks fit a multiprocessor
+_HYPOTHESES = 32  # of a frame for a thread, where there are threads enough
+_JOINTS_IN_THREAD = 5  # at most
+# Registers of a thread with a view at most, by what is made for it: ten warps fit a multiprocessor, or nine, or eight.
+_REGISTERS, _REGISTERS_OF_PARTS, _REGISTERS_OF_BLACKWELL = 192, 216, 240
 
 
 def hypothesis_statistics(
@@ -35,11 +39,11 @@ def hypothesis_statistics(
     frames, count, joints, _ = hypotheses.shape
     mean, covariance = hypotheses.new_empty(frames, joints, 3), hypotheses.new_empty(frames, joints, 3, 3)
     weights, weighted_mean = hypotheses.new_empty(0), hypotheses.new_empty(0)
-    # Few hypotheses are a constant: nothing is made for more.
-    few = count if count <= _AT_ONCE else 0
     # Sums of squares lose digits by how far the mean of some is off, in parts of the spread, and the more there are.
     some = min(-(-count // 6), 8)
     if keypoints_2d is None:
+        # Few hypotheses are a constant: nothing is made for more.
+        few = count if count <= _AT_ONCE else 0
         _launch.launch(
             moments_kernel,
             (triton.cdiv(frames * joints, _THREADS),),
@@ -50,21 +54,20 @@ def hypothesis_statistics(
         return mean, covariance, weights, weighted_mean
     weights, weighted_mean = hypotheses.new_empty(frames, count), torch.empty_like(mean)
     view = [None if tensor is None else tensor.contiguous() for tensor in (keypoints_2d, confidence, intrinsics)]
-    kept = hypotheses.new_empty(frames, 8)
-    roots = hypotheses.new_empty(frames, count, 4)
-    per_program = max(1, min(_VIEW_THREADS // joints, _HYPOTHESES // count))
-    block = max(32, _launch.next_power_of_2(per_program * joints))
     lanes = _launch.next_power_of_2(triton.cdiv(joints, _JOINTS_IN_THREAD))
+    parts = min(_launch.next_power_of_2(triton.cdiv(count, _HYPOTHESES)), max(1, _VIEW_THREADS // lanes))
+    threads = max(32, lanes * parts)
+    per_program = threads // (lanes * parts)
+    registers = _REGISTERS if parts == 1 else _REGISTERS_OF_PARTS
+    if _launch.generation_of(hypotheses.device) >= 10:  # adds two numbers at once, which lie beside each other
+        registers = _REGISTERS_OF_BLACKWELL
     _launch.launch(
         hypothesis_statistics_kernel,
         (triton.cdiv(frames, per_program),),
-        hypotheses, *view, mean, covariance, weights, weighted_mean, kept, roots, weight, temperature, frames, count,
-        COUNT=few, SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, NUM_JOINTS=joints,
-        FRAMES=per_program, FRAME_BLOCK=_launch.next_power_of_2(per_program),
-        JOINT_BLOCK=_launch.next_power_of_2(joints), BLOCK=block, PARTS=max(1, _VIEW_THREADS // block), FEW=some,
-        AT_ONCE=2,
-        WEIGHTS_H=min(_launch.next_power_of_2(count), 1024), ROWS=max(1, _VIEW_THREADS // lanes), LANES=lanes,
-        SECTORS=min(_launch.next_power_of_2(per_program * count * joints * 3 // 8 + 1), 1024),
-        num_warps=_VIEW_WARPS, maxnreg=_REGISTERS, enable_fp_fusion=True,
+        hypotheses, *view, mean, covariance, weights, weighted_mean, weight, temperature, frames, count,
+        SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, WHOLE=count % parts == 0,
+        NUM_JOINTS=joints, FEW=min(some, math.isqrt(count // 10) + 1), FRAMES=per_program, PARTS=parts, LANES=lanes,
+        BLOCKS=triton.cdiv(joints, lanes),
+        num_warps=threads // 32, maxnreg=registers, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

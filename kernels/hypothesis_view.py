@@ -1,6 +1,11 @@
 """Mean, covariance, reprojection weights and weighted mean of hypotheses in Triton.
 
-The formulas stand in ``diffupose/reference/hypothesis_statistics.py``.
+The formulas stand in ``diffupose/reference/hypothesis_statistics.py``. All of it is one pass over the hypotheses: each
+is placed and weighs as much as it fits among those before it; what was summed before is scaled when one comes that fits
+better (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+
+Tensors are ``[FRAMES, PARTS, LANES]``: LANES threads share a pose's joints, of which each has BLOCKS, LANES apart, in
+tuples; PARTS of them share a frame's hypotheses. So rays, sums and poses lie in registers, and none is read twice.
 """
 
 from __future__ import annotations
@@ -8,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffupose.kernels.hypothesis_moments import add_products, hypothesis_of, join_nine, shift_of, store_moments
+from diffupose.kernels.hypothesis_moments import add_products, beside, moments_of, shift_of
 
 
 @triton.jit
@@ -18,8 +23,28 @@ def _is_finite(x):
 
 # Several reductions at once, as threads wait for each other in each of them.
 @triton.jit
+def _add_two(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
 def _add_three(a0, a1, a2, b0, b1, b2):
     return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def _add_four(a0, a1, a2, a3, b0, b1, b2, b3):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
+
+
+@triton.jit
+def _add_nine(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8
+
+
+@triton.jit
+def _add_and_nearer(a0, a1, b0, b1):
+    return a0 + b0, tl.minimum(a1, b1)
 
 
 @triton.jit
@@ -28,217 +53,217 @@ def _larger_four(a0, a1, a2, a3, b0, b1, b2, b3):
 
 
 @triton.jit
-def _longer_side(x, y, present):
-    """Return the longer side of the box around those that are present; less than 0 where none is."""
-    nowhere = -float("inf")
-    ends = (
-        tl.where(present, x, nowhere), tl.where(present, -x, nowhere),
-        tl.where(present, y, nowhere), tl.where(present, -y, nowhere),
-    )  # fmt: skip
-    right, left, bottom, top = tl.reduce(ends, 0, _larger_four)
-    return tl.maximum(right + left, bottom + top)
+def _for_parts(sums, like):
+    """Return for each of the PARTS what some ``[FRAMES, LANES]`` are."""
+    repeated = ()
+    for i in tl.static_range(len(sums)):
+        repeated = repeated + (tl.broadcast_to(sums[i][:, None, :], like.shape),)
+    return repeated
 
 
 @triton.jit
-def _look(
-    keypoints_ptr, confidence_ptr, camera, frames_ptr, rays_ptr, slopes_ptr, temperature, here,
-    NUM_JOINTS: tl.constexpr, SHARED_CAMERA: tl.constexpr, FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Keep what all hypotheses of a frame share: of a joint its ray u, v, 0 where it is missing, and its confidence.
+def _read(pose, lane, AXIS: tl.constexpr, NUM_JOINTS: tl.constexpr, LANES: tl.constexpr, BLOCKS: tl.constexpr):
+    """Return an axis of a thread's joints of a hypothesis, 0 where there is none."""
+    values = ()
+    for block in tl.static_range(BLOCKS):
+        at = pose + (3 * LANES * block + AXIS)
+        if (block + 1) * LANES > NUM_JOINTS:
+            values = values + (tl.load(at, mask=lane < NUM_JOINTS - block * LANES, other=0.0),)
+        else:
+            values = values + (tl.load(at),)
+    return values
 
-    Beside them the slopes by which misses of the rays change the depth, and of the frame five numbers. In float64, as
-    rays that are nearly parallel differ in their last digits; rounded when that is done.
+
+@triton.jit
+def _look(keypoints, confidences, camera, lane, temperature, NUM_JOINTS: tl.constexpr, LANES: tl.constexpr,
+          BLOCKS: tl.constexpr):  # fmt: skip
+    """Return what all hypotheses of a frame share.
+
+    Of a joint its ray u, v, 0 where it is missing, by how much misses of its ray change the depth, and its share of the
+    confidences. Of a frame the mean ray, fy / fx, and what makes costs of errors in units of fx.
     """
-    frame, joint = tl.arange(0, FRAME_BLOCK), tl.arange(0, JOINT_BLOCK)
-    real = frame < here
-    mask = real[None, :] & (joint < NUM_JOINTS)[:, None]
-    at = frame[None, :] * NUM_JOINTS + joint[:, None]
-    camera += tl.where(real, 0 if SHARED_CAMERA else 9 * frame, 0)
-    fx, fy = tl.load(camera).to(tl.float64), tl.load(camera + 4).to(tl.float64)
-    cx, cy = tl.load(camera + 2).to(tl.float64), tl.load(camera + 5).to(tl.float64)
-    confidence = tl.load(confidence_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    x = tl.load(keypoints_ptr + 2 * at, mask=mask, other=0.0)
-    y = tl.load(keypoints_ptr + 2 * at + 1, mask=mask, other=0.0)
-    present, weight = confidence > 0.0, confidence.to(tl.float64)
-    u = tl.where(present, (x.to(tl.float64) - cx[None, :]) * (1.0 / fx)[None, :], 0.0)
-    v = tl.where(present, (y.to(tl.float64) - cy[None, :]) * (1.0 / fy)[None, :], 0.0)
-    total, mean_u, mean_v = tl.reduce((weight, weight * u, weight * v), 0, _add_three)
-    inverse = 1.0 / total
-    mean_u, mean_v = mean_u * inverse, mean_v * inverse
-    off_u, off_v = u - mean_u[None, :], v - mean_v[None, :]
-    spread = tl.sum(weight * (off_u * off_u + off_v * off_v), axis=0)
+    nowhere = tl.full(lane.shape, -float("inf"), tl.float32)
+    right, left, bottom, top = nowhere, nowhere, nowhere, nowhere
+    x, y, confidence = (), (), ()
+    for block in tl.static_range(BLOCKS):
+        joint = block * LANES + lane
+        mask = joint < NUM_JOINTS
+        weight = tl.load(confidences + joint, mask=mask, other=0.0).to(tl.float32)
+        own_x = tl.load(keypoints + 2 * joint, mask=mask, other=0.0)
+        own_y = tl.load(keypoints + 2 * joint + 1, mask=mask, other=0.0)
+        near_x, near_y, present = own_x.to(tl.float32), own_y.to(tl.float32), weight > 0.0
+        right = tl.maximum(right, tl.where(present, near_x, nowhere))
+        left = tl.maximum(left, tl.where(present, -near_x, nowhere))
+        bottom = tl.maximum(bottom, tl.where(present, near_y, nowhere))
+        top = tl.maximum(top, tl.where(present, -near_y, nowhere))
+        x, y, confidence = x + (own_x,), y + (own_y,), confidence + (weight,)
+    right, left, bottom, top = tl.reduce((right, left, bottom, top), 2, _larger_four)
+    side = tl.maximum(right + left, bottom + top)[:, :, None]
+    corner_x, corner_y = -left[:, :, None], -top[:, :, None]
+    # Rays that are nearly parallel differ in their last digits: so pixels are taken off each other before all else.
+    total, mean_x, mean_y = tl.zeros_like(nowhere), tl.zeros_like(nowhere), tl.zeros_like(nowhere)
+    from_x, from_y = (), ()
+    for block in tl.static_range(BLOCKS):
+        present = confidence[block] > 0.0
+        own_x = tl.where(present, (x[block] - corner_x).to(tl.float32), 0.0)
+        own_y = tl.where(present, (y[block] - corner_y).to(tl.float32), 0.0)
+        total += confidence[block]
+        mean_x, mean_y = mean_x + confidence[block] * own_x, mean_y + confidence[block] * own_y
+        from_x, from_y = from_x + (own_x,), from_y + (own_y,)
+    total, mean_x, mean_y = tl.reduce((total, mean_x, mean_y), 2, _add_three)
+    inverse = (1.0 / total)[:, :, None]
+    mean_x, mean_y = mean_x[:, :, None] * inverse, mean_y[:, :, None] * inverse
+    fx, fy = tl.load(camera).to(tl.float32), tl.load(camera + 4).to(tl.float32)
+    cx, cy = tl.load(camera + 2), tl.load(camera + 5)
+    per_fx, per_fy = 1.0 / fx, 1.0 / fy
+    u, v, off_u, off_v, spread = (), (), (), (), tl.zeros_like(nowhere)
+    for block in tl.static_range(BLOCKS):
+        present = confidence[block] > 0.0
+        own_u, own_v = (from_x[block] - mean_x) * per_fx, (from_y[block] - mean_y) * per_fy
+        spread += confidence[block] * (own_u * own_u + own_v * own_v)
+        u = u + (tl.where(present, (x[block] - cx).to(tl.float32) * per_fx, 0.0),)
+        v = v + (tl.where(present, (y[block] - cy).to(tl.float32) * per_fy, 0.0),)
+        off_u, off_v = off_u + (own_u,), off_v + (own_v,)
+    spread = tl.sum(spread, axis=2)[:, :, None]
+    mean_u = ((corner_x - cx).to(tl.float32) + mean_x) * per_fx
+    mean_v = ((corner_y - cy).to(tl.float32) + mean_y) * per_fy
     # NaN where all rays coincide, and what is multiplied by it.
-    part = weight * tl.where(spread * inverse > 1e-20, 1.0 / spread, float("nan"))[None, :]
-    tl.store(rays_ptr + 3 * at, u.to(tl.float32), mask=mask)
-    tl.store(rays_ptr + 3 * at + 1, v.to(tl.float32), mask=mask)
-    tl.store(rays_ptr + 3 * at + 2, confidence, mask=mask)
-    tl.store(slopes_ptr + 3 * at, (part * off_u).to(tl.float32), mask=mask)
-    tl.store(slopes_ptr + 3 * at + 1, (part * off_v).to(tl.float32), mask=mask)
-    side = _longer_side(x.to(tl.float32), y.to(tl.float32), present)
-    to = frames_ptr + 8 * frame
-    tl.store(to, mean_u.to(tl.float32), mask=real)
-    tl.store(to + 1, mean_v.to(tl.float32), mask=real)
-    tl.store(to + 2, inverse.to(tl.float32), mask=real)
-    # Errors are in units of fx until they become costs.
-    tl.store(to + 3, (fy / fx).to(tl.float32), mask=real)
-    scale = (tl.abs(fx) * inverse).to(tl.float32) / (tl.maximum(side, 2e-6) * temperature)
-    tl.store(to + 4, scale, mask=real)
+    per_spread = tl.where(spread * inverse > 1e-20, -1.0 / spread, float("nan"))
+    shares, slope_u, slope_v = (), (), ()
+    for block in tl.static_range(BLOCKS):
+        slope = confidence[block] * per_spread
+        slope_u, slope_v = slope_u + (slope * off_u[block],), slope_v + (slope * off_v[block],)
+        shares = shares + (confidence[block] * inverse,)
+    scale = tl.abs(fx) * 1.4426950408889634 / (tl.maximum(side, 2e-6) * temperature)  # of powers of two
+    return (u, v, slope_u, slope_v, shares), mean_u, mean_v, fy * per_fx, scale
 
 
 @triton.jit
-def _in_row(values, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """Return the sums of LANES neighbours, for each of them."""
-    total = tl.sum(tl.reshape(values, [ROWS, LANES]), axis=1)
-    return tl.reshape(tl.broadcast_to(total[:, None], [ROWS, LANES]), [ROWS * LANES])
+def _place(x, y, z, rays, BLOCKS: tl.constexpr):
+    """Return a hypothesis' root, and how far its joints lie from their rays where the root is 0.
 
-
-@triton.jit
-def _place(
-    poses, frames_ptr, rays_ptr, slopes_ptr, roots_ptr, here, num_hypotheses,
-    NUM_JOINTS: tl.constexpr, FRAMES: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """Keep the hypotheses' roots and costs: a row of LANES threads for each, which takes as many joints at a time.
-
-    The root by weighted linear least squares, NaN where it is free: t_x - u t_z = u Z - X, and the same for y. With
-    rays off their mean, float32 loses nothing that the cost would show: a depth that is off moves the pose along its
-    rays. The cost is the weighted mean distance of the placed pose from the keypoints in box sides and temperatures.
+    The root by weighted linear least squares, NaN where it is free: t_x - u t_z = u Z - X, and the same for y. It is
+    kept as its depth and how far it lies off the mean ray there, which is of a body's size: sums of it lose no digits.
     """
-    blocks: tl.constexpr = (NUM_JOINTS + LANES - 1) // LANES
-    thread = tl.arange(0, ROWS * LANES)
-    lane = thread % LANES
-    zeros = tl.zeros((ROWS * LANES,), tl.float32)
-    for begin in range(0, FRAMES * num_hypotheses, ROWS):
-        row = begin + thread // LANES
-        valid = row < here * num_hypotheses
-        row = tl.where(valid, row, 0)
-        frame = row // num_hypotheses
-        sum_x, sum_y, depth = zeros, zeros, zeros
-        for block in tl.static_range(blocks):
-            joint = block * LANES + lane
-            mask = joint < NUM_JOINTS
-            at = poses + row * (3 * NUM_JOINTS) + 3 * joint
-            ray = rays_ptr + 3 * (frame * NUM_JOINTS + joint)
-            slope = slopes_ptr + 3 * (frame * NUM_JOINTS + joint)
-            z = tl.load(at + 2, mask=mask, other=0.0)
-            x = tl.load(ray, mask=mask, other=0.0) * z - tl.load(at, mask=mask, other=0.0)
-            y = tl.load(ray + 1, mask=mask, other=0.0) * z - tl.load(at + 1, mask=mask, other=0.0)
-            weight = tl.load(ray + 2, mask=mask, other=0.0)
-            sum_x += weight * x
-            sum_y += weight * y
-            depth -= tl.load(slope, mask=mask, other=0.0) * x + tl.load(slope + 1, mask=mask, other=0.0) * y
-        kept = frames_ptr + 8 * frame
-        inverse, ratio = tl.load(kept + 2), tl.load(kept + 3)
-        root_z = _in_row(depth, ROWS, LANES)
-        root_x = _in_row(sum_x, ROWS, LANES) * inverse + tl.load(kept) * root_z
-        root_y = _in_row(sum_y, ROWS, LANES) * inverse + tl.load(kept + 1) * root_z
-        distance = zeros
-        for block in tl.static_range(blocks):
-            joint = block * LANES + lane
-            mask = joint < NUM_JOINTS
-            at = poses + row * (3 * NUM_JOINTS) + 3 * joint
-            ray = rays_ptr + 3 * (frame * NUM_JOINTS + joint)
-            off_x, off_y, z = _off(
-                tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0),
-                tl.load(at + 2, mask=mask, other=0.0), root_x, root_y, root_z,
-                tl.load(ray, mask=mask, other=0.0), tl.load(ray + 1, mask=mask, other=0.0),
-            )  # fmt: skip
-            off_y *= ratio
-            # Behind the camera there is no image.
-            far = tl.where(z > 1e-3, tl.sqrt(off_x * off_x + off_y * off_y) / z, float("inf"))
-            weight = tl.load(ray + 2, mask=mask, other=0.0)
-            distance += tl.where(weight > 0.0, far * weight, 0.0)
-        cost = _in_row(distance, ROWS, LANES) * tl.load(kept + 4)
-        # One of a row's threads writes all four.
-        writes = valid & (lane == 0)
-        to = roots_ptr + 4 * row
-        tl.store(to, root_x, mask=writes)
-        tl.store(to + 1, root_y, mask=writes)
-        tl.store(to + 2, root_z, mask=writes)
-        tl.store(to + 3, cost, mask=writes)
+    u, v, slope_u, slope_v, share = rays
+    miss_x, miss_y, zero = (), (), tl.zeros_like(x[0])
+    sum_x, sum_y, depth = zero, zero, zero
+    for block in tl.static_range(BLOCKS):
+        to_x, to_y = u[block] * z[block] - x[block], v[block] * z[block] - y[block]
+        sum_x, sum_y = sum_x + share[block] * to_x, sum_y + share[block] * to_y
+        depth += slope_u[block] * to_x + slope_v[block] * to_y
+        miss_x, miss_y = miss_x + (to_x,), miss_y + (to_y,)
+    sum_x, sum_y, depth = tl.reduce((sum_x, sum_y, depth), 2, _add_three)
+    return sum_x[:, :, None], sum_y[:, :, None], depth[:, :, None], miss_x, miss_y
 
 
 @triton.jit
-def _off(x, y, z, root_x, root_y, root_z, u, v):
-    """Return how far placed joints lie from their rays, sideways in metres, and their depths.
+def _signed(size, sign):
+    """Return ``size`` with the sign of ``sign``; both are float32."""
+    bits = (sign.to(tl.int32, bitcast=True) & -0x80000000) | (size.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    return bits.to(tl.float32, bitcast=True)
 
-    Divided by the depth it is what a keypoint is off, in focal lengths: as a difference of metres it loses no digits.
+
+@triton.jit
+def _project(root_x, root_y, root_z, miss_x, miss_y, z, rays, ratio, scale, BLOCKS: tl.constexpr):
+    """Return a placed hypothesis' cost, and where its joints are seen off their keypoints, in focal lengths.
+
+    The cost is the weighted mean distance from the keypoints, in box sides and temperatures; infinite where there is no
+    image, NaN where there is no root.
     """
-    z += root_z
-    return x + root_x - u * z, y + root_y - v * z, z
+    u, v, _, _, share = rays
+    seen_x, seen_y, cost = (), (), tl.zeros_like(root_x)
+    nearest = cost + float("inf")
+    for block in tl.static_range(BLOCKS):
+        far = tl.where(share[block] > 0.0, z[block] + root_z, 1.0)
+        per_far = _signed(tl.rsqrt(far * far), far)  # in fewer instructions than a quotient
+        # As a difference of metres, divided by the depth, it loses no digits.
+        at_x = (root_x - miss_x[block] - u[block] * root_z) * per_far
+        at_y = (root_y - miss_y[block] - v[block] * root_z) * per_far
+        in_fx = ratio * at_y
+        cost += share[block] * tl.sqrt(at_x * at_x + in_fx * in_fx)
+        nearest = tl.minimum(nearest, far)
+        seen_x, seen_y = seen_x + (at_x,), seen_y + (at_y,)
+    cost, nearest = tl.reduce((cost, nearest), 2, _add_and_nearer)
+    cost, nearest = cost[:, :, None] * scale, nearest[:, :, None]
+    # Behind the camera there is no image. No number times 0 is no number.
+    cost = tl.where(nearest > 1e-3, cost, float("inf")) + (root_x + root_y + root_z) * 0.0
+    return cost, seen_x, seen_y
 
 
 @triton.jit
-def _weigh(roots_ptr, weights_ptr, frames_ptr, here, num_hypotheses, FRAME_BLOCK: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Write e^-cost over their sum, all alike where no hypothesis can be placed; keep the roots' weighted depths."""
-    infinity = float("inf")
-    frame = tl.arange(0, FRAME_BLOCK)
-    real = (frame < here)[None, :]
-    start = frame[None, :] * num_hypotheses
-    lowest = tl.full((FRAME_BLOCK,), infinity, tl.float32)
-    for begin in range(0, num_hypotheses, BLOCK_H):
-        hypothesis = begin + tl.arange(0, BLOCK_H)[:, None]
-        there = real & (hypothesis < num_hypotheses)
-        cost = tl.load(roots_ptr + 4 * (start + hypothesis) + 3, mask=there, other=infinity)
-        lowest = tl.minimum(lowest, tl.min(tl.where(cost < infinity, cost, infinity), axis=0))  # NaN is infinite
-    nowhere = (lowest == infinity)[None, :]
-    total = tl.zeros((FRAME_BLOCK,), tl.float32)
-    for begin in range(0, num_hypotheses, BLOCK_H):
-        hypothesis = begin + tl.arange(0, BLOCK_H)[:, None]
-        there = real & (hypothesis < num_hypotheses)
-        cost = tl.load(roots_ptr + 4 * (start + hypothesis) + 3, mask=there, other=infinity)
-        likelihood = tl.exp(lowest[None, :] - tl.where(cost < infinity, cost, infinity))
-        total += tl.sum(tl.where(there, tl.where(nowhere, 1.0, likelihood), 0.0), axis=0)
-    depth = tl.zeros((FRAME_BLOCK,), tl.float32)
-    for begin in range(0, num_hypotheses, BLOCK_H):
-        hypothesis = begin + tl.arange(0, BLOCK_H)[:, None]
-        there = real & (hypothesis < num_hypotheses)
-        root = roots_ptr + 4 * (start + hypothesis)
-        cost = tl.load(root + 3, mask=there, other=infinity)
-        likelihood = tl.exp(lowest[None, :] - tl.where(cost < infinity, cost, infinity))
-        weight = tl.div_rn(tl.where(nowhere, 1.0, likelihood), total[None, :] + tl.zeros_like(cost))
-        tl.store(weights_ptr + start + hypothesis, weight, mask=there)
-        x, y = tl.load(root, mask=there, other=0.0), tl.load(root + 1, mask=there, other=0.0)
-        z = tl.load(root + 2, mask=there, other=0.0)
-        depth += tl.sum(tl.where(there & _is_finite(x) & _is_finite(y) & _is_finite(z), weight * z, 0.0), axis=0)
-    tl.store(frames_ptr + 8 * frame + 5, depth, mask=frame < here)
+def _likelihood(cost, least):
+    """Return 2^-cost as a part of that of the lowest cost; 1 where no hypothesis has a cost."""
+    return tl.where(least == float("inf"), 1.0, tl.exp2(least - tl.where(cost < float("inf"), cost, float("inf"))))
 
 
 @triton.jit
-def _refine(
-    frames_ptr, rays_ptr, sums_ptr, weighted_mean_ptr, way, here, stride,
-    NUM_JOINTS: tl.constexpr, FRAME_BLOCK: tl.constexpr, JOINT_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The weighted mean of the moved poses, of sums of what moves with a joint's share of the way and what does not."""
-    frame, joint = tl.arange(0, FRAME_BLOCK), tl.arange(0, JOINT_BLOCK)
-    mask = (frame < here)[None, :] & (joint < NUM_JOINTS)[:, None]
-    at = frame[None, :] * NUM_JOINTS + joint[:, None]
-    u = tl.load(rays_ptr + 3 * at, mask=mask, other=0.0)
-    v = tl.load(rays_ptr + 3 * at + 1, mask=mask, other=0.0)
-    weight = tl.load(rays_ptr + 3 * at + 2, mask=mask, other=0.0)
-    present = weight > 0.0
-    # Which part of the way to its ray a joint goes: S / (S + R), where that has a value.
-    offset = tl.load(sums_ptr + at, mask=mask, other=0.0)
-    variance = tl.load(sums_ptr + stride + at, mask=mask, other=0.0)
-    usual, some, _ = tl.reduce((tl.where(present, offset, 0.0), present.to(tl.float32), offset), 0, _add_three)
-    usual = (usual / some)[None, :] + tl.zeros_like(offset)
-    share = tl.div_rn(variance, variance + tl.where(offset > usual, offset, usual))
-    share = tl.where(_is_finite(share), share, 0.0) * (way * tl.minimum(weight, 1.0))
-    depth = tl.load(sums_ptr + 2 * stride + at, mask=mask, other=0.0)
-    far = depth + tl.load(frames_ptr + 8 * frame + 5, mask=frame < here, other=0.0)[None, :]
-    # No hypothesis of the frame is placed where a ray is no number.
-    u, v = tl.where(_is_finite(u), u, 0.0), tl.where(_is_finite(v), v, 0.0)
-    x = u * far + (1.0 - share) * tl.load(sums_ptr + 3 * stride + at, mask=mask, other=0.0)
-    y = v * far + (1.0 - share) * tl.load(sums_ptr + 4 * stride + at, mask=mask, other=0.0)
-    is_root = (joint == 0)[:, None]
-    of_root = tl.where(is_root, x, 0.0), tl.where(is_root, y, 0.0), tl.where(is_root, depth, 0.0)
-    root_x, root_y, root_z = tl.reduce(of_root, 0, _add_three)
-    x = x - root_x[None, :] + tl.load(sums_ptr + 5 * stride + at, mask=mask, other=0.0)
-    y = y - root_y[None, :] + tl.load(sums_ptr + 6 * stride + at, mask=mask, other=0.0)
-    z = depth - root_z[None, :] + tl.load(sums_ptr + 7 * stride + at, mask=mask, other=0.0)
-    to = weighted_mean_ptr + 3 * at
-    tl.store(to, x, mask=mask)
-    tl.store(to + 1, y, mask=mask)
-    tl.store(to + 2, z, mask=mask)
+def _sum_apart(pose, weights, least, part, lane, num_hypotheses, NUM_JOINTS: tl.constexpr, PARTS: tl.constexpr,
+               LANES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
+    """Return the sums over hypotheses of likelihoods times poses, and of the joint 0 of those that have a root.
+
+    A part's last hypothesis is at ``pose``, where the first pass over them has ended.
+    """
+    zero = tl.zeros_like(least)
+    sums, base = (), (zero, zero, zero)
+    for _ in tl.static_range(BLOCKS):
+        sums = sums + ((zero, zero, zero),)
+    rounds = tl.cdiv(num_hypotheses, PARTS)
+    for i in range(rounds):
+        hypothesis = part * rounds + (rounds - 1 - i)
+        there = hypothesis < num_hypotheses
+        cost = tl.load(weights + hypothesis, mask=there, other=0.0)
+        x, y = _read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS), _read(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
+        z = _read(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
+        pose -= tl.where(there & (i + 1 < rounds), 3 * NUM_JOINTS, 0)
+        likelihood, placed, before = _likelihood(cost, least), there & (cost == cost), sums
+        sums = ()
+        for block in tl.static_range(BLOCKS):
+            of_x, of_y, of_z = likelihood * x[block], likelihood * y[block], likelihood * z[block]
+            sums = sums + (
+                (
+                    before[block][0] + tl.where(there, of_x, 0.0),
+                    before[block][1] + tl.where(there, of_y, 0.0),
+                    before[block][2] + tl.where(there, of_z, 0.0),
+                ),
+            )
+            if block == 0:
+                base = (
+                    base[0] + tl.where(placed, of_x, 0.0),
+                    base[1] + tl.where(placed, of_y, 0.0),
+                    base[2] + tl.where(placed, of_z, 0.0),
+                )
+    joined = ()
+    for block in tl.static_range(BLOCKS):
+        joined = joined + (_for_parts(tl.reduce(sums[block], 1, _add_three), zero),)
+    return joined, _of_root(_for_parts(tl.reduce(base, 1, _add_three), zero))
+
+
+@triton.jit
+def _of_root(values):
+    """Return what three values of the first joints are for joint 0."""
+    is_root = tl.arange(0, values[0].shape[2])[None, None, :] == 0
+    first = (tl.where(is_root, values[0], 0.0), tl.where(is_root, values[1], 0.0), tl.where(is_root, values[2], 0.0))
+    x, y, z = tl.reduce(first, 2, _add_three)
+    shape: tl.constexpr = values[0].shape
+    x, y, z = (
+        tl.broadcast_to(x[:, :, None], shape),
+        tl.broadcast_to(y[:, :, None], shape),
+        (tl.broadcast_to(z[:, :, None], shape)),
+    )
+    return x, y, z
+
+
+@triton.jit
+def _four(a, b, c, d):
+    """Return ``[FRAMES LANES, 4]`` of four ``[FRAMES, LANES]``."""
+    return beside(tl.ravel(a), tl.ravel(b), tl.ravel(c), tl.ravel(d))
+
+
+@triton.jit
+def _once(values):
+    """Return of ``[FRAMES, PARTS, LANES]`` that agree for all parts ``[FRAMES, LANES]``."""
+    return tl.max(values, axis=1)
 
 
 @triton.jit
@@ -251,139 +276,205 @@ def hypothesis_statistics_kernel(
     covariance_ptr,  # [B, J, 3, 3]
     weights_ptr,  # [B, H]
     weighted_mean_ptr,  # [B, J, 3]
-    frames_ptr,  # [B, 8], of use in here alone; as is
-    roots_ptr,  # [B, H, 4], and the cost
     way,  # to its ray, the part of it that a joint goes at most
     temperature,
     num_frames,
     num_hypotheses,
-    COUNT: tl.constexpr,  # the same where they are few, else 0
     SHARED_CAMERA: tl.constexpr,
     ENOUGH: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether PARTS divide the hypotheses
     NUM_JOINTS: tl.constexpr,
-    FRAMES: tl.constexpr,
-    FRAME_BLOCK: tl.constexpr,
-    JOINT_BLOCK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
     FEW: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    WEIGHTS_H: tl.constexpr,
-    ROWS: tl.constexpr,
+    FRAMES: tl.constexpr,
+    PARTS: tl.constexpr,
     LANES: tl.constexpr,
-    SECTORS: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """FRAMES frames, whose hypotheses are read from memory once, all of them at once, and then from the cache.
-
-    A thread takes a joint of a frame for what is summed over hypotheses, and some joints of a hypothesis to place it;
-    they find each other's results in memory that the block has just written.
-    """
-    num_hypotheses = COUNT if COUNT > 0 else num_hypotheses
+    """FRAMES frames; of the last program the last ones may be the same one, so that no read need be masked."""
+    numel: tl.constexpr = 3 * NUM_JOINTS
+    infinity = float("inf")
     first = tl.program_id(0).to(tl.int64) * FRAMES
     here = tl.minimum(num_frames - first, FRAMES).to(tl.int32)
-    poses = hypotheses_ptr + first * num_hypotheses * (3 * NUM_JOINTS)
+    hypotheses_ptr += first * num_hypotheses * numel
     keypoints_ptr += first * (2 * NUM_JOINTS)
     confidence_ptr += first * NUM_JOINTS
-    camera = intrinsics_ptr if SHARED_CAMERA else intrinsics_ptr + 9 * first
-    frames_ptr += 8 * first
-    roots_ptr += first * num_hypotheses * 4
+    cameras = intrinsics_ptr if SHARED_CAMERA else intrinsics_ptr + 9 * first
     weights_ptr += first * num_hypotheses
-    mean_ptr += first * (3 * NUM_JOINTS)
-    weighted_mean_ptr += first * (3 * NUM_JOINTS)
+    mean_ptr += first * numel
+    weighted_mean_ptr += first * numel
     covariance_ptr += first * (9 * NUM_JOINTS)
-    # One number of every 32 bytes: all of it is on its way before the first of it is used.
-    sector = 8 * tl.arange(0, SECTORS)
-    ahead = tl.load(poses + sector, mask=sector < here * num_hypotheses * (3 * NUM_JOINTS), other=0.0)
-    # Until the results come, rays lie where the mean does, and slopes where the weighted mean does.
-    _look(
-        keypoints_ptr, confidence_ptr, camera, frames_ptr, mean_ptr, weighted_mean_ptr, temperature, here,
-        NUM_JOINTS, SHARED_CAMERA, FRAME_BLOCK, JOINT_BLOCK,
-    )  # fmt: skip
-    tl.debug_barrier()
-    _place(
-        poses, frames_ptr, mean_ptr, weighted_mean_ptr, roots_ptr, here, num_hypotheses,
-        NUM_JOINTS, FRAMES, ROWS, LANES,
-    )  # fmt: skip
-    tl.debug_barrier()
-    _weigh(roots_ptr, weights_ptr, frames_ptr, here, num_hypotheses, FRAME_BLOCK, WEIGHTS_H)
-    tl.debug_barrier()
 
-    thread = tl.arange(0, PARTS * BLOCK)
-    item, part = thread % BLOCK, thread // BLOCK
-    mask = item < here * NUM_JOINTS
-    frame = tl.where(mask, item // NUM_JOINTS, 0)
-    own = poses + frame.to(tl.int64) * num_hypotheses * (3 * NUM_JOINTS) + 3 * (item % NUM_JOINTS)
-    u = tl.load(mean_ptr + 3 * item, mask=mask, other=0.0)
-    v = tl.load(mean_ptr + 3 * item + 1, mask=mask, other=0.0)
-    roots, weights = roots_ptr + 4 * num_hypotheses * frame, weights_ptr + num_hypotheses * frame
-    shift_x, shift_y, shift_z = shift_of(own, mask, num_hypotheses, 3 * NUM_JOINTS, FEW)
-    zeros = tl.zeros_like(shift_x)
-    sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
-    seen_x, seen_y, seen_square = zeros, zeros, zeros
-    depth, side_x, side_y = zeros, zeros, zeros
-    free_x, free_y, free_z = zeros, zeros, zeros
-    for begin in range(0, num_hypotheses, PARTS * AT_ONCE):
-        for i in tl.static_range(AT_ONCE):
-            hypothesis = hypothesis_of(begin, part, i, PARTS)
-            there = mask & (hypothesis < num_hypotheses)
-            at = own + hypothesis * (3 * NUM_JOINTS)
-            x = tl.load(at, mask=there, other=shift_x)
-            y = tl.load(at + 1, mask=there, other=shift_y)
-            z = tl.load(at + 2, mask=there, other=shift_z)
-            sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = add_products(
-                x - shift_x, y - shift_y, z - shift_z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz
+    # All of one shape from the start, or else what is shared lies elsewhere than what it is used with.
+    shape: tl.constexpr = [FRAMES, PARTS, LANES]
+    index = tl.broadcast_to(tl.arange(0, FRAMES)[:, None, None], shape)
+    part = tl.broadcast_to(tl.arange(0, PARTS)[None, :, None], shape)
+    lane = tl.broadcast_to(tl.arange(0, LANES)[None, None, :], shape)
+    frame = tl.minimum(index, here - 1)
+    rays, mean_u, mean_v, ratio, scale = _look(
+        keypoints_ptr + 2 * NUM_JOINTS * frame, confidence_ptr + NUM_JOINTS * frame,
+        cameras + (0 if SHARED_CAMERA else 9) * frame, lane, temperature, NUM_JOINTS, LANES, BLOCKS,
+    )  # fmt: skip
+    start = hypotheses_ptr + frame * (num_hypotheses * numel) + 3 * lane
+    weights = weights_ptr + frame * num_hypotheses
+    writes = (index < here) & (lane == 0)
+
+    zero = tl.zeros(shape, tl.float32)
+    rounds = tl.cdiv(num_hypotheses, PARTS)
+    pose = start + tl.minimum(part * rounds, num_hypotheses - 1) * numel
+    x = _read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
+    shifts, moments, seen, weighted = (), (), (), ()
+    for block in tl.static_range(BLOCKS):
+        own, is_joint = start + 3 * LANES * block, block * LANES + lane < NUM_JOINTS
+        shifts = shifts + (shift_of(own, is_joint, num_hypotheses, numel, FEW),)
+        moments = moments + ((zero, zero, zero, zero, zero, zero, zero, zero, zero),)
+        seen, weighted = seen + ((zero, zero, zero),), weighted + ((zero, zero, zero),)
+    lowest, total = zero + infinity, zero
+    sum_x, sum_y, sum_z = zero, zero, zero
+    for i in range(rounds):
+        hypothesis = part * rounds + i
+        there = hypothesis < num_hypotheses
+        y = _read(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
+        z = _read(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
+        before = moments
+        moments = ()
+        for block in tl.static_range(BLOCKS):
+            off_x, off_y, off_z = x[block] - shifts[block][0], y[block] - shifts[block][1], z[block] - shifts[block][2]
+            if not WHOLE:
+                off_x, off_y = tl.where(there, off_x, 0.0), tl.where(there, off_y, 0.0)
+                off_z = tl.where(there, off_z, 0.0)
+            sums = before[block]
+            moments = moments + (
+                add_products(
+                    off_x, off_y, off_z, sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], sums[8]
+                ),
             )
-            root_x = tl.load(roots + 4 * hypothesis, mask=there, other=0.0)
-            root_y = tl.load(roots + 4 * hypothesis + 1, mask=there, other=0.0)
-            root_z = tl.load(roots + 4 * hypothesis + 2, mask=there, other=0.0)
-            weight = tl.load(weights + hypothesis, mask=there, other=0.0)
-            off_x, off_y, far = _off(x, y, z, root_x, root_y, root_z, u, v)
-            inverse = tl.where(there, 1.0 / far, 0.0)
-            q_x, q_y = off_x * inverse, off_y * inverse
-            seen_x += q_x
-            seen_y += q_y
-            seen_square += q_x * q_x + q_y * q_y
-            # What cannot be placed stays where it is.
-            placed = _is_finite(root_x) & _is_finite(root_y) & _is_finite(root_z)
-            depth += tl.where(placed, weight * z, 0.0)
-            side_x += tl.where(placed, weight * off_x, 0.0)
-            side_y += tl.where(placed, weight * off_y, 0.0)
-            free_x += tl.where(placed, 0.0, weight * x)
-            free_y += tl.where(placed, 0.0, weight * y)
-            free_z += tl.where(placed, 0.0, weight * z)
-    # From here on a thread for each item.
-    sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = join_nine(sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz, PARTS)
-    seen_x, seen_y, seen_square, depth, side_x, side_y, free_x, free_y, free_z = join_nine(
-        seen_x, seen_y, seen_square, depth, side_x, side_y, free_x, free_y, free_z, PARTS
-    )
-    if PARTS > 1:
-        item = tl.arange(0, BLOCK)
-        mask = item < here * NUM_JOINTS
-        frame = tl.where(mask, item // NUM_JOINTS, 0)
-        own = poses + frame.to(tl.int64) * num_hypotheses * (3 * NUM_JOINTS) + 3 * (item % NUM_JOINTS)
-        shift_x, shift_y, shift_z = shift_of(own, mask, num_hypotheses, 3 * NUM_JOINTS, FEW)
-    share = 1.0 / num_hypotheses
-    mean_x, mean_y = seen_x * share, seen_y * share
-    offset = mean_x * mean_x + mean_y * mean_y
-    variance = seen_square * share - offset
-    # What is summed lies where the covariance comes at the end.
-    sums, stride = covariance_ptr + item, here * NUM_JOINTS
-    tl.store(sums, offset, mask=mask)
-    tl.store(sums + stride, tl.where(variance < 0.0, 0.0, variance), mask=mask)  # NaN stays NaN
-    tl.store(sums + 2 * stride, depth, mask=mask)
-    tl.store(sums + 3 * stride, side_x, mask=mask)
-    tl.store(sums + 4 * stride, side_y, mask=mask)
-    tl.store(sums + 5 * stride, free_x, mask=mask)
-    tl.store(sums + 6 * stride, free_y, mask=mask)
-    tl.store(sums + 7 * stride, free_z, mask=mask)
-    tl.debug_barrier()
-    _refine(
-        frames_ptr, mean_ptr, covariance_ptr, weighted_mean_ptr, way, here, stride, NUM_JOINTS, FRAME_BLOCK, JOINT_BLOCK
-    )  # fmt: skip
-    tl.debug_barrier()
-    store_moments(
-        mean_ptr + 3 * item, covariance_ptr + 9 * item, mask, shift_x, shift_y, shift_z, sum_x, sum_y, sum_z,
-        xx, yy, zz, xy, xz, yz, num_hypotheses, ENOUGH,
-    )  # fmt: skip
-    # Kept, so that it is read at all.
-    tl.store(frames_ptr + 7, tl.sum(ahead, axis=0))
+        root_x, root_y, root_z, miss_x, miss_y = _place(x, y, z, rays, BLOCKS)
+        # The next one comes from memory while the rest of this one is dealt with: with one axis come all that lie near.
+        has_next = i + 1 < rounds if WHOLE else (i + 1 < rounds) & (hypothesis + 1 < num_hypotheses)
+        pose += tl.where(has_next, numel, 0)
+        x = _read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
+        cost, seen_x, seen_y = _project(
+            root_x + mean_u * root_z, root_y + mean_v * root_z, root_z, miss_x, miss_y, z, rays, ratio, scale,
+            BLOCKS,
+        )  # fmt: skip
+        tl.store(weights + hypothesis, cost, mask=writes if WHOLE else writes & there)
+        # Of the lowest cost and this one either is a part of the other.
+        cost = tl.where(cost < infinity, cost, infinity)
+        lesser = tl.where(cost == lowest, 1.0, tl.exp2(-tl.abs(cost - lowest)))
+        change, likelihood = tl.where(cost < lowest, lesser, 1.0), tl.where(cost < lowest, 1.0, lesser)
+        lowest = tl.minimum(lowest, cost)
+        if not WHOLE:
+            likelihood = tl.where(there, likelihood, 0.0)
+        # What has no root makes these no number, and is dealt with at the end.
+        total = total * change + likelihood
+        sum_x, sum_y = sum_x * change + likelihood * root_x, sum_y * change + likelihood * root_y
+        sum_z = sum_z * change + likelihood * root_z
+        seen_before, weighted_before = seen, weighted
+        seen, weighted = (), ()
+        for block in tl.static_range(BLOCKS):
+            at_x, at_y = seen_x[block], seen_y[block]
+            if not WHOLE:
+                at_x, at_y = tl.where(there, at_x, 0.0), tl.where(there, at_y, 0.0)
+            sums = seen_before[block]
+            seen = seen + ((sums[0] + at_x, sums[1] + at_y, sums[2] + at_x * at_x + at_y * at_y),)
+            sums = weighted_before[block]
+            weighted = weighted + (
+                (
+                    sums[0] * change + likelihood * miss_x[block],
+                    sums[1] * change + likelihood * miss_y[block],
+                    sums[2] * change + likelihood * z[block],
+                ),
+            )
+
+    # Over PARTS, all of which get the sums.
+    least = tl.min(lowest, axis=1)[:, None, :] + zero
+    change = tl.where(lowest == least, 1.0, tl.exp2(least - lowest))
+    joined = tl.reduce((total * change, sum_x * change, sum_y * change, sum_z * change), 1, _add_four)
+    total, sum_x, sum_y, sum_z = _for_parts(joined, zero)
+    lost = tl.where(_is_finite(sum_x + sum_y + sum_z), 0.0, 1.0)
+    # Which part of the way to its ray a joint goes: S / (S + R), where that has a value.
+    share, per_total = 1.0 / num_hypotheses, 1.0 / total
+    u, v, _, _, _ = rays
+    confidence = ()
+    offsets, spreads, usual, number = (), (), zero, zero
+    for block in tl.static_range(BLOCKS):
+        seen_x, seen_y, square = _for_parts(tl.reduce(seen[block], 1, _add_three), zero)
+        mean_x, mean_y = seen_x * share, seen_y * share
+        offset = mean_x * mean_x + mean_y * mean_y
+        spread = square * share - offset
+        joint = block * LANES + lane
+        # Read again: of what the loop holds in registers there can be no more.
+        weight = tl.load(confidence_ptr + (NUM_JOINTS * frame + joint), mask=joint < NUM_JOINTS, other=0.0)
+        weight = weight.to(tl.float32)
+        present, confidence = weight > 0.0, confidence + (tl.minimum(weight, 1.0),)
+        usual += tl.where(present, offset, 0.0)
+        number += tl.where(present, 1.0, 0.0)
+        offsets, spreads = offsets + (offset,), spreads + (tl.where(spread < 0.0, 0.0, spread),)  # NaN stays NaN
+    usual, number = tl.reduce((usual, number), 2, _add_two)
+    usual = (usual / number)[:, :, None]
+    base, refined = (zero, zero, zero), ()
+    for block in tl.static_range(BLOCKS):
+        sums = weighted[block]
+        near_x, near_y, depth = _for_parts(
+            tl.reduce((sums[0] * change, sums[1] * change, sums[2] * change), 1, _add_three), zero
+        )
+        trust = spreads[block] / (spreads[block] + tl.where(offsets[block] > usual, offsets[block], usual))
+        trust = tl.where(_is_finite(trust), trust, 0.0) * (way * confidence[block])
+        # Where the poses have the joint, and how far that is from its ray.
+        joint_x, joint_y = u[block] * depth - near_x, v[block] * depth - near_y
+        joint_x -= trust * (sum_x - near_x - (u[block] - mean_u) * sum_z)
+        joint_y -= trust * (sum_y - near_y - (v[block] - mean_v) * sum_z)
+        refined = refined + ((joint_x, joint_y, depth),)
+        if block == 0:
+            base = _of_root(refined[0])
+    tl.debug_barrier()  # costs have been written
+    if tl.max(lost) > 0.0:
+        # What has no root is averaged as it is, and the frame's other hypotheses are not refined.
+        apart, apart_base = _sum_apart(
+            pose, weights, least, part, lane, num_hypotheses, NUM_JOINTS, PARTS, LANES, BLOCKS
+        )
+        is_lost = lost > 0.0
+        base = (
+            tl.where(is_lost, apart_base[0], base[0]), tl.where(is_lost, apart_base[1], base[1]),
+            tl.where(is_lost, apart_base[2], base[2]),
+        )  # fmt: skip
+        fast = refined
+        refined = ()
+        for block in tl.static_range(BLOCKS):
+            refined = refined + (
+                (
+                    tl.where(is_lost, apart[block][0], fast[block][0]),
+                    tl.where(is_lost, apart[block][1], fast[block][1]),
+                    tl.where(is_lost, apart[block][2], fast[block][2]),
+                ),
+            )
+        tl.debug_barrier()  # costs have been read
+    for begin in range(0, num_hypotheses, PARTS * LANES):
+        hypothesis = begin + part * LANES + lane
+        there = (index < here) & (hypothesis < num_hypotheses)
+        likelihood = _likelihood(tl.load(weights + hypothesis, mask=there, other=0.0), least)
+        tl.store(weights + hypothesis, likelihood * per_total, mask=there)
+
+    # What a joint has, beside each other, as a store of one number in nine costs as much as all nine:
+    # xx xy xz xy | yy yz xz yz | zz and the mean | the weighted mean.
+    row, column = tl.arange(0, FRAMES * LANES)[:, None], tl.arange(0, 16)[None, :]
+    stride = tl.where(column < 9, 9, 3)
+    to = tl.where(column < 9, covariance_ptr + column, mean_ptr + (column - 9))
+    to = tl.where(column < 12, to, weighted_mean_ptr + (column - 12))
+    item, in_frame = row // LANES * NUM_JOINTS + row % LANES, row // LANES < here
+    for block in tl.static_range(BLOCKS):
+        sums, shift = tl.reduce(moments[block], 1, _add_nine), shifts[block]
+        x, y, z, xx, yy, zz, xy, xz, yz = moments_of(
+            _once(shift[0]), _once(shift[1]), _once(shift[2]), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5],
+            sums[6], sums[7], sums[8], num_hypotheses, ENOUGH,
+        )  # fmt: skip
+        moved_x = _once((refined[block][0] - base[0]) * per_total)
+        moved_y = _once((refined[block][1] - base[1]) * per_total)
+        moved_z = _once((refined[block][2] - base[2]) * per_total)
+        results = beside(
+            _four(xx, yy, zz, moved_x), _four(xy, yz, x, moved_y), _four(xz, xz, y, moved_z), _four(xy, yz, z, z)
+        )
+        there = in_frame & (column < 15)
+        if (block + 1) * LANES > NUM_JOINTS:
+            there &= block * LANES + row % LANES < NUM_JOINTS
+        tl.store(to + block * LANES * stride + item * stride, results, mask=there)

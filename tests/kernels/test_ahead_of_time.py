@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for GPUs that need not be there: none spills, and float64 is where it is wanted."""
+"""Every Triton kernel compiled for GPUs that need not be there: none spills, and none uses float64."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def test_kernels_compile(pytestconfig):
     for row in rows:
         assert row["spills"] == 0 and row["local"] == 0, row
         assert row["reg"] <= 255 and row["dynamic_shared"] <= 48 << 10, row
-        wants_float64 = row["call"].startswith("hypothesis_statistics") and " view" in row["call"]
-        assert (row["f64"] > 0) == wants_float64, row
+        assert row["f64"] == 0, row  # GPUs that are not made for it take 64 times as long
         if row["kernel"] in ("philox_normal_kernel", "reverse_step_kernel"):
             # The hardware's logarithm, square root, sine and cosine are not exact enough for the noise.
             assert row["approx"] == 0, row

@@ -60,6 +60,33 @@ def test_far_from_zero(device):
     )
 
 
+@pytest.mark.parametrize("view", [False, True], ids=["moments", "view"])
+@pytest.mark.parametrize("count", [10, 50, 300])
+def test_the_first_are_apart(count, view, device):
+    """Two hundred spreads off: sums of squares must not be taken off from these alone."""
+    hypotheses, *seen = make_inputs("hypothesis_statistics", (3, count, 5), device=device)
+    hypotheses[:, :8] += 10.0
+    covariance = fused(hypotheses, *(seen if view else []))[1]
+    exact = torch.stack([torch.stack([torch.cov(frame[:, j].double().T) for j in range(5)]) for frame in hypotheses])
+    torch.testing.assert_close(covariance.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sideways", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("distance", [5.0, 100.0])
+def test_far_people(distance, sideways, device):
+    """Rays that are nearly parallel, and to the side: at least as exact as the reference in float32."""
+    hypotheses, _, confidence, intrinsics = make_inputs("hypothesis_statistics", (12, 10, 17), device=device)
+    root = distance * torch.tensor([sideways, -0.5 * sideways, 1.0], device=device)
+    seen = (hypotheses.mean(dim=1) + root) @ intrinsics.mT
+    keypoints = seen[..., :2] / seen[..., 2:] + 25.0 / distance * torch.randn(12, 17, 2, device=device)
+    inputs = hypotheses, keypoints, confidence, intrinsics
+    exact = reference.hypothesis_statistics(*(tensor.double() for tensor in inputs))
+    assert 0.1 < float(exact[2].max()) < 0.9
+    for actual, single, truth in zip(fused(*inputs), reference.hypothesis_statistics(*inputs), exact, strict=True):
+        allowed = max(2.0 * float((single - truth).abs().max()), 1e-6)
+        assert float((actual - truth).abs().max()) <= allowed
+
+
 @pytest.mark.parametrize("count", [10, 60])
 def test_one_is_infinite(device, count):
     """Then so is the mean, whichever it is but the first, from which differences are taken."""
@@ -143,6 +170,21 @@ def test_behind_the_camera(device):
     assert weights[:, 1].tolist() == [0.0, 0.0]
     torch.testing.assert_close(weights.double(), expected[2], rtol=0, atol=1e-4)
     torch.testing.assert_close(weighted.double(), expected[3], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1e-4])
+@pytest.mark.parametrize("order", ["best last", "best first"])
+def test_costs_in_any_order(order, temperature, device):
+    """However much better the next one fits: only what remains of the sums before it counts."""
+    hypotheses, *view = make_inputs("hypothesis_statistics", (3, 40, 17), device=device)
+    hypotheses += torch.linspace(0.0, 1.0, 40, device=device)[:, None, None] * torch.randn(3, 40, 17, 3, device=device)
+    if order == "best last":
+        hypotheses = hypotheses.flip(1).contiguous()
+    actual = fused(hypotheses, *view, temperature=temperature)
+    expected = fused(*(x.double() for x in (hypotheses, *view)), temperature=temperature, backend="torch")
+    assert float(expected[2].max()) > 0.1 > 1e-10 > float(expected[2].min())
+    for value, truth in zip(actual[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=0, atol=1e-3 if temperature == 1e-4 else 2e-5)
 
 
 def test_some_cannot_be_placed(device):

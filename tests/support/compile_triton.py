@@ -8,6 +8,7 @@ are compiled instead. One JSON line is printed per kernel and architecture.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import runpy
@@ -92,22 +93,20 @@ def main() -> None:
 
     _launch.launch = record
     seen = set()
-    for name, call in runpy.run_path(calls)["CALLS"]:
+    for architecture, (name, call) in itertools.product(map(int, architectures), runpy.run_path(calls)["CALLS"]):
+        _launch.generation_of = lambda _, generation=architecture // 10: generation
         recorded.clear()
         call()
         assert recorded, f"{name} launches nothing"
         for kernel, arguments, options in recorded:
             source, compiler_options = source_of(kernel, arguments, options)
-            key = (kernel.__name__, str(source.signature), str(source.constants), str(source.attrs))
+            key = (architecture, kernel.__name__, str(source.signature), str(source.constants), str(source.attrs))
             if key in seen:
                 continue
             seen.add(key)
-            for architecture in architectures:
-                compiled = triton.compile(
-                    source, target=GPUTarget("cuda", int(architecture), 32), options=compiler_options
-                )
-                row = {"call": name, "kernel": kernel.__name__, "arch": int(architecture)} | resources(compiled)
-                print(json.dumps(row), flush=True)
+            compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=compiler_options)
+            row = {"call": name, "kernel": kernel.__name__, "arch": architecture} | resources(compiled)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

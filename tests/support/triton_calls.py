@@ -68,8 +68,10 @@ for _dtype in (SINGLE, HALF, BRAIN):
     for _noise, _channels, _clip in (("drawn", 3, 1.0), ("given", 5, None), ("none", 3, None)):
         _name = f"reverse_step {_noise} {_dtype}"
         CALLS.append((_name, _step(_dtype, _channels, noise=_noise, clip_sample_range=_clip)))
-for _count, _view in ((10, "moments"), (16, "moments"), (200, "moments"), (10, "view"), (100, "view"), (200, "view")):
-    CALLS.append((f"hypothesis_statistics {_count} {_view}", _statistics(_count, _view == "view")))
+for _count in (10, 16, 200):
+    CALLS.append((f"hypothesis_statistics {_count} moments", _statistics(_count, False)))
+for _count in (1, 10, 99, 100, 200):
+    CALLS.append((f"hypothesis_statistics {_count} view", _statistics(_count, True)))
 for _count in (10, 50, 100):
     CALLS.append((f"hypothesis_statistics {_count} view of 16 joints", _statistics(_count, True, 16)))
 for _hidden, _out in ((SINGLE, SINGLE), (HALF, HALF), (BRAIN, BRAIN), (HALF, SINGLE), (BRAIN, SINGLE)):
