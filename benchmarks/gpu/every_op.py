@@ -57,8 +57,10 @@ def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
         for precision, mode in FORMS.get(backend, ()):
             if mode == "cluster" and not has_clusters(device):
                 continue
-            name = f"sample {model} {precision}{f' {mode}' if mode else ''}"
-            found[name] = partial(sampler, model, backend, precision, mode, device, **sizes)
+            # The same kernel at half the width of ``mocap``: racecheck took more than two minutes over that.
+            narrow = "base-64" if (model, mode) == ("mocap", "cluster") else model
+            name = f"sample {narrow} {precision}{f' {mode}' if mode else ''}"
+            found[name] = partial(sampler, narrow, backend, precision, mode, device, **sizes)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffupose import Lifter, ops, reference
-from diffupose.config import PAPER
+from diffupose.config import BASE, PAPER
 from diffupose.denoiser import build_denoiser
 from diffupose.ops import PackedDenoiser, _backend
 from diffupose.ops.cuda_denoiser import CudaDenoiser
@@ -24,10 +25,12 @@ JOINTS = 17
 
 @cache
 def network(model: str) -> Any:
-    """Return a network in evaluation mode, on the CPU: ``mocap``, the bundled one, or ``paper-WIDTH``."""
+    """Return a network in evaluation mode, on the CPU: ``mocap``, ``paper-WIDTH`` or ``base-WIDTH``."""
     if model == "mocap":
         return Lifter.from_pretrained("mocap", device="cpu").denoiser
     torch.manual_seed(0)  # the time does not depend on the weights
+    if model.startswith("base-"):
+        return build_denoiser(replace(BASE.denoiser, hidden_dim=int(model.removeprefix("base-")))).eval()
     net = build_denoiser(type(PAPER.denoiser)(hidden_dim=int(model.removeprefix("paper-")))).eval()
     # An untrained network gives little more than its last bias. Here what comes of the input is about as large as poses
     # differ, or less where what is common to all would be as large as what is clipped: a wrong result shows.

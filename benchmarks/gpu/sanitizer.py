@@ -25,7 +25,7 @@ RUNS = {
     "racecheck of the ops and of kernels for layers": ("racecheck", "^(?!.*(persistent|cluster))"),
     PERSISTENT: ("racecheck", "persistent"),
     "racecheck of clusters, paper": ("racecheck", "paper.*cluster"),
-    "racecheck of clusters, base": ("racecheck", "mocap.*cluster"),
+    "racecheck of clusters, base": ("racecheck", "base.*cluster"),
 }
 COMPILERS = ("nvcc", "/usr/local/cuda/bin/nvcc")
 CASES = ("none", "mbarriers", "barriers")  # of arrivals.cu
