@@ -113,13 +113,23 @@ def _look(keypoints, confidences, camera, lane, temperature, NUM_JOINTS: tl.cons
     total, mean_x, mean_y = tl.reduce((total, mean_x, mean_y), 2, _add_three)
     inverse = (1.0 / total)[:, :, None]
     mean_x, mean_y = mean_x[:, :, None] * inverse, mean_y[:, :, None] * inverse
+    # Once more: by what the rounded mean is off, a confidence far above the others would weigh.
+    rest_x, rest_y = tl.zeros_like(nowhere), tl.zeros_like(nowhere)
+    off_x, off_y = (), ()
+    for block in tl.static_range(BLOCKS):
+        own_x, own_y = from_x[block] - mean_x, from_y[block] - mean_y
+        rest_x, rest_y = rest_x + confidence[block] * own_x, rest_y + confidence[block] * own_y
+        off_x, off_y = off_x + (own_x,), off_y + (own_y,)
+    rest_x, rest_y = tl.reduce((rest_x, rest_y), 2, _add_two)
+    rest_x, rest_y = rest_x[:, :, None] * inverse, rest_y[:, :, None] * inverse
+    mean_x, mean_y = mean_x + rest_x, mean_y + rest_y
     fx, fy = tl.load(camera).to(tl.float32), tl.load(camera + 4).to(tl.float32)
     cx, cy = tl.load(camera + 2), tl.load(camera + 5)
     per_fx, per_fy = 1.0 / fx, 1.0 / fy
     u, v, off_u, off_v, spread = (), (), (), (), tl.zeros_like(nowhere)
     for block in tl.static_range(BLOCKS):
         present = confidence[block] > 0.0
-        own_u, own_v = (from_x[block] - mean_x) * per_fx, (from_y[block] - mean_y) * per_fy
+        own_u, own_v = (off_x[block] - rest_x) * per_fx, (off_y[block] - rest_y) * per_fy
         spread += confidence[block] * (own_u * own_u + own_v * own_v)
         u = u + (tl.where(present, (x[block] - cx).to(tl.float32) * per_fx, 0.0),)
         v = v + (tl.where(present, (y[block] - cy).to(tl.float32) * per_fy, 0.0),)
@@ -176,7 +186,8 @@ def _project(root_x, root_y, root_z, miss_x, miss_y, z, rays, ratio, scale, BLOC
     nearest = cost + float("inf")
     for block in tl.static_range(BLOCKS):
         far = tl.where(share[block] > 0.0, z[block] + root_z, 1.0)
-        per_far = _signed(tl.rsqrt(far * far), far)  # in fewer instructions than a quotient
+        per_root = tl.rsqrt(tl.abs(far))
+        per_far = _signed(per_root * per_root, far)  # in fewer instructions than a quotient
         # As a difference of metres, divided by the depth, it loses no digits.
         at_x = (root_x - miss_x[block] - u[block] * root_z) * per_far
         at_y = (root_y - miss_y[block] - v[block] * root_z) * per_far

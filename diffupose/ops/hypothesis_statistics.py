@@ -105,8 +105,8 @@ def _check(
             raise ValueError(f"{name} must be on the device of hypotheses, {hypotheses.device}, got {tensor.device}")
 
 
-MAX_JOINTS = 64
-"""What the CUDA code takes."""
+MAX_JOINTS = {"cuda": 64, "triton": 640}
+"""What kernels take."""
 
 _CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
 
@@ -118,10 +118,12 @@ def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
         reason = f"takes float32, got {hypotheses.dtype}"
     elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
         reason = "has no gradient"
-    elif hypotheses.shape[2] > MAX_JOINTS:
-        return {"cuda": f"this op's CUDA code takes {MAX_JOINTS} joints at most, got {hypotheses.shape[2]}"}
     else:
-        return {}
+        return {
+            name: f"this op's {_CODE[name]} takes {most} joints at most, got {hypotheses.shape[2]}"
+            for name, most in MAX_JOINTS.items()
+            if hypotheses.shape[2] > most
+        }
     return {name: f"this op's {code} {reason}" for name, code in _CODE.items()}
 
 

@@ -132,6 +132,29 @@ def test_confidence_above_one(device):
     )
 
 
+@pytest.mark.parametrize("most", [1e3, 1e6, 1e10])
+def test_one_confidence_far_above_the_others(most, device):
+    """The others' rays still say how far away the person is."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 10, 17), device=device)
+    keypoints, confidence[:, 3] = keypoints.nan_to_num(500.0), most
+    actual = fused(hypotheses, keypoints, confidence, intrinsics)
+    expected = reference.hypothesis_statistics(hypotheses.double(), keypoints, confidence, intrinsics)
+    torch.testing.assert_close(actual[3].double(), expected[3], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e19, 1e30])
+def test_one_joint_is_lost_far_away(size, device):
+    """A hypothesis that diverged weighs nothing, and the others' mean is theirs."""
+    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 10, 17), device=device)
+    keypoints, confidence[:] = keypoints.nan_to_num(500.0), 1.0
+    hypotheses[:, 4, 3, 2] = size
+    inputs = hypotheses, keypoints, confidence, intrinsics
+    actual = fused(*inputs, temperature=1e-3)  # else a weight of 1e-30 is one, and moves the mean
+    expected = fused(*(tensor.double() for tensor in inputs), temperature=1e-3, backend="torch")
+    for value, truth in zip(actual[2:], expected[2:], strict=True):
+        torch.testing.assert_close(value.double(), truth, rtol=0, atol=2e-4)
+
+
 def test_nothing_to_place(device):
     """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)
@@ -241,3 +264,5 @@ def test_opcheck_and_errors(device):
         fused(hypotheses.double())
     with pytest.raises(BackendUnavailableError, match="Triton kernel has no gradient"):
         fused(hypotheses.clone().requires_grad_())
+    with pytest.raises(BackendUnavailableError, match="Triton kernel takes 640 joints at most, got 641"):
+        fused(hypotheses.new_zeros(1, 4, 641, 3))
