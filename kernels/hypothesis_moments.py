@@ -7,23 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _add_nine(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+def add_nine(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+    """Return the sums of nine pairs."""
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8
-
-
-@triton.jit
-def join_nine(a, b, c, d, e, f, g, h, i, PARTS: tl.constexpr):
-    """Return the sums over PARTS, ``[N]``, of nine ``[PARTS N]``; all at once, as threads wait for each other."""
-    if PARTS == 1:
-        return a, b, c, d, e, f, g, h, i
-    else:
-        shape: tl.constexpr = [PARTS, a.shape[0] // PARTS]
-        parts = (
-            tl.reshape(a, shape), tl.reshape(b, shape), tl.reshape(c, shape), tl.reshape(d, shape),
-            tl.reshape(e, shape), tl.reshape(f, shape), tl.reshape(g, shape), tl.reshape(h, shape),
-            tl.reshape(i, shape),
-        )  # fmt: skip
-        return tl.reduce(parts, 0, _add_nine)
 
 
 @triton.jit
@@ -57,12 +43,6 @@ def add_products(x, y, z, sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz):
         sum_x + x, sum_y + y, sum_z + z,
         xx + x * x, yy + y * y, zz + z * z, xy + x * y, xz + x * z, yz + y * z,
     )  # fmt: skip
-
-
-@triton.jit
-def hypothesis_of(begin, part, i, PARTS: tl.constexpr):
-    """Return the number of a thread's ``i``-th hypothesis from ``begin`` on; a constant's where all threads agree."""
-    return begin + i + 0 * part if PARTS == 1 else begin + part + i * PARTS
 
 
 @triton.jit
@@ -119,7 +99,7 @@ def moments_kernel(
     sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     for start in range(0, num_hypotheses, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            there = mask & (hypothesis_of(start, thread, i, 1) < num_hypotheses)
+            there = mask & (start + i < num_hypotheses)
             at = own + i * numel
             sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = add_products(
                 tl.load(at, mask=there, other=x) - x, tl.load(at + 1, mask=there, other=y) - y,
