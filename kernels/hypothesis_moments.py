@@ -99,7 +99,8 @@ def moments_kernel(
     sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     for start in range(0, num_hypotheses, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            there = mask & (start + i < num_hypotheses)
+            hypothesis = tl.zeros_like(thread) + (start + i)  # a tensor also where the interpreter has numbers
+            there = mask & (hypothesis < num_hypotheses)
             at = own + i * numel
             sum_x, sum_y, sum_z, xx, yy, zz, xy, xz, yz = add_products(
                 tl.load(at, mask=there, other=x) - x, tl.load(at + 1, mask=there, other=y) - y,
