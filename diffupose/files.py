@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_output(
-    path: str | os.PathLike[str], name: str, others: Mapping[str, str | os.PathLike[str] | None] | None = None
+    path: str | os.PathLike[str],
+    name: str,
+    others: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    suffixes: Sequence[str] = (),
 ) -> None:
     """Refuse a file that could not be written or that is needed, before the work that fills it.
 
@@ -51,14 +54,17 @@ def check_output(
         path: File to be written.
         name: Option that it comes from, for the message.
         others: Files by option (None: not given) that are read or written, too.
+        suffixes: Endings that it may have, in lower case; none: any.
 
     Raises:
         OSError: If its folder does not exist or may not be written to, or the path is a folder, a device or a pipe.
-        ValueError: If it is one of the others.
+        ValueError: If it is one of the others, or ends otherwise.
     """
     for other_name, other in (others or {}).items():
         if other is not None and _same_file(path, other):
             raise ValueError(f"{name} must not be {other_name}, got {os.fspath(path)!r}")
+    if suffixes and Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {os.fspath(path)!r}")
     target = _behind_links(path)
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist")

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +267,17 @@ def _initial_lifter(path: str, model: LifterConfig) -> LifterFile:
     for name in ("denoiser", "diffusion", "input_normalization", "standardize_poses"):
         given, wanted = getattr(file.config, name), getattr(model, name)
         if given != wanted:
-            raise InputError(f"initialize must be a lifter of the same model; its {name} is {given}, not {wanted}")
+            raise InputError(f"initialize must be a lifter of the same model; its {_difference(name, given, wanted)}")
     return file
+
+
+def _difference(name: str, given: Any, wanted: Any) -> str:
+    """Say how two settings differ; of those that have parts, in which of them."""
+    if type(given) is not type(wanted) or not is_dataclass(given):
+        return f"{name} is {given}, not {wanted}"
+    names = [part.name for part in fields(given) if getattr(given, part.name) != getattr(wanted, part.name)]
+    parts = [", ".join(f"{part}={getattr(values, part)!r}" for part in names) for values in (given, wanted)]
+    return f"{name} is {parts[0]}, not {parts[1]}"
 
 
 def _check_same_run(state: dict[str, Any], config: TrainConfig, model: LifterConfig, batches: Batches) -> None:

@@ -127,6 +127,7 @@ def test_command(tmp_path, capsys):
                                (["--noise-factor", "2"], "--noise-factor is for variance analytic, this model has"),
                                (["--out", str(model)], "--out must not be --model"),
                                (["--out", str(path)], "--out must not be --data"),
+                               (["--out", str(tmp_path / "model.npz")], "--out must end in .safetensors, got "),
                                (["--num-poses", "1"], "--num-poses must be at least 2, got 1")):  # fmt: skip
             assert main([*arguments, *wrong]) == 2
             captured = capsys.readouterr()

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if len(factors) not in (1, 3) or not all(0 < factor <= 100 for factor in factors):
         given = " ".join(f"{factor:g}" for factor in factors)
         raise ValueError(f"--noise-factor must be 1 or 3 numbers, positive and at most 100, got {given}")
-    check_output(options.out, "--out", {"--model": options.model, "--data": options.data})
+    check_output(options.out, "--out", {"--model": options.model, "--data": options.data}, (".safetensors",))
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     known = vars(lifter.config.sampling)
     for item in options.set:

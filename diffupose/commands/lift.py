@@ -122,9 +122,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_output(path: str, suffixes: tuple[str, ...], name: str, others: dict[str, str | None]) -> None:
     """Refuse an output that could not be written, or that is needed, before any work is done."""
-    if Path(path).suffix.lower() not in suffixes:
-        raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {path!r}")
-    check_output(path, name, others)
+    check_output(path, name, others, suffixes)
     folder = others["the input"]
     if path.endswith(SUFFIX) and folder is not None and Path(path).resolve().parent == Path(folder).resolve():
         raise ValueError(f"{name} must not be one of the input's files, got {path!r}")

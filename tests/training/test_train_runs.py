@@ -89,8 +89,9 @@ def test_initialize(start, tmp_path):
     before, after = load_file(first), load_file(second)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-7, msg=name)
-    with pytest.raises(InputError, match="initialize must be a lifter of the same model; its denoiser is"):
+    with pytest.raises(InputError, match="initialize must be a lifter of the same model; its denoiser is ") as caught:
         start(preset="paper", output=str(tmp_path / "third"), initialize=str(first))
+    assert "architecture='parallel_gcn'" in str(caught.value) and "skeleton" not in str(caught.value)  # only what differs
     with pytest.raises(FileNotFoundError, match="nothing"):
         start(preset="parallel", output=str(tmp_path / "third"), initialize=str(tmp_path / "nothing"))
 
