@@ -46,6 +46,18 @@ def read(pose, lane, AXIS: tl.constexpr, NUM_JOINTS: tl.constexpr, LANES: tl.con
 
 
 @triton.jit
+def prefetch(pose, lane, NUM_JOINTS: tl.constexpr, LANES: tl.constexpr):
+    """Have the hypothesis at ``pose``, each lane's pointer to its first joint, brought from memory to L2.
+
+    A read of it takes a third of the time then. Lanes ask for places up to 60 bytes apart: memory gives 64 at once.
+    """
+    share: tl.constexpr = (3 * NUM_JOINTS + LANES - 1) // LANES
+    at = (pose + (tl.minimum(lane * share, 3 * NUM_JOINTS - 1) - 3 * lane)).to(tl.int64)
+    # An operation of this kind has a result.
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def look(keypoints, confidences, camera, lane, temperature, NUM_JOINTS: tl.constexpr, LANES: tl.constexpr,
           BLOCKS: tl.constexpr):  # fmt: skip
     """Return what all hypotheses of a frame share.

@@ -18,8 +18,7 @@ _VIEW_THREADS = 128  # at most; one warp, wherever that is enough, which waits f
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once, where there are no more
 _HYPOTHESES = 32  # of a frame for a thread, where there are threads enough
 _JOINTS_IN_THREAD = 5  # at most
-# Registers of a thread with a view at most, by what is made for it: ten warps fit a multiprocessor, or nine, or eight.
-_REGISTERS, _REGISTERS_OF_PARTS, _REGISTERS_OF_BLACKWELL = 192, 216, 240
+_AHEAD = 3  # hypotheses after the present one that memory is asked for: it takes as long as one or two are dealt with
 
 
 def hypothesis_statistics(
@@ -58,16 +57,14 @@ def hypothesis_statistics(
     parts = min(_launch.next_power_of_2(triton.cdiv(count, _HYPOTHESES)), max(1, _VIEW_THREADS // lanes))
     threads = max(32, lanes * parts)
     per_program = threads // (lanes * parts)
-    registers = _REGISTERS if parts == 1 else _REGISTERS_OF_PARTS
-    if _launch.generation_of(hypotheses.device) >= 10:  # adds two numbers at once, which lie beside each other
-        registers = _REGISTERS_OF_BLACKWELL
+    ahead = _AHEAD if _launch.generation_of(hypotheses.device) > 0 else 0  # by an instruction of NVIDIA's GPUs
     _launch.launch(
         hypothesis_statistics_kernel,
         (triton.cdiv(frames, per_program),),
         hypotheses, *view, mean, covariance, weights, weighted_mean, weight, temperature, frames, count,
         SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, WHOLE=count % parts == 0,
         NUM_JOINTS=joints, FEW=min(some, math.isqrt(count // 10) + 1), FRAMES=per_program, PARTS=parts, LANES=lanes,
-        BLOCKS=triton.cdiv(joints, lanes),
-        num_warps=threads // 32, maxnreg=registers, enable_fp_fusion=True,
+        BLOCKS=triton.cdiv(joints, lanes), AHEAD=ahead,
+        num_warps=threads // 32, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean

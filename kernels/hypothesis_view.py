@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from diffupose.kernels.hypothesis_moments import add_nine, add_products, beside, moments_of, shift_of
-from diffupose.kernels.hypothesis_placement import add_three, add_two, look, place, project, read
+from diffupose.kernels.hypothesis_placement import add_three, add_two, look, place, prefetch, project, read
 
 
 @triton.jit
@@ -134,6 +134,7 @@ def hypothesis_statistics_kernel(
     PARTS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCKS: tl.constexpr,
+    AHEAD: tl.constexpr,  # of so many hypotheses after the present one memory is asked for; 0: of none
 ):
     """FRAMES frames; of the last program the last ones may be the same one, so that no read need be masked."""
     numel: tl.constexpr = 3 * NUM_JOINTS
@@ -155,16 +156,21 @@ def hypothesis_statistics_kernel(
     part = tl.broadcast_to(tl.arange(0, PARTS)[None, :, None], shape)
     lane = tl.broadcast_to(tl.arange(0, LANES)[None, None, :], shape)
     frame = tl.minimum(index, here - 1)
+    start = hypotheses_ptr + frame * (num_hypotheses * numel) + 3 * lane
+    rounds = tl.cdiv(num_hypotheses, PARTS)
+    if AHEAD > 0:
+        for i in tl.static_range(AHEAD):
+            prefetch(start + tl.minimum(part * rounds + i, num_hypotheses - 1) * numel, lane, NUM_JOINTS, LANES)
+        for i in tl.static_range(1, FEW):
+            prefetch(start + i * (num_hypotheses // FEW) * numel, lane, NUM_JOINTS, LANES)
     rays, mean_u, mean_v, ratio, scale = look(
         keypoints_ptr + 2 * NUM_JOINTS * frame, confidence_ptr + NUM_JOINTS * frame,
         cameras + (0 if SHARED_CAMERA else 9) * frame, lane, temperature, NUM_JOINTS, LANES, BLOCKS,
     )  # fmt: skip
-    start = hypotheses_ptr + frame * (num_hypotheses * numel) + 3 * lane
     weights = weights_ptr + frame * num_hypotheses
     writes = (index < here) & (lane == 0)
 
     zero = tl.zeros(shape, tl.float32)
-    rounds = tl.cdiv(num_hypotheses, PARTS)
     pose = start + tl.minimum(part * rounds, num_hypotheses - 1) * numel
     x = read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
     shifts, moments, seen, weighted = (), (), (), ()
@@ -178,6 +184,10 @@ def hypothesis_statistics_kernel(
     for i in range(rounds):
         hypothesis = part * rounds + i
         there = hypothesis < num_hypotheses
+        if AHEAD > 0:
+            # At the end of the last frame there is nothing to ask for.
+            ahead = tl.where(hypothesis + AHEAD < num_hypotheses, AHEAD * numel, 0)
+            prefetch(pose + ahead, lane, NUM_JOINTS, LANES)
         y = read(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
         z = read(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
         before = moments

@@ -205,7 +205,7 @@ def reverse_step(
         out = torch.empty_like(sample, dtype=dtype), torch.empty_like(sample, dtype=dtype)
     seed_on_device, frame_ids, hypothesis_ids = None, None, None
     piece = _BLOCK
-    if ids is not None and noise is None:
+    if ids is not None and noise is None and sample.numel() > 0:
         seed_on_device = seed_tensor(seed, sample.device)
         frame_ids, hypothesis_ids = (tensor.contiguous() for tensor in ids)
         piece = _piece(3 * joints)

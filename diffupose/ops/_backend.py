@@ -108,6 +108,11 @@ def stream_of(tensor: Tensor) -> int:
     return torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return a dtype's name as the extensions know it and as messages have it, without the library's."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpp_state() -> tuple[bool, str]:
     if _CPP is None:
         return False, _CPP_REASON

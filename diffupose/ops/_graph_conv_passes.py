@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import cpp, cuda, on_device, stream_of
+from diffupose.ops._backend import cpp, cuda, name_of, on_device, stream_of
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def fwd_cuda(
     with on_device(hidden):
         cuda().modulated_graph_conv_fwd(
             hidden=hidden.data_ptr(),
-            dtype=_name(hidden.dtype),
+            dtype=name_of(hidden.dtype),
             modulation=modulation.data_ptr(),
             adjacency=adjacency.data_ptr(),
             bias=_address(bias),
@@ -159,16 +159,12 @@ def fwd_cuda(
             film_scale=_address(film_scale),
             film_shift=_address(film_shift),
             out=out.data_ptr(),
-            out_dtype=_name(out.dtype),
+            out_dtype=name_of(out.dtype),
             num_poses=out.shape[0],
             num_joints=out.shape[1],
             channels=out.shape[2],
             stream=stream_of(hidden),
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -221,9 +217,9 @@ def bwd_cuda(grad_out: Tensor, hidden: Tensor, modulation: Tensor, adjacency: Te
     with on_device(hidden):
         cuda().modulated_graph_conv_bwd(
             grad_out=grad_out.data_ptr(),
-            out_dtype=_name(grad_out.dtype),
+            out_dtype=name_of(grad_out.dtype),
             hidden=hidden.data_ptr(),
-            dtype=_name(hidden.dtype),
+            dtype=name_of(hidden.dtype),
             modulation=modulation.data_ptr(),
             adjacency=adjacency.data_ptr(),
             **{name: grad.data_ptr() for name, grad in grads.items()},

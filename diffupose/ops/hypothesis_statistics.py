@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffupose import reference
 from diffupose.camera import split_intrinsics
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, name_of, on_device, stream_of
 
 
 class HypothesisStatistics(NamedTuple):
@@ -45,7 +45,7 @@ def hypothesis_statistics(
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
         keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
-        confidence: Weights of shape ``[B, J]``; 0 where missing.
+        confidence: Weights of shape ``[B, J]``, none of them negative; 0 where missing.
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
         weight: Of ``refine_by_reprojection``, 0 to 1.
         temperature: In box sides; infinity weighs all alike.
@@ -63,7 +63,7 @@ def hypothesis_statistics(
         tensor([1.3333, 0.0000, 0.0000])
     """
     _check(hypotheses, keypoints_2d, confidence, intrinsics)
-    unfit = _unfit(hypotheses, keypoints_2d)
+    unfit = _unfit(hypotheses, (keypoints_2d, confidence, intrinsics))
     chosen = choose_backend(backend, hypotheses.device, ("torch", *_IMPLEMENTATIONS), unfit=unfit)
     arguments = hypotheses, keypoints_2d, confidence, intrinsics, float(weight), float(temperature)
     mean, covariance, weights, weighted_mean = (
@@ -111,9 +111,9 @@ MAX_JOINTS = {"cuda": 64, "triton": 640}
 _CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
 
 
-def _unfit(hypotheses: Tensor, keypoints_2d: Tensor | None) -> dict[str, str]:
+def _unfit(hypotheses: Tensor, view: tuple[Tensor | None, ...]) -> dict[str, str]:
     """Return which backends cannot take these inputs, and why."""
-    seen = keypoints_2d is not None and keypoints_2d.requires_grad
+    seen = any(tensor is not None and tensor.requires_grad for tensor in view)
     if hypotheses.dtype != torch.float32:
         reason = f"takes float32, got {hypotheses.dtype}"
     elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
@@ -181,7 +181,7 @@ def _run_cuda(
     view: dict[str, Any] = {
         name: None if tensor is None else tensor.to(dtype).contiguous() for name, tensor in seen.items()
     }
-    view["view_dtype"] = str(dtype).removeprefix("torch.")
+    view["view_dtype"] = name_of(dtype)
     view["shared_camera"] = intrinsics is not None and intrinsics.ndim == 2
     with on_device(hypotheses):
         return _launch(cuda().hypothesis_statistics, hypotheses, view, *rest, stream=stream_of(hypotheses))

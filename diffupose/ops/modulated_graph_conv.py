@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from diffupose import reference
 from diffupose.ops import _graph_conv_passes as passes
-from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops._backend import Backend, choose_backend, name_of
 
 MAX_JOINTS = 64
 """What the C++, CUDA and Triton code takes."""
@@ -63,7 +63,7 @@ def modulated_graph_conv(
     other = _unfit(x, weight, product, parameters)
     for name, (code, dtypes) in _CODE.items():
         if product not in dtypes:
-            *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+            *first, last = map(name_of, dtypes)
             unfit[name] = f"this op's {code} takes {', '.join(first)} and {last}, got {product}"
         elif other is not None:
             unfit[name] = f"this op's {code} takes {other}"
@@ -127,7 +127,8 @@ def _unfit(x: Tensor, weight: Tensor, product: torch.dtype, parameters: tuple[Te
     """Return what no code but the reference's takes, as what it does take, or None."""
     dtype = parameters[0].dtype
     if dtype not in (torch.float32, product) or any(tensor.dtype != dtype for tensor in parameters):
-        return f"modulation, adjacency and bias all in float32 or all in {product}"
+        given = ", ".join(name_of(tensor.dtype) for tensor in parameters)
+        return f"modulation, adjacency and bias all in float32 or all in {name_of(product)}, got {given}"
     if x.shape[1] > MAX_JOINTS:
         return f"{MAX_JOINTS} joints at most, got {x.shape[1]}"
     if 0 in (x.shape[1], x.shape[2], weight.shape[2]):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, name_of, on_device, stream_of
 from diffupose.ops.philox_normal import check_ids, signed
 from diffupose.reference.reverse_step import reverse_step as _reference
 
@@ -98,10 +98,15 @@ def reverse_step(
         sample, model_output, coefficients, number, step_on_device, x0_last, noise, noise_scale, signed(seed),
         frame_ids, hypothesis_ids, clip_sample_range, backend,
     )  # fmt: skip
-    for tensor in (*inputs.tensors(), inputs.frame_ids, inputs.hypothesis_ids):
-        if tensor is not None and tensor.device != sample.device:
-            raise ValueError(f"all tensors must be on the device of sample, {sample.device}, got {tensor.device}")
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs.tensors()):
+    tensors = inputs.tensors()
+    for name, tensor in (tensors | {"frame_ids": frame_ids, "hypothesis_ids": hypothesis_ids}).items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.device != sample.device:
+            raise ValueError(f"{name} must be on the device of sample, {sample.device}, got {tensor.device}")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values()):
         unfit = {name: f"this op's {code} has no gradient" for name, code in _CODE.items()}
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
         return _run_torch(_with_row_on_host(inputs))
@@ -130,10 +135,10 @@ class _Inputs(NamedTuple):
     clip_sample_range: float | None
     backend: str | None
 
-    def tensors(self) -> list[Tensor]:
-        """Return what the result is computed from."""
-        tensors = (self.sample, self.model_output, self.x0_last, self.noise, self.noise_scale)
-        return [tensor for tensor in tensors if tensor is not None]
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the result is computed from, by name."""
+        names = "sample", "model_output", "x0_last", "noise", "noise_scale"
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def ids(self) -> tuple[Tensor, Tensor]:
         """Return the ids of drawn noise, checked."""
@@ -295,8 +300,8 @@ def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
             table=_address(table),
             index=_address(index),
             clip=inputs.clip_sample_range,
-            dtype=_name(dtype),
-            output_dtype=_name(model_output.dtype),
+            dtype=name_of(dtype),
+            output_dtype=name_of(model_output.dtype),
             sample=sample.data_ptr(),
             model_output=model_output.data_ptr(),
             output_stride=stride,
@@ -316,10 +321,6 @@ def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     return prev_sample, x0
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 _IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
 _CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -331,12 +332,14 @@ def _unfit(inputs: _Inputs) -> dict[str, str]:
     dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
     if inputs.x0_last is not None and torch.promote_types(inputs.x0_last.dtype, dtype) != dtype:
         unfit["cuda"] = f"this op's CUDA code takes x0_last in {dtype}, as its results, got {inputs.x0_last.dtype}"
-    for tensor in inputs.tensors():
+    for name, tensor in inputs.tensors().items():
         if tensor.dtype != torch.float32:
-            unfit["cpp"] = f"this op's C++ code takes float32, got {tensor.dtype}"
+            unfit["cpp"] = f"this op's C++ code takes {name} in float32, got {tensor.dtype}"
         if tensor.dtype not in _GPU_DTYPES:
-            for name in ("cuda", "triton"):
-                unfit[name] = f"this op's {_CODE[name]} takes float32, float16 and bfloat16, got {tensor.dtype}"
+            for code in ("cuda", "triton"):
+                unfit[code] = (
+                    f"this op's {_CODE[code]} takes {name} in float32, float16 or bfloat16, got {tensor.dtype}"
+                )
     return unfit
 
 

@@ -207,6 +207,12 @@ def test_antithetic(device):
     assert torch.equal(prev_sample, expected)
 
 
+def test_no_joints(device):
+    sample, output, coefficients, step, x0_last, _, scale = make_inputs("reverse_step", (2, 3, 0), device=device)
+    for result in fused(sample, output, coefficients, step, x0_last, None, scale):
+        assert result.shape == (2, 3, 0, 3)
+
+
 def test_opcheck_and_errors(device):
     sample, output, coefficients, step, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 4), device=device)
     ids, host = (torch.arange(2, device=device), torch.arange(3, device=device)), coefficients.cpu()
@@ -225,12 +231,12 @@ def test_opcheck_and_errors(device):
         fused(sample, output, coefficients, step, x0_last, None, scale, frame_ids=torch.arange(3, device=device))
     with pytest.raises(BackendUnavailableError, match="Triton kernel has no gradient"):
         fused(sample.clone().requires_grad_(), output, coefficients, step, x0_last, noise, scale)
-    with pytest.raises(BackendUnavailableError, match=r"takes float32, float16 and bfloat16, got torch\.float64"):
+    with pytest.raises(BackendUnavailableError, match=r"takes sample in float32, float16 or bfloat16, got torch\.fl"):
         fused(sample.double(), output, coefficients, step, x0_last, noise, scale)
 
 
 @requires_cuda
 def test_tensors_of_two_devices():
     sample, output, coefficients, step, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 4), device="cuda")
-    with pytest.raises(ValueError, match="all tensors must be on the device of sample, cuda:0, got cpu"):
+    with pytest.raises(ValueError, match="x0_last must be on the device of sample, cuda:0, got cpu"):
         fused(sample, output, coefficients, step, x0_last.cpu(), noise, scale)

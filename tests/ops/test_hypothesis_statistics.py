@@ -287,6 +287,14 @@ def test_what_fused_code_does_not_take(kernel_backend, device):
         named(kernel_backend)(hypotheses.double())
     with pytest.raises(BackendUnavailableError, match=f"this op's {code} has no gradient"):
         named(kernel_backend)(hypotheses.clone().requires_grad_())
+    view = {
+        "keypoints_2d": KEYPOINTS.to(device),
+        "confidence": CONFIDENCE.to(device),
+        "intrinsics": INTRINSICS.to(device),
+    }
+    for name, tensor in view.items():
+        with pytest.raises(BackendUnavailableError, match=f"this op's {code} has no gradient"):
+            named(kernel_backend)(hypotheses, **(view | {name: tensor.clone().requires_grad_()}))
 
 
 def test_too_many_joints_for_cuda(with_cuda, device):

@@ -429,7 +429,7 @@ def test_what_fused_code_does_not_take(kernel_backend, device):
         fused(*(tensor.double() for tensor in floats))
     with pytest.raises(BackendUnavailableError, match="takes 64 joints at most, got 65"):
         fused(*make_inputs("modulated_graph_conv", (1, 65, 2, 2), device=device))
-    with pytest.raises(BackendUnavailableError, match="modulation, adjacency and bias all in float32"):
+    with pytest.raises(BackendUnavailableError, match="all in float32 or all in float32, got float64, float32"):
         fused(x, weight, modulation.double(), adjacency)
     with pytest.raises(BackendUnavailableError, match="at least one joint and one channel"):
         fused(x[..., :0], weight[:, :0], modulation, adjacency)

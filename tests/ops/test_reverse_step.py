@@ -550,12 +550,16 @@ def test_errors_of_fused_code(fused, kernel_backend, device):
             fused(sample, output, coefficients, step, x0_last, noise, scale, clip)
     with pytest.raises(ValueError, match="seed must fit 64 bits"):
         fused(sample, output, coefficients, step, x0_last, None, scale, seed=2**64)
-    with pytest.raises(ValueError, match=r"all tensors must be on the device of sample, .*, got meta"):
+    with pytest.raises(ValueError, match=r"x0_last must be on the device of sample, .*, got meta"):
         fused(sample, output, coefficients, step, x0_last.to("meta"), noise, scale)
+    with pytest.raises(ValueError, match="noise must be a tensor, got ndarray"):
+        fused(sample, output, coefficients, step, x0_last, noise.cpu().numpy(), scale)
     with pytest.raises(BackendUnavailableError, match=f"this op's {code} has no gradient"):
         fused(sample.clone().requires_grad_(), output, coefficients, step, x0_last, noise, scale)
-    with pytest.raises(BackendUnavailableError, match=rf"{code} takes float32.*, got torch\.float64"):
+    with pytest.raises(BackendUnavailableError, match=rf"{code} takes sample in float32.*, got torch\.float64"):
         fused(sample.double(), output, coefficients, step, x0_last, noise, scale)
+    with pytest.raises(BackendUnavailableError, match=rf"{code} takes noise_scale in float32.*, got torch\.int32"):
+        fused(sample, output, coefficients, step, x0_last, noise, scale.int())
 
 
 def test_what_cuda_does_not_take(with_cuda, device):

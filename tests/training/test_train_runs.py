@@ -91,7 +91,8 @@ def test_initialize(start, tmp_path):
         torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-7, msg=name)
     with pytest.raises(InputError, match="initialize must be a lifter of the same model; its denoiser is ") as caught:
         start(preset="paper", output=str(tmp_path / "third"), initialize=str(first))
-    assert "architecture='parallel_gcn'" in str(caught.value) and "skeleton" not in str(caught.value)  # only what differs
+    message = str(caught.value)
+    assert "architecture='parallel_gcn'" in message and "skeleton" not in message  # only what differs
     with pytest.raises(FileNotFoundError, match="nothing"):
         start(preset="parallel", output=str(tmp_path / "third"), initialize=str(tmp_path / "nothing"))
 
