@@ -18,6 +18,7 @@ _VIEW_THREADS = 128  # at most; one warp, wherever that is enough, which waits f
 _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at once, where there are no more
 _HYPOTHESES = 32  # of a frame for a thread, where there are threads enough
 _JOINTS_IN_THREAD = 5  # at most
+_REGISTERS = 255  # of a thread at most: left to itself the compiler may spill some, so that more warps fit
 _AHEAD = 3  # hypotheses after the present one that memory is asked for: it takes as long as one or two are dealt with
 
 
@@ -65,6 +66,6 @@ def hypothesis_statistics(
         SHARED_CAMERA=intrinsics is not None and intrinsics.ndim == 2, ENOUGH=count >= 4, WHOLE=count % parts == 0,
         NUM_JOINTS=joints, FEW=min(some, math.isqrt(count // 10) + 1), FRAMES=per_program, PARTS=parts, LANES=lanes,
         BLOCKS=triton.cdiv(joints, lanes), AHEAD=ahead,
-        num_warps=threads // 32, enable_fp_fusion=True,
+        num_warps=threads // 32, maxnreg=_REGISTERS, enable_fp_fusion=True,
     )  # fmt: skip
     return mean, covariance, weights, weighted_mean
