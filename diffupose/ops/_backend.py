@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch  # before the extension, so that both use the OpenMP runtime that torch brings
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from diffupose._source_hash import source_hash
 from diffupose.errors import BackendUnavailableError
@@ -106,6 +107,13 @@ def stream_of(tensor: Tensor) -> int:
     """Return the handle of the stream that work on a tensor's device is put on now."""
     # What Triton and torch.compile ask; torch.cuda.current_stream makes an object of it first.
     return torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
+
+
+def is_transformed() -> bool:
+    """Return whether ``torch.func`` or forward-mode AD looks at every operation: kernels have no rules for them."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def name_of(dtype: torch.dtype) -> str:

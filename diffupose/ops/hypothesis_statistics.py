@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffupose import reference
 from diffupose.camera import split_intrinsics
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, name_of, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, is_transformed, name_of, on_device, stream_of
 
 
 class HypothesisStatistics(NamedTuple):
@@ -118,6 +118,8 @@ def _unfit(hypotheses: Tensor, view: tuple[Tensor | None, ...]) -> dict[str, str
         reason = f"takes float32, got {hypotheses.dtype}"
     elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
         reason = "has no gradient"
+    elif is_transformed():
+        reason = "has no rules for torch.func"
     else:
         return {
             name: f"this op's {_CODE[name]} takes {most} joints at most, got {hypotheses.shape[2]}"

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from diffupose import reference
 from diffupose.ops import _graph_conv_passes as passes
-from diffupose.ops._backend import Backend, choose_backend, name_of
+from diffupose.ops._backend import Backend, choose_backend, is_transformed, name_of
 
 MAX_JOINTS = 64
 """What the C++, CUDA and Triton code takes."""
@@ -67,6 +67,8 @@ def modulated_graph_conv(
             unfit[name] = f"this op's {code} takes {', '.join(first)} and {last}, got {product}"
         elif other is not None:
             unfit[name] = f"this op's {code} takes {other}"
+    if is_transformed():
+        unfit = {name: f"this op's {code} has no rules for torch.func" for name, (code, _) in _CODE.items()}
     # C++ is the faster one wherever it was measured (forward and backward against the reference in one run, two busy
     # cores with AVX-512, torch 2.13): 2.2 times at N = 1024, C = 384 and 1.3 times or more at N = 128, C = 128 in eager
     # mode; 2.0 and 1.15 times under torch.compile; 1.8 and 1.2 times under autocast, compiled 1.1 times.
@@ -137,10 +139,10 @@ def _unfit(x: Tensor, weight: Tensor, product: torch.dtype, parameters: tuple[Te
 
 
 def _are_plain(tensors: tuple[Tensor, ...]) -> bool:
-    """Return whether eager mode alone looks at these tensors: no compiler, mode, transform or subclass."""
+    """Return whether eager mode alone looks at these tensors: no compiler, mode or subclass."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active():
+    if torch._C._len_torch_dispatch_stack() > 0:
         return False
     return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 

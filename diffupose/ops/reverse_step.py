@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, name_of, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, is_transformed, name_of, on_device, stream_of
 from diffupose.ops.philox_normal import check_ids, signed
 from diffupose.reference.reverse_step import reverse_step as _reference
 
@@ -106,8 +106,10 @@ def reverse_step(
             raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.device != sample.device:
             raise ValueError(f"{name} must be on the device of sample, {sample.device}, got {tensor.device}")
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values()):
-        unfit = {name: f"this op's {code} has no gradient" for name, code in _CODE.items()}
+    transformed = is_transformed()
+    if transformed or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())):
+        reason = "has no rules for torch.func" if transformed else "has no gradient"
+        unfit = {name: f"this op's {code} {reason}" for name, code in _CODE.items()}
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
         return _run_torch(_with_row_on_host(inputs))
     return torch.ops.diffupose.reverse_step.default(*inputs)
@@ -334,12 +336,11 @@ def _unfit(inputs: _Inputs) -> dict[str, str]:
         unfit["cuda"] = f"this op's CUDA code takes x0_last in {dtype}, as its results, got {inputs.x0_last.dtype}"
     for name, tensor in inputs.tensors().items():
         if tensor.dtype != torch.float32:
-            unfit["cpp"] = f"this op's C++ code takes {name} in float32, got {tensor.dtype}"
+            unfit.setdefault("cpp", f"this op's C++ code takes {name} in float32, got {tensor.dtype}")
         if tensor.dtype not in _GPU_DTYPES:
             for code in ("cuda", "triton"):
-                unfit[code] = (
-                    f"this op's {_CODE[code]} takes {name} in float32, float16 or bfloat16, got {tensor.dtype}"
-                )
+                takes = f"this op's {_CODE[code]} takes {name} in float32, float16 or bfloat16"
+                unfit.setdefault(code, f"{takes}, got {tensor.dtype}")
     return unfit
 
 
