@@ -13,7 +13,6 @@ from diffupose import ops
 from diffupose.errors import BackendUnavailableError
 from diffupose.testing import make_inputs
 
-
 PARAMETERS = make_inputs("modulated_graph_conv", (2, 5, 3, 4))[1:]
 
 
