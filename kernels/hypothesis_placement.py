@@ -49,7 +49,7 @@ def read(pose, lane, AXIS: tl.constexpr, NUM_JOINTS: tl.constexpr, LANES: tl.con
 def prefetch(pose, lane, NUM_JOINTS: tl.constexpr, LANES: tl.constexpr):
     """Have the hypothesis at ``pose``, each lane's pointer to its first joint, brought from memory to L2.
 
-    A read of it takes a third of the time then. Lanes ask for places up to 60 bytes apart: memory gives 64 at once.
+    So that a read of it need not wait for memory. Lanes ask for places up to 60 bytes apart: memory gives 64 at once.
     """
     share: tl.constexpr = (3 * NUM_JOINTS + LANES - 1) // LANES
     at = (pose + (tl.minimum(lane * share, 3 * NUM_JOINTS - 1) - 3 * lane)).to(tl.int64)

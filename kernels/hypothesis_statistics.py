@@ -19,7 +19,7 @@ _AT_ONCE = 16  # hypotheses of a joint that a thread of the moments reads at onc
 _HYPOTHESES = 32  # of a frame for a thread, where there are threads enough
 _JOINTS_IN_THREAD = 5  # at most
 _REGISTERS = 255  # of a thread at most: left to itself the compiler may spill some, so that more warps fit
-_AHEAD = 3  # hypotheses after the present one that memory is asked for: it takes as long as one or two are dealt with
+_AHEAD = 3  # hypotheses after the present one that memory is asked for, which answers after one or two by estimate
 
 
 def hypothesis_statistics(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import op_cases
 import rates
@@ -22,9 +23,8 @@ from diffupose.ops import available_backends
 OTHERS = {"_AHEAD": (0, 1, 2, 4, 6), "_JOINTS_IN_THREAD": (3, 9), "_HYPOTHESES": (8, 16, 64), "_REGISTERS": (128, 168)}
 
 
-def settings(module: Any) -> Iterator[dict[str, int]]:
-    """Yield the constants of a module as they are, then with each of the others in turn."""
-    now = {name: getattr(module, name) for name in OTHERS}
+def settings(now: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield the constants as they are now, then with each of the others in turn."""
     yield now
     for name, values in OTHERS.items():
         for value in values:
@@ -46,14 +46,9 @@ def body(record: Record, arguments: Any) -> None:
     now = {name: getattr(module, name) for name in OTHERS}
     for frames, hypotheses in ((4, 5), (2, 70)) if small else ((100_000, 10), (8192, 100), (8192, 32), (2048, 400)):
         case = op_cases.hypothesis_statistics((frames, hypotheses, op_cases.JOINTS), True, device)
-        for constants in settings(module):
-            try:
-                for name, value in constants.items():
-                    setattr(module, name, value)
+        for constants in settings(now):
+            with mock.patch.multiple(module, **constants):
                 record.add(case=case.name, **constants, **row_of(case, "triton", device, measured))
-            finally:
-                for name, value in now.items():
-                    setattr(module, name, value)
         case.forget()
 
 
