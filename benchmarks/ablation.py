@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffupose import Lifter
-from diffupose.calibration import calibration_cells, measure_prediction_error
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
-from diffupose.evaluation import calibrated, score_hypotheses
+from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
+from diffupose.evaluation.mocap import calibrated, score_hypotheses
 from diffupose.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results" / "ablation"

@@ -8,7 +8,7 @@ import torch
 from diffupose import Lifter
 from diffupose.checkpoint import LifterFile
 from diffupose.config import PAPER
-from diffupose.denoiser import build_denoiser
+from diffupose.networks.build import build_denoiser
 
 
 def lifter_of(name: str) -> Lifter:

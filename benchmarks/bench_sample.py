@@ -14,9 +14,9 @@ import torch
 
 from diffupose import Lifter, ops
 from diffupose.config import PAPER
-from diffupose.denoiser import build_denoiser
+from diffupose.engines.programs import denoiser_flops, layer_program
+from diffupose.networks.build import build_denoiser
 from diffupose.ops import PackedDenoiser, sample
-from diffupose.programs import denoiser_flops, layer_program
 from diffupose.schedule import NoiseSchedule, step_table
 
 VARIANTS = ("eager", "compile", "cpp", "cpp-bf16")

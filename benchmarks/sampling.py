@@ -16,11 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from diffupose import Lifter
-from diffupose.aggregation import mean_by_reprojection
-from diffupose.calibration import calibration_cells
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
-from diffupose.evaluation import calibrated, score_hypotheses, score_poses
+from diffupose.evaluation.fit_uncertainty import calibration_cells
+from diffupose.evaluation.mocap import calibrated, score_hypotheses, score_poses
 from diffupose.files import atomic_path
+from diffupose.lifting.aggregation import mean_by_reprojection
 
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 STEPS, COUNTS = (1, 2, 3, 5, 7, 10, 25, 100), (1, 2, 5, 10, 20, 50)

@@ -23,13 +23,13 @@ import torch
 
 import diffupose
 from diffupose import Lifter
-from diffupose.aggregation import reprojection_error
-from diffupose.calibration import calibration_cells, measure_prediction_error
 from diffupose.camera import person_box
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, Mocap, load_mocap
-from diffupose.evaluation import POSES_PER_CELL, calibrated, evaluate_mocap, score_hypotheses
-from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
+from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
+from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
+from diffupose.evaluation.mocap import POSES_PER_CELL, calibrated, evaluate_mocap, score_hypotheses
 from diffupose.files import atomic_path
+from diffupose.lifting.aggregation import reprojection_error
 
 RESULTS = Path(__file__).parent / "results" / "validation"
 # Of `base` at equal samples: x, y, z. The bundled model takes more steps and less noise in each.

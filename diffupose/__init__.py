@@ -1,8 +1,7 @@
 """diffupose: one 2D human pose in, many plausible 3D poses out."""
 
-from diffupose.lift_result import LiftResult
-from diffupose.lifter import Lifter
-
-__version__ = "0.1.0"
+from diffupose._version import __version__
+from diffupose.lifting.lifter import Lifter
+from diffupose.lifting.result import LiftResult
 
 __all__ = ["LiftResult", "Lifter", "__version__"]

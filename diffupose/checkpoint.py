@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from diffupose.config import PAPER, DenoiserConfig, LifterConfig
-from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
 from diffupose.files import atomic_path
+from diffupose.networks.build import build_denoiser
 from diffupose.schedule import BETA_SCHEDULES, NoiseSchedule
 from diffupose.skeleton import skeleton_by_num_joints
 

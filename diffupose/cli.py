@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from diffupose import __version__
-from diffupose.commands import calibrate, evaluate, lift, train
+from diffupose._version import __version__
+from diffupose.commands import calibrate, env, evaluate, lift, train
 from diffupose.errors import BackendUnavailableError
 
 
@@ -35,8 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_parser(commands)
     evaluate.add_parser(commands)
     calibrate.add_parser(commands)
-    env = commands.add_parser("env", help="print versions, backends, and why one is not active")
-    env.set_defaults(run=_run_env)
+    env.add_parser(commands)
     return parser
 
 
@@ -89,13 +88,6 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     print(f"diffupose: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _run_env(_: argparse.Namespace) -> None:
-    from diffupose.commands.say import say
-    from diffupose.env import format_environment
-
-    say(format_environment())
 
 
 if __name__ == "__main__":

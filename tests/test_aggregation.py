@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffupose.aggregation import (
+from diffupose.camera import project
+from diffupose.lifting.aggregation import (
     best_by_reprojection,
     density_pick_of_hypotheses,
     mean_by_reprojection,
@@ -14,7 +15,6 @@ from diffupose.aggregation import (
     refine_by_reprojection,
     reprojection_error,
 )
-from diffupose.camera import project
 
 K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
 

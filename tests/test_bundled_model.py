@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from diffupose import Lifter
-from diffupose.aggregation import reprojection_error
 from diffupose.camera import person_box, project
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, load_mocap
-from diffupose.evaluation_cells import RIGS, PoseBank, choose_poses, make_cell
+from diffupose.evaluation.cells import RIGS, PoseBank, choose_poses, make_cell
+from diffupose.lifting.aggregation import reprojection_error
 from diffupose.metrics import (
     DEFAULT_LEVELS,
     coverage,

@@ -18,8 +18,8 @@ from support.released_checkpoint import write_released_checkpoint
 from support.tiny_lifters import tiny_config, write_tiny_lifter
 
 from diffupose.checkpoint import FORMAT, load_lifter_file, save_lifter_file
-from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
+from diffupose.networks.build import build_denoiser
 
 
 def parts(path):

@@ -7,7 +7,7 @@ import json
 import torch
 
 import diffupose
-from diffupose.env import environment, format_environment
+from diffupose.commands.env import environment, format_environment
 from diffupose.ops import _backend, available_backends
 from diffupose.testing import requires_cpp
 

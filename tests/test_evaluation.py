@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-import diffupose.lifter
+import diffupose.lifting.lifter
 from diffupose.checkpoint import LifterFile, save_lifter_file
 from diffupose.cli import main
 from diffupose.config import PARALLEL, SamplingConfig
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, Mocap, load_mocap
-from diffupose.denoiser import build_denoiser
 from diffupose.errors import InputError
-from diffupose.evaluation import evaluate_mocap, format_table, score_hypotheses, score_poses
-from diffupose.evaluation_cells import RIGS, PoseBank, choose_poses, make_cell
-from diffupose.lifter import Lifter
+from diffupose.evaluation.cells import RIGS, PoseBank, choose_poses, make_cell
+from diffupose.evaluation.mocap import evaluate_mocap, format_table, score_hypotheses, score_poses
+from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import energy_score, mpjpe, p_mpjpe
+from diffupose.networks.build import build_denoiser
 from diffupose.skeleton import H36M_16, H36M_17
 
 CELLS = ["h36m clean", "h36m noisy", "wild clean", "wild noisy"]
@@ -262,7 +262,7 @@ class TestEvaluateMocap:
         ],
     )
     def test_errors_come_first(self, tiny, people, monkeypatch, options, match):
-        monkeypatch.setattr("diffupose.evaluation.make_cell", forbidden)
+        monkeypatch.setattr("diffupose.evaluation.mocap.make_cell", forbidden)
         with pytest.raises(ValueError, match=match):
             evaluate_mocap(tiny, people, None, **options)
 
@@ -392,8 +392,8 @@ class TestCommand:
         (tmp_path / "text.npz").write_text("hello")
         np.save(tmp_path / "plain.npy", np.zeros((3, 17, 3)))
         np.savez(tmp_path / "other.npz", poses=np.zeros((3, 17, 3)))
-        monkeypatch.setattr(diffupose.lifter.Lifter, "__call__", forbidden)
-        monkeypatch.setattr("diffupose.evaluation.make_cell", forbidden)
+        monkeypatch.setattr(diffupose.lifting.lifter.Lifter, "__call__", forbidden)
+        monkeypatch.setattr("diffupose.evaluation.mocap.make_cell", forbidden)
         assert self.run("--data", few, "--model", model, *arguments) == 2
         output = capsys.readouterr()
         assert output.out == "" and output.err.count("\n") == 1

@@ -23,7 +23,7 @@ from diffupose.datasets.virtual_cameras import (
     wild_views,
 )
 from diffupose.errors import InputError
-from diffupose.evaluation_cells import RIGS, Cell, PoseBank, _draw, choose_poses, make_cell
+from diffupose.evaluation.cells import RIGS, Cell, PoseBank, _draw, choose_poses, make_cell
 
 
 @pytest.fixture(scope="module")

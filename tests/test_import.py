@@ -64,12 +64,12 @@ def test_nothing_global_changes(imported):
 
 @pytest.mark.parametrize(
     "name",
-    ["matplotlib", "triton", "tensorboard", "scipy", "diffusers", "pandas", "torchvision", "diffupose.train",
-     "diffupose.plot", "diffupose.evaluation"],
+    ["matplotlib", "triton", "tensorboard", "scipy", "diffusers", "pandas", "torchvision", "diffupose.training.trainer",
+     "diffupose.lifting.plot", "diffupose.evaluation.mocap"],
 )  # fmt: skip
 def test_what_is_not_needed_is_not_imported(imported, name):
     assert name not in imported["all"]
-    assert "diffupose.lifter" in imported["all"]
+    assert "diffupose.lifting.lifter" in imported["all"]
 
 
 def test_public_names(imported):

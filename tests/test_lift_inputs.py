@@ -12,7 +12,7 @@ from support.tiny_lifters import people
 from diffupose.datasets.mocap import load_mocap
 from diffupose.datasets.virtual_cameras import TRAINING_RANGES, detect, turn_heading, wild_views
 from diffupose.keypoints.plausible import why_unusable
-from diffupose.lift_inputs import check_image_size, check_intrinsics, check_keypoints
+from diffupose.lifting.inputs import check_image_size, check_intrinsics, check_keypoints
 from diffupose.skeleton import H36M_16, H36M_17
 
 

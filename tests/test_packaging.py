@@ -97,7 +97,7 @@ def test_kernels_come_with_the_package(tmp_path):
 def test_import_is_cheap():
     """Nothing that only some calls need is imported with the package."""
     code = (
-        "import sys, diffupose, diffupose.ops, diffupose.reference, diffupose.env\n"
+        "import sys, diffupose, diffupose.ops, diffupose.reference, diffupose.commands.env\n"
         "late = {'matplotlib', 'triton', 'scipy', 'diffusers', 'tensorboard', 'pytest'}\n"
         "print(sorted(late & set(sys.modules)))"
     )

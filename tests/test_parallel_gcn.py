@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffupose.config import PAPER, PARALLEL
-from diffupose.parallel_gcn import JointAttention, ParallelGCN
+from diffupose.networks.parallel_gcn import JointAttention, ParallelGCN
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffupose.plot import depth_spread, plot_poses
+from diffupose.lifting.plot import depth_spread, plot_poses
 from diffupose.skeleton import H36M_16, H36M_17, HUMANEVA_15, Skeleton
 
 # A person facing the camera, arms out: x right, y down, metres, the pelvis at 0. The left is on the image's right.
@@ -303,12 +303,12 @@ def test_an_error_while_writing_leaves_the_old_picture_and_no_other_file(tmp_pat
 def test_matplotlib_is_imported_late_and_without_pyplot(tmp_path):
     code = """
 import sys
-import diffupose.plot
+import diffupose.lifting.plot
 assert "matplotlib" not in sys.modules
 import numpy as np
 from diffupose.skeleton import H36M_17
 pose = np.random.default_rng(0).normal(size=(1, 17, 3))
-diffupose.plot.plot_poses(sys.argv[1], pose[..., :2], pose[:, None], pose, H36M_17)
+diffupose.lifting.plot.plot_poses(sys.argv[1], pose[..., :2], pose[:, None], pose, H36M_17)
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -11,9 +11,9 @@ from support.random_denoisers import SKELETON_OF, denoiser_config, in_float64, r
 from torch import nn
 
 from diffupose.config import BASE, PAPER
-from diffupose.denoiser import build_denoiser
-from diffupose.ops.layer_program import Attention, GraphConv, Linear, ScaleShift
-from diffupose.programs import denoiser_flops, has_program, layer_program
+from diffupose.engines.layer_program import Attention, GraphConv, Linear, ScaleShift
+from diffupose.engines.programs import denoiser_flops, has_program, layer_program
+from diffupose.networks.build import build_denoiser
 
 VARIANTS = {
     "paper": denoiser_config("paper"),

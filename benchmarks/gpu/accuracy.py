@@ -12,8 +12,8 @@ from record import Record, Skip, arguments_of, run_stage
 from diffupose import Lifter
 from diffupose.datasets.mocap import load_mocap
 from diffupose.errors import BackendUnavailableError
-from diffupose.evaluation import POSES_PER_CELL, score_hypotheses
-from diffupose.evaluation_cells import RIGS, choose_poses, make_cell
+from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
+from diffupose.evaluation.mocap import POSES_PER_CELL, score_hypotheses
 
 LIMIT = 0.2  # millimetres
 HYPOTHESES = 10

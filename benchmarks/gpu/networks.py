@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from diffupose import Lifter, ops, reference
 from diffupose.config import BASE, PAPER
-from diffupose.denoiser import build_denoiser
+from diffupose.engines.cuda_engine import CudaDenoiser
+from diffupose.engines.programs import denoiser_flops, layer_program
+from diffupose.engines.triton_network import FusedNetwork
+from diffupose.networks.build import build_denoiser
 from diffupose.ops import PackedDenoiser, _backend
-from diffupose.ops.cuda_denoiser import CudaDenoiser
-from diffupose.ops.fused_network import FusedNetwork
-from diffupose.programs import denoiser_flops, layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 
 JOINTS = 17

@@ -7,7 +7,7 @@
 //
 // Who has everything of a product knows that all others have read what they need for it, since they have sent it, or if
 // they take no part in it a receipt. So where a product's output goes, nothing may lie that is read for that product,
-// or for what lies between it and the one before; who plans the memory sees to that (ops/cuda_program.py).
+// or for what lies between it and the one before; who plans the memory sees to that (engines/cuda_plan.py).
 //
 // Products are transposed: rows are output channels, columns joints. Activations [eight joints][step][lane][4]: of 16
 // channels (a step), lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of joint g, the two registers of operand

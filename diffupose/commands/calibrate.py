@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from diffupose.calibration import calibration_cells, fit_covariance_scale, measure_prediction_error
     from diffupose.config import LifterConfig, override
     from diffupose.datasets.mocap import load_mocap
-    from diffupose.lifter import Lifter
+    from diffupose.evaluation.fit_uncertainty import calibration_cells, fit_covariance_scale, measure_prediction_error
+    from diffupose.lifting.lifter import Lifter
     from diffupose.metrics import coverage, dispersion, expected_calibration_error
     from diffupose.schedule import inference_timesteps
 

@@ -41,8 +41,8 @@ def run_mocap(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from diffupose.datasets.mocap import SAMPLE_SUBJECTS, load_mocap
-    from diffupose.evaluation import POSES_PER_CELL, evaluate_mocap, format_table
-    from diffupose.lifter import Lifter
+    from diffupose.evaluation.mocap import POSES_PER_CELL, evaluate_mocap, format_table
+    from diffupose.lifting.lifter import Lifter
 
     if min(options.num_hypotheses) < 1:
         raise ValueError(f"--num-hypotheses must be at least 1, got {min(options.num_hypotheses)}")

@@ -17,8 +17,8 @@ from diffupose.keypoints.plausible import why_unusable
 from diffupose.schedule import SAMPLERS
 
 if TYPE_CHECKING:
-    from diffupose.lift_result import LiftResult
-    from diffupose.lifter import Lifter
+    from diffupose.lifting.lifter import Lifter
+    from diffupose.lifting.result import LiftResult
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     if options.plot is not None:
         _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot", {**inputs, "--out": options.out})
     # torch loads while nothing can go wrong any more with the names above.
-    from diffupose.lifter import Lifter
+    from diffupose.lifting.lifter import Lifter
 
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     keypoints = read_keypoints(
@@ -188,7 +188,7 @@ def _why_skipped(result: LiftResult) -> str:
 
 
 def _plot(path: Path, result: LiftResult, keypoints: Keypoints) -> None:
-    from diffupose.plot import plot_poses
+    from diffupose.lifting.plot import plot_poses
 
     labels = [f"{image}, person {person}" for image, person in zip(keypoints.image_id, keypoints.person, strict=True)]
     plot_poses(

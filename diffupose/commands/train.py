@@ -57,7 +57,7 @@ def help_texts() -> dict[str, str]:
 
 def run(options: argparse.Namespace) -> None:
     """Train and say where the lifter is."""
-    from diffupose.train import train
+    from diffupose.training.trainer import train
 
     names = {item.name for item in dataclasses.fields(TrainConfig)}
     values = read_config_file(options.config) if options.config is not None else {}

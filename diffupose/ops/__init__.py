@@ -1,12 +1,18 @@
 """The public ops: each checks its arguments, chooses a backend and runs it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from diffupose.ops._backend import available_backends
-from diffupose.ops.denoise import PackedDenoiser
 from diffupose.ops.hypothesis_statistics import HypothesisStatistics, hypothesis_statistics
 from diffupose.ops.modulated_graph_conv import modulated_graph_conv
 from diffupose.ops.philox_normal import INITIAL_NOISE_STEP, philox_normal
 from diffupose.ops.reverse_step import reverse_step
-from diffupose.ops.sample import sample
+
+if TYPE_CHECKING:
+    from diffupose.engines.cpp_engine import PackedDenoiser
+    from diffupose.engines.sample import sample
 
 __all__ = [
     "INITIAL_NOISE_STEP",
@@ -19,3 +25,16 @@ __all__ = [
     "reverse_step",
     "sample",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Engines stand above the ops and import them: these two names are looked up when they are asked for.
+    if name == "PackedDenoiser":
+        from diffupose.engines.cpp_engine import PackedDenoiser
+
+        return PackedDenoiser
+    if name == "sample":
+        from diffupose.engines.sample import sample
+
+        return sample
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

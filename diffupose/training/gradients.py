@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from diffupose.ops.cuda_graph import capture
+from diffupose.engines.cuda_graph import capture
 
 _WARM_UP = 3  # calls that load and choose kernels: a graph cannot
 

@@ -14,7 +14,7 @@ from support.cli_files import SIZE, coco, coco_person, coco_with, good, lift, np
 from support.released_checkpoint import write_released_checkpoint
 from support.tiny_lifters import people, write_tiny_lifter
 
-import diffupose.lifter
+import diffupose.lifting.lifter
 from diffupose.cli import main
 
 
@@ -229,12 +229,12 @@ def test_failure_of_the_last_step_leaves_nothing(model, capsys, monkeypatch, opt
 
 
 def test_failure_of_the_picture_leaves_nothing(model, capsys, monkeypatch):
-    import diffupose.plot
+    import diffupose.lifting.plot
 
     def fail(*_, **__):
         raise ValueError("poses_3d and hypotheses must hold a finite pose to draw")
 
-    monkeypatch.setattr(diffupose.plot, "plot_poses", fail)
+    monkeypatch.setattr(diffupose.lifting.plot, "plot_poses", fail)
     arguments = [good(), "--model", model, "--out", "poses.npz", "--plot", "out.png", *SIZE]
     refused(capsys, arguments, "finite pose")
 
@@ -243,7 +243,7 @@ def test_an_interrupt_leaves_nothing(model, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(diffupose.lifter, "sample", interrupt)
+    monkeypatch.setattr(diffupose.lifting.lifter, "sample", interrupt)
     file = good()
     before = sorted(os.listdir())
     assert main(["lift", file, "--model", str(model), "--out", "poses.npz", *SIZE]) == 130

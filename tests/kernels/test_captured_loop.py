@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffupose.engines import captured_loop
+from diffupose.engines.sample import sample
 from diffupose.errors import BackendUnavailableError
-from diffupose.ops import captured_loop
-from diffupose.ops.sample import sample
 from diffupose.schedule import NoiseSchedule, step_table
 from diffupose.testing import requires_cuda
 

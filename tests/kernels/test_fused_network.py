@@ -11,9 +11,9 @@ from support.random_denoisers import denoiser_config, random_denoiser, random_in
 from support.random_layers import graph_conv, linear, program_of
 
 from diffupose import Lifter, ops
-from diffupose.ops.fused_network import FusedNetwork
-from diffupose.ops.layer_program import Attention, ScaleShift
-from diffupose.programs import layer_program
+from diffupose.engines.layer_program import Attention, ScaleShift
+from diffupose.engines.programs import layer_program
+from diffupose.engines.triton_network import FusedNetwork
 from diffupose.schedule import NoiseSchedule, step_table
 
 CONFIGS = {

@@ -14,7 +14,7 @@ from support.lifts import CLOSE, SIZE, difference
 from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
 from torch import nn
 
-import diffupose.lifter
+import diffupose.lifting.lifter
 from diffupose import Lifter
 from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.errors import BackendUnavailableError
@@ -49,12 +49,12 @@ def test_chunking_changes_nothing(lifter, rows, monkeypatch):
     poses = people(3)
     whole = lifter(poses, image_size=SIZE).hypotheses
     calls = []
-    original = diffupose.lifter.sample
+    original = diffupose.lifting.lifter.sample
     monkeypatch.setattr(
-        diffupose.lifter, "sample", lambda *args, **more: calls.append(len(args[1])) or original(*args, **more)
+        diffupose.lifting.lifter, "sample", lambda *args, **more: calls.append(len(args[1])) or original(*args, **more)
     )
     bytes_per_row = 17 * 32 * 4 * 8
-    monkeypatch.setattr(diffupose.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
+    monkeypatch.setattr(diffupose.lifting.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
     monkeypatch.setattr(PackedDenoiser, "max_hypotheses", rows)
     chunked = lifter(poses, image_size=SIZE).hypotheses
     assert len(calls) >= 3

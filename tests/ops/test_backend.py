@@ -278,7 +278,7 @@ def test_triton_leaves_old_gpus_to_others(monkeypatch):
 def test_backends_and_ops_do_not_import_triton():
     """Not even to say whether it is there, nor to run on the CPU."""
     code = (
-        "import sys, torch, diffupose, diffupose.env as env, diffupose.ops as ops; env.environment();"
+        "import sys, torch, diffupose, diffupose.commands.env as env, diffupose.ops as ops; env.environment();"
         "ops.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4); sys.exit('triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,12 +14,12 @@ from support.random_layers import graph_conv, linear, program_of
 from support.tiny_lifters import people, tiny_lifter
 
 from diffupose import ops
+from diffupose.engines.cuda_engine import CudaDenoiser
+from diffupose.engines.cuda_plan import Layout, pack_program, unfit
+from diffupose.engines.layer_program import Attention, ScaleShift
+from diffupose.engines.programs import layer_program
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops import _backend
-from diffupose.ops.cuda_denoiser import CudaDenoiser
-from diffupose.ops.cuda_program import Layout, pack_program, unfit
-from diffupose.ops.layer_program import Attention, ScaleShift
-from diffupose.programs import layer_program
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 from diffupose.testing import assert_parity, requires_cuda
 
@@ -503,7 +503,7 @@ def test_what_fits_into_the_memory_of_a_cluster(gpu):
 
 def test_what_lives_at_the_same_time_does_not_overlap(gpu, monkeypatch):
     """Whatever a layer reads is where it was written: every byte belongs to one value from its writing to its end."""
-    from diffupose.ops import cuda_program
+    from diffupose.engines import cuda_plan as cuda_program
 
     placed = []
     place = cuda_program._place

@@ -10,9 +10,9 @@ from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import SKELETON_OF, denoiser_config, in_float64, random_denoiser, random_inputs
 from support.random_layers import graph_conv, linear, program_of
 
+from diffupose.engines.layer_program import Attention, LayerProgram, ScaleShift
+from diffupose.engines.programs import layer_program
 from diffupose.ops import PackedDenoiser, _backend
-from diffupose.ops.layer_program import Attention, LayerProgram, ScaleShift
-from diffupose.programs import layer_program
 from diffupose.testing import assert_parity, requires_cpp
 
 STEP = torch.tensor([7])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from diffupose.engines.sample import sample
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.ops.reverse_step import reverse_step
-from diffupose.ops.sample import sample
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 from diffupose.schedule import NoiseSchedule, step_table
 

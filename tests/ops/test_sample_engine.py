@@ -18,9 +18,9 @@ from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import denoiser_config, in_float64, random_denoiser
 from support.tiny_lifters import people, tiny_lifter
 
+from diffupose.engines.layer_program import LayerProgram, Linear
+from diffupose.engines.programs import layer_program
 from diffupose.ops import INITIAL_NOISE_STEP, PackedDenoiser, philox_normal, sample
-from diffupose.ops.layer_program import LayerProgram, Linear
-from diffupose.programs import layer_program
 from diffupose.reference.reverse_step import reverse_step
 from diffupose.schedule import NoiseSchedule, StepTable, step_table
 from diffupose.testing import requires_cpp
@@ -278,9 +278,9 @@ import signal, sys, time, torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from diffupose.config import PRESETS
 from dataclasses import replace
-from diffupose.denoiser import build_denoiser
+from diffupose.networks.build import build_denoiser
 from diffupose.ops import PackedDenoiser, sample
-from diffupose.programs import layer_program
+from diffupose.engines.programs import layer_program
 from diffupose.schedule import NoiseSchedule, step_table
 config = replace(PRESETS["base"].denoiser, hidden_dim={width}, num_layers=1)
 packed = PackedDenoiser(layer_program(build_denoiser(config).eval()))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, ScaleShift
 from diffupose.ops import PackedDenoiser
-from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, ScaleShift
 from diffupose.testing import requires_cpp
 
 pytestmark = requires_cpp

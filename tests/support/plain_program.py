@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
+from diffupose.engines.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
 
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": functional.gelu}
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffupose.config import PRESETS, DenoiserConfig
-from diffupose.denoiser import build_denoiser
+from diffupose.networks.build import build_denoiser
 
 SKELETON_OF = {15: "humaneva_15", 16: "h36m_16", 17: "h36m_17"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffupose.ops.layer_program import GraphConv, Layer, LayerProgram, Linear
+from diffupose.engines.layer_program import GraphConv, Layer, LayerProgram, Linear
 
 
 def program_of(*layers: Layer, joints: int, widths: tuple[int, ...], parameters=()) -> LayerProgram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import distributed as dist
 
-from diffupose.batch_norm import JointBatchNorm
+from diffupose.networks.batch_norm import JointBatchNorm
 from diffupose.training.distributed import average, average_gradients
 
 

@@ -12,7 +12,7 @@ import torch
 from diffupose import Lifter
 from diffupose.checkpoint import save_lifter_file
 from diffupose.config import PAPER, PARALLEL, LifterConfig, SamplingConfig
-from diffupose.denoiser import build_denoiser
+from diffupose.networks.build import build_denoiser
 
 # A standing person, x to the right and y down, metres, in Human3.6M order.
 STANDING = np.array(

@@ -8,7 +8,7 @@ import torch
 from support import shared_batch_norm
 from torch import multiprocessing, nn
 
-from diffupose.batch_norm import JointBatchNorm
+from diffupose.networks.batch_norm import JointBatchNorm
 
 
 def test_known_values():

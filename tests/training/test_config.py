@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffupose import train as train_module
 from diffupose.cli import main
 from diffupose.commands import train as command
 from diffupose.errors import InputError
-from diffupose.train import learning_rate, model_config
 from diffupose.training import distributed
+from diffupose.training import trainer as train_module
 from diffupose.training.config import TrainConfig, make_train_config, read_config_file
+from diffupose.training.trainer import learning_rate, model_config
 
 
 class TestSettings:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffupose.train import train
 from diffupose.training.batches import TrainBatch
 from diffupose.training.config import make_train_config
 from diffupose.training.gradients import Gradients
 from diffupose.training.loader import load_batches
+from diffupose.training.trainer import train
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 

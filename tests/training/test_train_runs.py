@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from support.training_runs import read_board, read_checkpoint, read_log
 
 from diffupose import Lifter
-from diffupose import train as train_module
 from diffupose.errors import InputError
-from diffupose.train import train
 from diffupose.training import loss as loss_module
+from diffupose.training import trainer as train_module
 from diffupose.training.config import make_train_config
+from diffupose.training.trainer import train
 
 SMALL = {
     "hidden_dim": 32, "num_layers": 1, "steps": 30, "batch_size": 128, "log_every": 1, "checkpoint_every": 10,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffupose.config import DenoiserConfig
-from diffupose.denoiser import ModulatedGraphConv, TimeEmbedding
+from diffupose.networks.blocks import ModulatedGraphConv, TimeEmbedding
 from diffupose.skeleton import SKELETONS
 
 

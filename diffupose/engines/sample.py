@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffupose.ops import captured_loop
+from diffupose.engines import captured_loop
+from diffupose.engines.cpp_engine import PackedDenoiser
+from diffupose.engines.triton_network import FusedNetwork
 from diffupose.ops._backend import Backend, choose_backend
-from diffupose.ops.denoise import PackedDenoiser
-from diffupose.ops.fused_network import FusedNetwork
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 from diffupose.reference.sample import Noise

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffupose.ops.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
+from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
 
 STEP = 16
 """Channels are padded to a multiple of this, the depth of one matrix instruction."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffupose.batch_norm import JointBatchNorm
-from diffupose.denoiser import GraphConvBlock, ModulatedGCN, ModulatedGraphConv
-from diffupose.ops.layer_program import Activation, Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
-from diffupose.parallel_gcn import JointAttention, ParallelBlock, ParallelGCN
+from diffupose.engines.layer_program import Activation, Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
+from diffupose.networks.batch_norm import JointBatchNorm
+from diffupose.networks.blocks import GraphConvBlock, ModulatedGraphConv
+from diffupose.networks.modulated_gcn import ModulatedGCN
+from diffupose.networks.parallel_gcn import JointAttention, ParallelBlock, ParallelGCN
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.aggregation import (
+from diffupose.config import Aggregation
+from diffupose.files import atomic_path
+from diffupose.lifting.aggregation import (
     best_by_reprojection,
     density_pick_of_hypotheses,
     mean_by_reprojection,
     medoid_of_hypotheses,
 )
-from diffupose.config import Aggregation
-from diffupose.files import atomic_path
-from diffupose.lift_inputs import check_intrinsics
+from diffupose.lifting.inputs import check_intrinsics
 from diffupose.ops.hypothesis_statistics import HypothesisStatistics, hypothesis_statistics
 from diffupose.skeleton import Skeleton
 

@@ -8,13 +8,13 @@ from typing import get_args
 import torch
 from torch import nn
 
+from diffupose.engines.cpp_engine import PackedDenoiser, Precision
+from diffupose.engines.cuda_engine import CudaDenoiser
+from diffupose.engines.cuda_plan import unfit
+from diffupose.engines.programs import has_program, layer_program
+from diffupose.engines.triton_network import FusedNetwork
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops._backend import Backend, choose_backend, cuda
-from diffupose.ops.cuda_denoiser import CudaDenoiser
-from diffupose.ops.cuda_program import unfit
-from diffupose.ops.denoise import PackedDenoiser, Precision
-from diffupose.ops.fused_network import FusedNetwork
-from diffupose.programs import has_program, layer_program
 
 Packed = PackedDenoiser | FusedNetwork
 

@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from diffupose.engines.cpp_engine import PackedDenoiser, Precision, check_shapes
+from diffupose.engines.cuda_graph import capture
+from diffupose.engines.cuda_plan import STEP, Layout, pack_program, steps_of, unfit
+from diffupose.engines.layer_program import LayerProgram, check_buffers
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
-from diffupose.ops.cuda_graph import capture
-from diffupose.ops.cuda_program import STEP, Layout, pack_program, steps_of, unfit
-from diffupose.ops.denoise import PackedDenoiser, Precision, check_shapes
-from diffupose.ops.layer_program import LayerProgram, check_buffers
 from diffupose.schedule import StepTable
 
 Mode = Literal["layers", "persistent", "cluster"]

@@ -20,7 +20,10 @@ from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsi
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
 from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
-from diffupose.lift_inputs import (
+from diffupose.engines.choose import Packed, Packer
+from diffupose.engines.cpp_engine import PackedDenoiser, Precision
+from diffupose.engines.sample import sample
+from diffupose.lifting.inputs import (
     PixelInput,
     check_assumed_focal,
     check_frame_ids,
@@ -29,11 +32,8 @@ from diffupose.lift_inputs import (
     check_keypoints,
     check_seed,
 )
-from diffupose.lift_result import LiftResult
+from diffupose.lifting.result import LiftResult
 from diffupose.ops._backend import Backend, choose_backend
-from diffupose.ops.denoise import PackedDenoiser, Precision
-from diffupose.ops.sample import sample
-from diffupose.packing import Packed, Packer
 from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
@@ -401,7 +401,7 @@ class Lifter:
         network: nn.Module | PackedDenoiser,
         backend: Backend | None,
     ) -> dict[str, object]:
-        from diffupose import __version__
+        from diffupose._version import __version__
 
         return {
             "model": self.config.name,

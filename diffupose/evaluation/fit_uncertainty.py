@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffupose.conditioning import condition
 from diffupose.datasets.mocap import Mocap
-from diffupose.evaluation_cells import RIGS, Cell, choose_poses, make_cell
-from diffupose.lifter import Lifter
+from diffupose.evaluation.cells import RIGS, Cell, choose_poses, make_cell
+from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import DEFAULT_LEVELS, covariance_of_hypotheses, mean_of_hypotheses
 from diffupose.metrics.calibration import level_of_distance, squared_distance
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.aggregation import mean_by_reprojection, refine_by_reprojection
 from diffupose.camera import undistort
 from diffupose.datasets.mocap import Mocap
-from diffupose.evaluation_cells import RIGS, Cell, PoseBank, choose_poses, make_cell
-from diffupose.lifter import Lifter
+from diffupose.evaluation.cells import RIGS, Cell, PoseBank, choose_poses, make_cell
+from diffupose.lifting.aggregation import mean_by_reprojection, refine_by_reprojection
+from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import (
     DEFAULT_LEVELS,
     coverage,

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffupose.ops import cuda_graph
+from diffupose.engines import cuda_graph
 from diffupose.ops._backend import TRITON_IS_INTERPRETED
 from diffupose.ops.philox_normal import signed
 from diffupose.schedule import StepTable

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from diffupose.engines.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear
 from diffupose.ops._backend import Backend, cpp
-from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear
 from diffupose.schedule import StepTable
 
 Precision = Literal["float32", "bfloat16"]

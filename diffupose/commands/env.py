@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 
-from diffupose import __version__
+from diffupose._version import __version__
+from diffupose.commands.say import say
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops._backend import SOURCE_STATE, available_backends, cpp
 
@@ -19,6 +21,17 @@ _SOURCE_STATES = {
     "match": "the extension was built from the sources beside it",
     "changed": "the sources changed since the build: run pip install -e . again",
 }
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser("env", help="print versions, backends, and why one is not active")
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> None:
+    """Print the environment."""
+    say(format_environment())
 
 
 def _installed(distribution: str) -> str:

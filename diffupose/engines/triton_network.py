@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffupose.ops.denoise import Precision, check_shapes
-from diffupose.ops.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift, check_buffers
+from diffupose.engines.cpp_engine import Precision, check_shapes
+from diffupose.engines.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift, check_buffers
 
 
 class FusedNetwork(nn.Module):

@@ -1,0 +1,3 @@
+"""The version, which files and messages name."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What runs a network through the whole reverse process: one contract, several engines."""

@@ -1,0 +1,1 @@
+"""Scores of a lifter on motion capture, and the fit of its uncertainty."""

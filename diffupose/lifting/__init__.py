@@ -1,0 +1,1 @@
+"""From pixels to 3D poses: the Lifter, its inputs and its results."""

@@ -1,0 +1,1 @@
+"""The denoisers, and the layers that they are made of."""

@@ -1,0 +1,304 @@
+"""Training (Algorithm 1): ``diffupose train``, or ``torchrun --nproc-per-node=N -m diffupose.train``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffupose.checkpoint import LifterFile, load_lifter_file
+from diffupose.config import PRESETS, LifterConfig, override
+from diffupose.errors import InputError
+from diffupose.networks.build import build_denoiser
+from diffupose.training.batches import NOISE_STREAM, Batches, TrainBatch, pose_statistics, step_generator
+from diffupose.training.config import TrainConfig
+from diffupose.training.distributed import average, average_gradients, start_processes, stop_processes, wait_for_all
+from diffupose.training.ema import ExponentialMovingAverage
+from diffupose.training.gradients import Gradients
+from diffupose.training.loader import load_batches
+from diffupose.training.loss import DiffusionLoss
+from diffupose.training.sources import open_batches
+from diffupose.training.state import (
+    CHECKPOINT_NAME,
+    LIFTER_NAME,
+    LOG_NAME,
+    CsvLog,
+    load_checkpoint,
+    restore_rng,
+    save_checkpoint,
+)
+from diffupose.training.validation import Validation, open_validation
+
+# Settings that may differ between the two halves of a resumed run.
+_FREE_ON_RESUME = (
+    "output", "device", "log_every", "checkpoint_every", "validate_every", "workers", "cuda_graph", "compile", "data",
+)  # fmt: skip
+
+
+def model_config(config: TrainConfig) -> LifterConfig:
+    """Return the model that a training configuration describes."""
+    preset = PRESETS[config.preset]
+    denoiser = preset.denoiser
+    if config.hidden_dim is not None:
+        denoiser = replace(denoiser, hidden_dim=config.hidden_dim)
+    if config.num_layers is not None:
+        denoiser = replace(denoiser, num_layers=config.num_layers)
+    values = replace(preset, denoiser=denoiser).to_dict()
+    if config.input_normalization is not None:
+        values["input_normalization"] = config.input_normalization
+    return LifterConfig.from_dict(override(values, config.model))
+
+
+def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> Path:
+    """Train a denoiser and return the path of the lifter, ``OUTPUT/model.safetensors``.
+
+    Args:
+        config: Settings.
+        resume: Go on from ``OUTPUT/checkpoint.pt`` if it is there; on the same machine with the same thread count the
+            weights end bit-identical to those of a run that was never stopped.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: If the data or the checkpoint cannot be used, or OUTPUT holds a run and ``resume`` is not set.
+        FloatingPointError: If the loss or the gradient is not finite.
+    """
+    rank, num_processes = start_processes(config.device)
+    try:
+        return _Trainer(config, rank, num_processes, resume).run(progress and rank == 0)
+    finally:
+        stop_processes()
+
+
+class _Trainer:
+    def __init__(self, config: TrainConfig, rank: int, num_processes: int, resume: bool) -> None:
+        if config.batch_size % num_processes:
+            raise ValueError(f"batch_size must be a multiple of {num_processes} processes, got {config.batch_size}")
+        self.config, self.rank, self.num_processes = config, rank, num_processes
+        self.device = _device(config.device)
+        self.folder = Path(config.output)
+        if (self.folder / CHECKPOINT_NAME).exists() and not resume:
+            raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
+        self.model = model_config(config)
+        self.batches: Batches = open_batches(config, self.model, torch.device("cpu") if config.workers else self.device)
+        self.validation: Validation | None = open_validation(config) if rank == 0 and config.validate_every else None
+
+        state = None
+        if resume and (self.folder / CHECKPOINT_NAME).exists():
+            state = load_checkpoint(self.folder, self.device)
+            _check_same_run(state, config, self.model, self.batches)
+        elif resume and rank == 0:
+            print(f"diffupose: {self.folder} holds no run to resume: starting from step 0", file=sys.stderr)
+        if rank == 0:  # not before: what cannot be trained leaves no folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config.seed)
+        self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
+        if state is not None:
+            pose_mean, pose_scale = state["pose_mean"], state["pose_scale"]
+        elif config.initialize is not None:
+            file = _initial_lifter(config.initialize, self.model)
+            self.denoiser.load_state_dict(file.denoiser.state_dict())
+            pose_mean, pose_scale = file.pose_mean, file.pose_scale
+        elif self.model.standardize_poses:
+            pose_mean, pose_scale = pose_statistics(self.batches)
+        else:
+            shape = self.batches.batch(0).poses_3d.shape[1:]
+            pose_mean, pose_scale = torch.zeros(shape), torch.ones(shape)
+        self.pose_mean, self.pose_scale = pose_mean.to(self.device), pose_scale.to(self.device)
+        self.loss = DiffusionLoss(self.model, config, self.pose_mean, self.pose_scale).to(self.device)
+        self.ema = ExponentialMovingAverage(self.denoiser, config)
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        # On a GPU one kernel instead of a dozen; elsewhere the bits of earlier runs.
+        fused = True if self.device.type == "cuda" else None
+        self.optimizer = kind(self.denoiser.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        self.step, self.running = 0, {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0, "seconds": 0.0}
+        if state is not None:
+            self.denoiser.load_state_dict(state["denoiser"])
+            self.ema.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.running = int(state["step"]), dict(state["running"])
+            restore_rng(state)
+        self.network = torch.compile(self.denoiser) if config.compile else self.denoiser
+        as_graph = config.cuda_graph and self.device.type == "cuda"
+        self.gradients = Gradients(self._loss_of, self.denoiser.parameters(), as_graph)
+
+    def run(self, progress: bool) -> Path:
+        config = self.config
+        log = CsvLog(self.folder / LOG_NAME, self.step) if self.rank == 0 else None
+        board = _tensorboard(self.folder, self.step) if self.rank == 0 else None
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not progress, mininterval=1.0)
+        self.denoiser.train()
+        batches = load_batches(self.batches, self.step, config.steps, config.workers, self.device)
+        clock = time.perf_counter()
+        for batch in batches:
+            loss, norm = self._train_step(batch)
+            self.step += 1
+            self.running["loss"] += loss
+            self.running["gradient_norm"] += norm
+            self.running["count"] += 1
+            bar.update()
+            logged = self.step % config.log_every == 0 or self._validates
+            if logged and log is not None:
+                now = time.perf_counter()
+                self.running["seconds"], clock = self.running["seconds"] + now - clock, now
+                row = self._log_row()
+                log.write(row)
+                if board is not None:
+                    for name, value in row.items():
+                        if isinstance(value, float) and name != "seconds":
+                            board.add_scalar(name, value, self.step)
+                bar.set_postfix(loss=f"{row['loss']:.4f}")
+            if logged:
+                self.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
+            if self.rank == 0 and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
+                if board is not None:
+                    board.flush()  # what the checkpoint knows must survive as long as the checkpoint
+                self._save()
+        bar.close()
+        if board is not None:
+            board.close()
+        wait_for_all(self.num_processes)
+        return self.folder / LIFTER_NAME
+
+    def _loss_of(self, inputs: Tensor, poses_3d: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            return self.loss(self.network, TrainBatch(inputs, poses_3d), timesteps, noise)
+
+    def _train_step(self, batch: TrainBatch) -> tuple[float, float]:
+        """Take one optimiser step (Algorithm 1, lines 4 to 7) on the whole batch of all processes.
+
+        Returns:
+            Loss and gradient norm over all processes.
+        """
+        config, step = self.config, self.step
+        share = config.batch_size // self.num_processes
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        generator = step_generator(config.seed, NOISE_STREAM, step, self.device)
+        timesteps, noise = self.loss.draw(config.batch_size, generator)
+        batch = batch[mine]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, self.batches.num_samples)
+        loss = self.gradients(batch.inputs, batch.poses_3d, timesteps[mine], noise[mine])
+        average_gradients(self.denoiser, self.num_processes)
+        limit = config.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)
+        values = {"loss": float(average(loss, self.num_processes)), "gradient norm": float(norm)}
+        # Before the step: what is not finite would spoil the weights, and the next checkpoint with them.
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {name} is {value} at step {step}: try a smaller --lr or --grad-clip 1")
+        self.optimizer.step()
+        self.ema.update(self.denoiser, step + 1)
+        return values["loss"], values["gradient norm"]
+
+    @property
+    def _validates(self) -> bool:
+        every = self.config.validate_every
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+
+    def _log_row(self) -> dict[str, Any]:
+        count, config = self.running["count"], self.config
+        row = {
+            "step": self.step,
+            "samples": self.step * config.batch_size,
+            "epoch": self.step * config.batch_size / self.batches.num_samples,
+            "loss": self.running["loss"] / count,
+            "lr": learning_rate(config, self.step - 1, self.batches.num_samples),
+            "gradient_norm": self.running["gradient_norm"] / count,
+            "val_h36m_mm": "",
+            "val_wild_mm": "",
+            "seconds": self.running["seconds"],
+        }
+        if self.validation is not None and self._validates:
+            row |= self.validation.score(self.ema.model, self.model, self.pose_mean, self.pose_scale)
+        return row
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.folder,
+            step=self.step,
+            config=self.config,
+            model=self.model,
+            denoiser=self.denoiser,
+            ema=self.ema,
+            optimizer=self.optimizer,
+            pose_mean=self.pose_mean,
+            pose_scale=self.pose_scale,
+            running=self.running,
+            num_samples=self.batches.num_samples,
+        )
+
+
+def learning_rate(config: TrainConfig, step: int, num_samples: int) -> float:
+    """Return the learning rate of a step (counted from 0)."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.lr_schedule == "exponential":
+        return config.lr * warmup * config.lr_decay ** (step * config.batch_size // num_samples)
+    if config.lr_schedule == "cosine":
+        return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
+    return config.lr * warmup
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device must be auto, cpu or cuda, got 'meta'")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device must be one that is here, got 'cuda' on a machine without a GPU")
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return device
+
+
+def _initial_lifter(path: str, model: LifterConfig) -> LifterFile:
+    file = load_lifter_file(path)
+    for name in ("denoiser", "diffusion", "input_normalization", "standardize_poses"):
+        given, wanted = getattr(file.config, name), getattr(model, name)
+        if given != wanted:
+            raise InputError(f"initialize must be a lifter of the same model; its {_difference(name, given, wanted)}")
+    return file
+
+
+def _difference(name: str, given: Any, wanted: Any) -> str:
+    """Say how two settings differ; of those that have parts, in which of them."""
+    if type(given) is not type(wanted) or not is_dataclass(given):
+        return f"{name} is {given}, not {wanted}"
+    names = [part.name for part in fields(given) if getattr(given, part.name) != getattr(wanted, part.name)]
+    parts = [", ".join(f"{part}={getattr(values, part)!r}" for part in names) for values in (given, wanted)]
+    return f"{name} is {parts[0]}, not {parts[1]}"
+
+
+def _check_same_run(state: dict[str, Any], config: TrainConfig, model: LifterConfig, batches: Batches) -> None:
+    before = {**TrainConfig().to_dict(), **json.loads(state["train_config"])}
+    now = json.loads(json.dumps(config.to_dict()))
+    for name, value in now.items():
+        if name not in _FREE_ON_RESUME and before[name] != value:
+            raise InputError(f"{name} was {before[name]!r} in the run to resume, got {value!r}")
+    if LifterConfig.from_dict(json.loads(state["model_config"])) != model:
+        raise InputError("the model of the run to resume differs from the one asked for")
+    if state["sampler"]["num_samples"] != batches.num_samples:
+        raise InputError(
+            f"the run to resume had {state['sampler']['num_samples']} training poses, data has {batches.num_samples}"
+        )
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard is not installed: logging to CSV only (pip install diffupose[train])", file=sys.stderr)
+        return None
+    # TensorBoard hides what an earlier run logged at ``purge_step`` and later.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
