@@ -137,7 +137,7 @@ void bind_engine(py::module_& m) {
         .def(
             "sample",
             [](const Engine& engine, uintptr_t condition, uintptr_t coefficients, uintptr_t noise_scale,
-               uintptr_t parameters, int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, bool antithetic,
+               uintptr_t parameters, int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids,
                std::optional<float> clip, int64_t num_frames, int64_t num_hypotheses, int64_t num_steps,
                int num_threads, uintptr_t out) {
                 require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
@@ -150,7 +150,7 @@ void bind_engine(py::module_& m) {
                     reinterpret_cast<const float*>(noise_scale),
                     pointer<const float>(parameters, engine.num_parameters(), "parameters"),
                     {static_cast<uint64_t>(seed), address<int64_t>(frame_ids, "frame_ids"),
-                     address<int64_t>(hypothesis_ids, "hypothesis_ids"), antithetic},
+                     address<int64_t>(hypothesis_ids, "hypothesis_ids")},
                     clip.value_or(std::numeric_limits<float>::infinity()),
                     num_frames,
                     num_hypotheses,
@@ -165,9 +165,8 @@ void bind_engine(py::module_& m) {
                 if (!finished) throw py::error_already_set();
             },
             py::kw_only(), py::arg("condition"), py::arg("coefficients"), py::arg("noise_scale"), py::arg("parameters"),
-            py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("antithetic"), py::arg("clip"),
-            py::arg("num_frames"), py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("num_threads"),
-            py::arg("out"));
+            py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("clip"), py::arg("num_frames"),
+            py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("num_threads"), py::arg("out"));
 }
 
 // Operations a second of a loop that touches registers only, on one core; the best of several short runs.

@@ -122,8 +122,8 @@ void denoise(const CudaEngine& engine, uintptr_t sample, uintptr_t condition, ui
 
 void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficients, uintptr_t noise_scale,
             uintptr_t parameters, int64_t num_parameters, uintptr_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids,
-            bool antithetic, std::optional<float> clip, int64_t num_frames, int64_t num_hypotheses, int num_steps,
-            uintptr_t x0_last, uintptr_t out, uintptr_t workspace, int num_blocks, uintptr_t stream) {
+            std::optional<float> clip, int64_t num_frames, int64_t num_hypotheses, int num_steps, uintptr_t x0_last,
+            uintptr_t out, uintptr_t workspace, int num_blocks, uintptr_t stream) {
     require(num_frames >= 0 && num_hypotheses >= 0, "num_frames and num_hypotheses must not be negative");
     const int64_t num_poses = numel_of({num_frames, num_hypotheses});
     require(tiles_of(num_poses) < int64_t{1} << 31, "num_frames num_hypotheses must be below 2^34");
@@ -142,7 +142,6 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
                                  num_frames,
                                  num_hypotheses,
                                  num_steps,
-                                 antithetic,
                                  clip.value_or(std::numeric_limits<float>::infinity()),
                                  reinterpret_cast<float*>(x0_last),
                                  pointer<float>(out, 1, "out")};
@@ -201,9 +200,9 @@ void bind_engine_cuda(py::module_& m) {
         // num_blocks 0: a kernel for each layer; else one kernel of that many blocks or clusters, without a workspace.
         .def("sample", &sample, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("condition"),
              py::arg("coefficients"), py::arg("noise_scale"), py::arg("parameters"), py::arg("num_parameters"),
-             py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("antithetic"), py::arg("clip"),
-             py::arg("num_frames"), py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("x0_last"), py::arg("out"),
-             py::arg("workspace"), py::arg("num_blocks"), py::arg("stream"));
+             py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("clip"), py::arg("num_frames"),
+             py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("x0_last"), py::arg("out"), py::arg("workspace"),
+             py::arg("num_blocks"), py::arg("stream"));
 }
 
 }  // namespace diffupose

@@ -123,12 +123,21 @@ class DiffusionConfig:
             raise ValueError(f"prediction_type must be sample where deterministic is set, got {self.prediction_type!r}")
 
 
+def check_antithetic(value: object) -> None:
+    """Raise unless an option that was removed is off: files of 0.1.0 store it as false."""
+    if value is not False:
+        raise ValueError(
+            "antithetic must be False: pairs of opposite noise were removed, since hypotheses that are not independent "
+            f"have no valid covariance; got {value!r}"
+        )
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """The defaults of a lift; every one can be changed in the call.
 
     ``variance`` is ``"fixed_small"``, or ``"analytic"`` for checkpoints that hold their prediction error (see
-    ``step_table``).
+    ``step_table``). ``antithetic`` is always False: files of 0.1.0 hold it.
     """
 
     sampler: Sampler = "ddpm"
@@ -149,7 +158,7 @@ class SamplingConfig:
             raise ValueError("variance must be fixed_small with sampler dpm++, got 'analytic'")
         _choice("aggregation", self.aggregation, get_args(Aggregation))
         _choice("flip", self.flip, (False, True))
-        _choice("antithetic", self.antithetic, (False, True))
+        check_antithetic(self.antithetic)
         _whole("num_inference_steps", self.num_inference_steps, 1)
         _whole("num_hypotheses", self.num_hypotheses, 1)
         if self.num_hypotheses > _MOST_HYPOTHESES:

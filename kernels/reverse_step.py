@@ -23,7 +23,7 @@ def _if_used(mask, coefficient):
 @triton.jit
 def _draw(
     seed_ptr, frame_ids_ptr, hypothesis_ids_ptr, step, first, num_frames, num_hypotheses,
-    NUMEL: tl.constexpr, ANTITHETIC: tl.constexpr, BLOCK: tl.constexpr,
+    NUMEL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return the noise of the BLOCK numbers from ``first`` on, those of the last few not meant.
 
@@ -44,14 +44,7 @@ def _draw(
     frame = first_frame + next_frame
     frame_ids = tl.load(frame_ids_ptr + frame, mask=frame < num_frames, other=0)
     hypothesis_ids = tl.load(hypothesis_ids_ptr + hypothesis)
-    if ANTITHETIC:
-        # Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
-        hypothesis_ids = hypothesis_ids & 0xFFFFFFFF
-        sign = 1.0 - 2.0 * (hypothesis_ids % 2).to(tl.float32)
-        hypothesis_ids = hypothesis_ids // 2
     z = philox_normal_blocks(tl.load(seed_ptr), frame_ids, hypothesis_ids, step, block)
-    if ANTITHETIC:
-        z = sign[:, None] * z
     number = (into + tl.arange(0, BLOCK)).to(tl.uint32)  # unsigned numbers are divided by fewer instructions
     source = number.to(tl.int32) - into // 4 * 4 + (number // NUMEL).to(tl.int32) * (4 * per_pose - NUMEL)
     return tl.gather(tl.reshape(z, (BLOCK,)), tl.minimum(source, BLOCK - 1), 0)
@@ -77,7 +70,6 @@ def reverse_step_kernel(
     num_hypotheses,
     NUM_JOINTS: tl.constexpr,
     OUTPUT_STRIDE: tl.constexpr,
-    ANTITHETIC: tl.constexpr,
     LARGE: tl.constexpr,
     PIECE: tl.constexpr,  # numbers of a program
     BLOCK: tl.constexpr,  # a power of two
@@ -121,7 +113,7 @@ def reverse_step_kernel(
             if s != 0.0:
                 z = _draw(
                     seed_ptr, frame_ids_ptr, hypothesis_ids_ptr, step, first, num_frames, num_hypotheses,
-                    numel, ANTITHETIC, BLOCK,
+                    numel, BLOCK,
                 )  # fmt: skip
         if scale_ptr is not None:
             element = ((first % numel).to(tl.int32) + at) % numel
@@ -169,7 +161,6 @@ def reverse_step(
     ids: tuple[Tensor, Tensor] | None = None,
     clip_sample_range: float | None = None,
     *,
-    antithetic: bool = False,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``x_prev`` and ``x0``; see ``diffupose.ops.reverse_step``, which checks what can be checked on the host.
@@ -188,7 +179,6 @@ def reverse_step(
         ids: Frame and hypothesis ids of drawn noise, int64. Where a row has noise and neither it nor these are given,
             ``x_prev`` becomes NaN.
         clip_sample_range: Limit of x0.
-        antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
         out: Where the results go, contiguous; ``(sample, x0_last)`` works in place, with None x0 is not kept.
     """
     frames, hypotheses, joints, _ = sample.shape
@@ -215,7 +205,7 @@ def reverse_step(
         (programs,),
         sample, flat, table, step, x0_last, noise, noise_scale, seed_on_device, frame_ids, hypothesis_ids, *out,
         clip_sample_range, sample.numel(), frames, hypotheses,
-        NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0), ANTITHETIC=antithetic,
+        NUM_JOINTS=joints, OUTPUT_STRIDE=flat.stride(0),
         LARGE=_launch.is_large(sample, flat), PIECE=piece, BLOCK=_BLOCK, num_warps=4,
         # The operations of the other backends, each rounded by itself.
         enable_fp_fusion=False,

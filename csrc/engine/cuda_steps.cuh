@@ -61,15 +61,12 @@ __device__ inline PhiloxKey key_of(const int64_t* seed) {
     return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
 }
 
-// Four elements of a pose's noise; with antithetic pairs the second of two takes the first one's with the sign changed.
+// Four elements of a pose's noise.
 __device__ inline void draw(const CudaSampleArgs& args, PhiloxKey key, int64_t pose, uint32_t step, int block,
                             float* z) {
     const auto frame = static_cast<uint64_t>(args.frame_ids[pose / args.num_hypotheses]);
     const auto id = static_cast<uint32_t>(args.hypothesis_ids[pose % args.num_hypotheses]);
-    philox_normal_block_cuda(key, frame, args.antithetic ? id / 2 : id, step, static_cast<uint32_t>(block), z);
-    if (args.antithetic && id % 2 == 1) {
-        for (int i = 0; i < 4; ++i) z[i] = -z[i];
-    }
+    philox_normal_block_cuda(key, frame, id, step, static_cast<uint32_t>(block), z);
 }
 
 // x_T of a tile.

@@ -283,11 +283,7 @@ bool Engine::sample(const SampleArgs& args, const std::function<bool()>& interru
     const auto draw = [&](int64_t pose, uint32_t step, float* z) {
         const auto frame = static_cast<uint64_t>(args.noise.frame_ids[pose / count]);
         const auto id = static_cast<uint32_t>(args.noise.hypothesis_ids[pose % count]);
-        const bool opposite = args.noise.antithetic && id % 2 == 1;
-        philox_normal_row(key, frame, args.noise.antithetic ? id / 2 : id, step, elements, z);
-        if (opposite) {
-            for (int64_t i = 0; i < elements; ++i) z[i] = -z[i];
-        }
+        philox_normal_row(key, frame, id, step, elements, z);
     };
     const auto work = [&](const Tile& tile, int64_t first, int64_t poses, Team& team, int part, int parts,
                           void* scratch, const auto& leave) {

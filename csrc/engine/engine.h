@@ -57,7 +57,6 @@ struct Noise {
     uint64_t seed;
     const int64_t* frame_ids;       // [B]
     const int64_t* hypothesis_ids;  // [H]
-    bool antithetic;                // hypothesis 2i + 1 takes the noise of 2i with the sign changed
 };
 
 struct SampleArgs {

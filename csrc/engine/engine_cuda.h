@@ -85,7 +85,6 @@ struct CudaSampleArgs {
     const int64_t* hypothesis_ids;  // [H]
     int64_t num_parameters, num_frames, num_hypotheses;
     int num_steps;
-    bool antithetic;
     float clip;      // infinity for none
     float* x0_last;  // [B, H, J, 3] where a row has c_1, else null
     float* out;      // [B, H, J, 3], holds x_t on the way

@@ -34,7 +34,7 @@ _LOCK = threading.Lock()
 class _Loop:
     """The buffers of one shape, and its graph once there is one."""
 
-    def __init__(self, inputs: Tensor, hypotheses: int, table: StepTable, clip: float | None, antithetic: bool) -> None:
+    def __init__(self, inputs: Tensor, hypotheses: int, table: StepTable, clip: float | None) -> None:
         (batch, joints, channels), steps = inputs.shape, table.num_inference_steps
         long = partial(torch.empty, dtype=torch.int64, device=inputs.device)
         single = partial(torch.empty, dtype=torch.float32, device=inputs.device)
@@ -46,7 +46,7 @@ class _Loop:
         self.scale = None if table.noise_scale is None else single(steps, joints, 3)
         self.timesteps, self.step, self.seed = long(steps), long(1), long(1)
         self.frame_ids, self.hypothesis_ids = long(batch), long(hypotheses)
-        self.clip, self.antithetic = clip, antithetic
+        self.clip = clip
         self.table: bytes | None = None  # what the buffers hold
         self.used = False
         self.replay: Callable[[], None] | None = None
@@ -89,7 +89,6 @@ class _Loop:
             self.seed,
             (self.frame_ids, self.hypothesis_ids) if self.draws else None,
             self.clip,
-            antithetic=self.antithetic,
             out=(self.x, self.x0),
         )
         self.step += 1
@@ -126,7 +125,6 @@ def sample(
     frame_ids: Tensor,
     hypothesis_ids: Tensor,
     clip_sample_range: float | None,
-    antithetic: bool,
 ) -> Tensor:
     """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments.
 
@@ -144,12 +142,11 @@ def sample(
         frame_ids: ``[B]``.
         hypothesis_ids: ``[H]``.
         clip_sample_range: Limit of x0.
-        antithetic: Hypothesis 2 i + 1 gets the noise of 2 i with the sign changed.
     """
     with torch.cuda.device(inputs.device) if inputs.is_cuda else nullcontext():
         # Buffers of inference mode cannot be written outside of it.
         with torch.inference_mode():
-            loop, kept = _loop_of(denoiser, inputs, table, len(hypothesis_ids), clip_sample_range, antithetic)
+            loop, kept = _loop_of(denoiser, inputs, table, len(hypothesis_ids), clip_sample_range)
         with loop.lock:
             with torch.inference_mode():
                 if kept and loop.used and loop.captures and loop.replay is None:
@@ -175,23 +172,23 @@ def _content(table: StepTable) -> bytes:
 
 
 def _loop_of(
-    denoiser: nn.Module, inputs: Tensor, table: StepTable, hypotheses: int, clip: float | None, antithetic: bool
+    denoiser: nn.Module, inputs: Tensor, table: StepTable, hypotheses: int, clip: float | None
 ) -> tuple[_Loop, bool]:
     """Return a loop for these inputs, and whether it is one that is kept."""
     if not _is_kept(denoiser, inputs, hypotheses):
-        return _Loop(inputs, hypotheses, table, clip, antithetic), False
+        return _Loop(inputs, hypotheses, table, clip), False
     network = _code_of(denoiser)
     # A graph runs in the order of one stream.
     stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
     sizes = (*inputs.shape, hypotheses, table.num_inference_steps)
-    settings = (*_traits(table), table.noise_scale is None, clip, antithetic)
+    settings = (*_traits(table), table.noise_scale is None, clip)
     key = (network, sizes, inputs.dtype, inputs.device, settings, stream)
     with _LOCK:
         loops = _LOOPS.setdefault(denoiser, OrderedDict())
         for old in [old for old in loops if old[0] != network]:
             del loops[old]
         if key not in loops:
-            loops[key] = _Loop(inputs, hypotheses, table, clip, antithetic)
+            loops[key] = _Loop(inputs, hypotheses, table, clip)
         loops.move_to_end(key)
         while len(loops) > _MOST_LOOPS:
             loops.popitem(last=False)

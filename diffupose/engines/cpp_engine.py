@@ -174,7 +174,6 @@ class PackedDenoiser:
         frame_ids: Tensor,
         hypothesis_ids: Tensor,
         clip_sample_range: float | None,
-        antithetic: bool,
     ) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments."""
         inputs, coefficients = _plain(inputs), table.tensor().contiguous()
@@ -187,7 +186,7 @@ class PackedDenoiser:
             condition=inputs.data_ptr(), coefficients=coefficients.data_ptr(),
             noise_scale=0 if scale is None else scale.data_ptr(), parameters=parameters.data_ptr(),
             seed=seed - 2**64 if seed >= 2**63 else seed, frame_ids=frame_ids.data_ptr(),
-            hypothesis_ids=hypothesis_ids.data_ptr(), antithetic=antithetic, clip=clip_sample_range,
+            hypothesis_ids=hypothesis_ids.data_ptr(), clip=clip_sample_range,
             num_frames=len(frame_ids), num_hypotheses=len(hypothesis_ids), num_steps=len(table.timesteps),
             num_threads=torch.get_num_threads(), out=out.data_ptr(),
         )  # fmt: skip

@@ -218,7 +218,6 @@ class CudaDenoiser(PackedDenoiser):
         frame_ids: Tensor,
         hypothesis_ids: Tensor,
         clip_sample_range: float | None,
-        antithetic: bool,
     ) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments."""
         count = len(frame_ids) * len(hypothesis_ids)
@@ -235,12 +234,12 @@ class CudaDenoiser(PackedDenoiser):
             steps_key, steps = self._steps_of(table, capturing)
 
             def build(static: tuple[Tensor, ...]) -> _Run:
-                return _Run(self, static, steps.used_on_this_stream(), clip_sample_range, antithetic, mode)
+                return _Run(self, static, steps.used_on_this_stream(), clip_sample_range, mode)
 
             if mode != "layers" or not given[0].is_cuda or count > _MOST_CAPTURED or capturing:
                 return build(given)()
             key = (
-                inputs.shape, len(hypothesis_ids), steps_key, clip_sample_range, antithetic, stream_of(given[0])
+                inputs.shape, len(hypothesis_ids), steps_key, clip_sample_range, stream_of(given[0])
             )  # fmt: skip
             # A graph has its own memory: whoever replays it must have its inputs in there, and the result out again.
             with self._lock:
@@ -320,7 +319,6 @@ class _Run:
         given: tuple[Tensor, ...],
         steps: _Steps,
         clip_sample_range: float | None,
-        antithetic: bool,
         mode: Mode,
     ) -> None:
         inputs, frame_ids, hypothesis_ids, seeds = given
@@ -330,7 +328,7 @@ class _Run:
         self._engine, self._num_blocks = denoiser._engine_for(mode)
         self._num_steps = steps.count
         self._num_parameters = denoiser._num_parameters()
-        self._clip, self._antithetic = clip_sample_range, antithetic
+        self._clip = clip_sample_range
         self._tensors = {
             "condition": inputs,
             "coefficients": steps.coefficients,
@@ -347,7 +345,7 @@ class _Run:
     def __call__(self) -> Tensor:
         addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in self._tensors.items()}
         self._engine.handle.sample(
-            **addresses, num_parameters=self._num_parameters, antithetic=self._antithetic, clip=self._clip,
+            **addresses, num_parameters=self._num_parameters, clip=self._clip,
             num_frames=self.out.shape[0], num_hypotheses=self.out.shape[1], num_steps=self._num_steps,
             num_blocks=self._num_blocks, stream=stream_of(self.out),
         )  # fmt: skip

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffupose.config import check_antithetic
 from diffupose.engines import captured_loop
 from diffupose.engines.cpp_engine import PackedDenoiser
 from diffupose.engines.triton_network import FusedNetwork
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
-from diffupose.reference.sample import Noise
 from diffupose.reference.sample import sample as _reference
 from diffupose.schedule import StepTable
 
@@ -44,8 +44,7 @@ def sample(
         hypothesis_ids: ``[H]`` int64; default ``arange(num_hypotheses)``.
         num_hypotheses: H, when ``hypothesis_ids`` is not given.
         clip_sample_range: Limit of x0 in the model's data units, or None.
-        antithetic: Give hypothesis 2i + 1 the noise of 2i with the sign changed: pairs that are not independent, whose
-            mean is nearer to the mean of many.
+        antithetic: Only False. Pairs of opposite noise are no longer drawn: they spoil the covariance.
         backend: A packed denoiser has its own, ``"cpp"`` or ``"cuda"``. A module, such as a ``FusedNetwork``, has
             ``"torch"``, whose noise comes
             from the fastest code there is unless it is named, and ``"triton"``, which has no gradient: on a GPU the
@@ -61,6 +60,7 @@ def sample(
         RuntimeError: If a CUDA graph is being captured and the packed denoiser has not been called with this table.
         BackendUnavailableError: If the named backend cannot run here.
     """
+    check_antithetic(antithetic)
     if inputs.ndim != 3:
         raise ValueError(f"inputs must have shape [B, J, C], got {tuple(inputs.shape)}")
     if hypothesis_ids is None:
@@ -86,18 +86,16 @@ def sample(
         raise ValueError(f"table must have a noise scale of {inputs.shape[1]} joints, got {tuple(scale.shape)}")
     if isinstance(denoiser, PackedDenoiser):
         _check_packed(denoiser, inputs, table, seed, frame_ids, hypothesis_ids)
-        return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic)
+        return denoiser.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range)
     if isinstance(denoiser, FusedNetwork) and int(table.timesteps.max(initial=0)) >= denoiser.num_timesteps:
         raise ValueError(f"table must have timesteps below {denoiser.num_timesteps}, got {table.timesteps.max()}")
     noise = partial(philox_normal, backend=chosen if backend == chosen else None)
-    if antithetic:
-        noise = partial(_antithetic, noise)
     if chosen == "triton":
         joints = inputs.shape[1]
         initial = noise(seed, frame_ids, hypothesis_ids, INITIAL_NOISE_STEP, 3 * joints).unflatten(-1, (joints, 3))
         _check_rows(table)
         return captured_loop.sample(
-            denoiser, inputs, initial, table, seed, frame_ids, hypothesis_ids, clip_sample_range, antithetic
+            denoiser, inputs, initial, table, seed, frame_ids, hypothesis_ids, clip_sample_range
         )
     return _reference(
         denoiser,
@@ -142,9 +140,3 @@ def _check_rows(table: StepTable) -> None:
         raise ValueError("the first row of the step table needs x0_last, got None")
     if not (terms[:, :2].any(axis=1) & terms[:, 2:].any(axis=1)).all():
         raise ValueError("a row of the step table must have a term that is not 0")
-
-
-def _antithetic(noise: Noise, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, count: int) -> Tensor:
-    hypothesis_ids = hypothesis_ids & 0xFFFFFFFF  # the bits that count
-    sign = (1 - 2 * (hypothesis_ids % 2)).unsqueeze(-1)  # [H, 1]
-    return sign * noise(seed, frame_ids, hypothesis_ids // 2, step, count)

@@ -208,8 +208,7 @@ class Lifter:
             timestep_spacing: ``"trailing"``, ``"leading"``, ``"linspace"`` or ``"quadratic"``.
             variance: ``"fixed_small"`` or ``"analytic"`` (``schedule.step_table``).
             flip: Add the hypotheses of the mirrored input, mirrored back, with noise of their own.
-            antithetic: Draw hypotheses in pairs of opposite noise. They are not independent, so the regions of
-                ``result.covariance`` are not valid.
+            antithetic: Only False. Pairs of opposite noise are no longer drawn: they spoil the covariance.
             aggregation: What ``result.poses_3d`` is: ``"mean"``, ``"medoid"`` or ``"density"``.
             seed: 64-bit seed. Results depend on it and on ``frame_ids``, not on the batch.
             frame_ids: ``[B]`` 64-bit ids, default 0, 1, 2, ...
@@ -252,10 +251,6 @@ class Lifter:
         size = check_image_size(image_size, pixels)
         matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
         check_assumed_focal(assumed_focal)
-        if settings.antithetic:
-            warnings.warn(
-                "antithetic hypotheses are not independent: the covariance has no valid regions", stacklevel=3
-            )
         self._warn_of_other_steps(settings)
         person = self.config.input_normalization == "person"
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
@@ -375,7 +370,6 @@ class Lifter:
                 frame_ids=frame_ids,
                 hypothesis_ids=hypothesis_ids,
                 clip_sample_range=self.config.diffusion.clip_sample_range,
-                antithetic=job.settings.antithetic,
                 backend=job.backend,
             )
         )

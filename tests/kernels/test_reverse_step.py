@@ -193,20 +193,6 @@ def test_op_in_a_graph():
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_antithetic(device):
-    """Odd hypotheses have the noise of the one before them, with the sign changed."""
-    sample, output, coefficients, *_ = make_inputs("reverse_step", (2, 1, 5), device=device)
-    sample, output = sample.expand(2, 4, 5, 3), output.expand(2, 4, 5, 3)
-    coefficients[1, 4] = 0.0
-    ids = torch.arange(2, device=device), torch.tensor([6, 7, 2**32 + 1, 3], device=device)
-    step = torch.ones(1, dtype=torch.int64, device=device)
-    prev_sample, _ = kernel(sample, output, coefficients, step, ids=ids, seed=5, antithetic=True)
-    z = ops.philox_normal(5, ids[0], torch.tensor([3, 3, 0, 1], device=device), 1, 15, backend="triton")
-    signs = torch.tensor([1.0, -1, -1, -1], device=device).view(1, 4, 1, 1)
-    expected, _ = plain(sample, output, coefficients, 1, None, signs * z.view(2, 4, 5, 3), None)
-    assert torch.equal(prev_sample, expected)
-
-
 def test_no_joints(device):
     sample, output, coefficients, step, x0_last, _, scale = make_inputs("reverse_step", (2, 3, 0), device=device)
     for result in fused(sample, output, coefficients, step, x0_last, None, scale):

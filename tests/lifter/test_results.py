@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from support.lifts import CLOSE, SIZE, difference
 from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
-from torch import nn
 
 import diffupose.lifting.lifter
 from diffupose import Lifter
@@ -184,24 +183,18 @@ def test_a_deterministic_model_regresses_in_one_call(tmp_path):
                                                 seed=1).hypotheses) == 0  # fmt: skip
 
 
-def test_antithetic_pairs(person_lifter):
-    """The first of a pair is as without; the second has the opposite noise, so the mean of a linear model is exact."""
-    with pytest.warns(UserWarning, match="not independent: the covariance has no valid regions"):
-        pairs = person_lifter(people(2), image_size=SIZE, num_hypotheses=6, antithetic=True).hypotheses
-    plain = person_lifter(people(2), image_size=SIZE, num_hypotheses=3).hypotheses
-    assert difference(pairs[:, ::2], plain) < CLOSE
-    assert difference(pairs[:, 1::2], plain) > 0.01
-
-    class Linear(nn.Module):
-        def forward(self, sample, condition, timesteps):
-            return 0.3 * sample + condition
-
-    linear = Lifter(LifterFile(person_lifter.config, Linear(), torch.zeros(17, 3), torch.ones(17, 3), torch.ones(17)))
-    with warnings.catch_warnings(action="ignore"):
-        few = linear(people(2), image_size=SIZE, num_hypotheses=2, antithetic=True, eta=0.5)
-        many = linear(people(2), image_size=SIZE, num_hypotheses=40, antithetic=True, eta=0.5)
-    assert difference(few.mean, many.mean) < CLOSE
-    assert difference(few.hypotheses[:, 0], few.mean) > 0.01
+def test_antithetic_pairs_are_refused_with_the_reason(person_lifter):
+    """0.1.0 drew them; files that store the option as off still load, and calls may say that it is off."""
+    lift = partial(person_lifter, people(2), image_size=SIZE, num_hypotheses=4)
+    assert torch.equal(lift(antithetic=False).hypotheses, lift().hypotheses)
+    for value in (True, 1, "no"):
+        with pytest.raises(ValueError, match=r"antithetic must be False: .* not independent .* covariance"):
+            lift(antithetic=value)
+    stored = person_lifter.config.to_dict()
+    assert stored["sampling"]["antithetic"] is False
+    stored["sampling"]["antithetic"] = True
+    with pytest.raises(ValueError, match="antithetic must be False"):
+        type(person_lifter.config).from_dict(stored)
 
 
 def test_analytic_variance(person_lifter):

@@ -357,18 +357,6 @@ def test_what_hoppers_kernel_does_not_take_goes_to_the_other(gpu):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_antithetic_hypotheses_take_opposite_noise(gpu, mode):
-    config = CONFIGS["paper"]
-    program = layer_program(random_denoiser(config))
-    inputs, table = torch.randn(few(mode, 2), 17, config.num_condition_channels), table_of("ddpm")
-    packed = packed_of(program, gpu, "bfloat16", mode)
-    out = draw(packed, inputs, table, gpu, antithetic=True)
-    expected = through_the_formulas(program, inputs, table, "bfloat16", antithetic=True)
-    assert torch.allclose(out, expected, atol=3e-2)
-    assert not torch.allclose(out, draw(packed, inputs, table, gpu), atol=3e-2)
-
-
-@pytest.mark.parametrize("mode", MODES)
 def test_a_term_without_a_coefficient_may_be_anything(gpu, mode):
     """A network that says NaN does no harm where q is 0; nor does an x0 of NaN where c_0 is 0."""
     program = program_of(replace(linear(0, 1, 17, 5, 3), bias=torch.full((17, 3), torch.nan)), joints=17, widths=(5, 3))
@@ -613,7 +601,7 @@ def test_sizes_and_offsets_out_of_bounds(gpu):
             other.denoise(sample=1, condition=1, parameters=1, num_poses=1, workspace=1, out=1, stream=0)
     names = ("condition", "coefficients", "noise_scale", "parameters", "seed", "frame_ids", "hypothesis_ids",
              "x0_last", "out", "workspace")  # fmt: skip
-    rest = {"num_parameters": 0, "antithetic": False, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
+    rest = {"num_parameters": 0, "clip": None, "num_steps": 1, "num_blocks": 0, "stream": 0}
     for other in others:
         with pytest.raises(ValueError, match="a program for wgmma or clusters is sampled by one kernel"):
             other.sample(**dict.fromkeys(names, 1), **rest, num_frames=1, num_hypotheses=1)

@@ -420,7 +420,7 @@ def test_null_pointers_are_refused():
     names = ("condition", "coefficients", "parameters", "frame_ids", "hypothesis_ids", "out")
     call = dict.fromkeys(names, some.data_ptr())
     counts = {"num_frames": 1, "num_hypotheses": 1, "num_steps": 1, "num_threads": 1}
-    rest = {"noise_scale": 0, "seed": 0, "antithetic": False, "clip": None}
+    rest = {"noise_scale": 0, "seed": 0, "clip": None}
     for name in names:
         with pytest.raises(ValueError, match=f"{name} is a null pointer"):
             engine.sample(**(call | {name: 0}), **rest, **counts)

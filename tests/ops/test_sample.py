@@ -157,3 +157,8 @@ def test_reverse_step_draws_the_noise_of_its_ids():
     assert all(torch.equal(a, b) for a, b in zip(drawn, given, strict=True))
     other = reverse_step(POSE, POSE + 0.1, coefficients, 1, seed=7)
     assert not torch.equal(drawn[0], other[0])
+
+
+def test_antithetic_pairs_are_refused():
+    with pytest.raises(ValueError, match="antithetic must be False"):
+        sample(lambda x, condition, timesteps: x, torch.zeros(1, 4, 2), table(), num_hypotheses=2, antithetic=True)

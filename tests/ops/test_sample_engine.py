@@ -151,24 +151,6 @@ def test_bfloat16_takes_the_chain_of_its_own_formulas(isa, one_thread, name):
     assert 0.0 < error <= 2 * baseline + 1e-3 * exact.abs().max()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_antithetic_hypotheses_take_opposite_noise(isa, one_thread, name):
-    config = SMALL[name]
-    net, inputs = random_denoiser(config), conditions(config, 2)
-    options = {"antithetic": True, "hypothesis_ids": torch.tensor([0, 1, 6, 7, 2**32 - 1, 2**33 + 5])}
-    packed = PackedDenoiser(layer_program(net))
-    table = table_of("ddpm", 5, "sample")
-    result = sample(packed, inputs, table, **options)
-    assert (result - sample(net, inputs, table, **options)).abs().max() <= 1e-4
-    # A network that answers with x_t itself gives back the noise: pairs are each other's negative.
-    program = LayerProgram(17, (3, 3), (Linear(0, 1, torch.eye(3), torch.zeros(3)),), lambda timesteps: [])
-    inputs = inputs[..., :0]
-    noise = sample(PackedDenoiser(program), inputs, table, **options)
-    assert torch.equal(noise[:, 0], -noise[:, 1]) and torch.equal(noise[:, 2], -noise[:, 3])
-    single = sample(PackedDenoiser(program), inputs, table, hypothesis_ids=torch.tensor([0, 3]))
-    assert torch.equal(noise[:, [0, 2]], single)
-
-
 def test_a_seed_has_64_bits(isa):
     program = LayerProgram(2, (3, 3), (Linear(0, 1, torch.eye(3), torch.zeros(3)),), lambda timesteps: [])
     table = step_table(NoiseSchedule(4), 1, prediction_type="sample")

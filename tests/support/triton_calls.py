@@ -60,7 +60,6 @@ def _graph_conv(
 CALLS: list[tuple[str, Callable[[], Any]]] = [
     ("philox_normal", partial(philox_normal, 0, INDEX, INDEX, 3, 51)),
     ("reverse_step large", _step(SINGLE, 5, noise="drawn", batch=1 << 24)),
-    ("reverse_step antithetic", _step(SINGLE, 5, noise="drawn", antithetic=True)),
     ("reverse_step in the loop", _step(SINGLE, 5, noise="drawn", in_loop=True)),
     ("reverse_step in the loop without noise", _step(SINGLE, 5, noise="none", in_loop=True)),
 ]
