@@ -1,4 +1,4 @@
-"""``benchmarks/gpu_check.sh`` without a GPU: what it writes, what stops it, and that a wrong result has no time."""
+"""``benchmarks/gpu/check.sh`` without a GPU: what it writes, what stops it, and that a wrong result has no time."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ from diffupose.errors import BackendUnavailableError
 from diffupose.testing import requires_cpp
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "benchmarks" / "gpu"
 STAGES = ("build", "rates", "parity", "capture", "benchmarks", "sanitizer", "accuracy")
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The modules of the stages, which import each other by their bare names, for one test."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names if name != "build"})
-    for name in names:
-        sys.modules.pop(name, None)
+    """The modules of the stages and of what they time."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    paths = [path for folder in ("gpu", "workloads") for path in (ROOT / "benchmarks" / folder).glob("*.py")]
+    return SimpleNamespace(
+        **{path.stem: importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}") for path in paths}
+    )
 
 
 def check(out: Path, *arguments: str, device: str = "cpu") -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(ROOT / "benchmarks" / "gpu_check.sh"), "--out", str(out), "--device", device, *arguments]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu" / "check.sh"), "--out", str(out), "--device", device, *arguments]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
@@ -53,7 +50,7 @@ def content(out: Path, stage: str) -> dict[str, Any]:
         (["--only", "rates,nothing"], "unknown stage nothing, there are " + ",".join(STAGES)),
         (["--ony", "rates"], "unknown argument --ony"),
         (["--budget", "ten"], "--budget takes whole seconds, got 'ten'"),
-        (["--only"], "benchmarks/gpu_check.sh [--only STAGE,...]"),
+        (["--only"], "benchmarks/gpu/check.sh [--only STAGE,...]"),
     ],
 )
 def test_wrong_arguments(tmp_path, arguments, message):
@@ -111,13 +108,13 @@ def test_a_failed_build_stops_the_others(tmp_path):
     """With a program in the place of Python that fails to build; what an earlier call left is not reported."""
     (tmp_path / "python").write_text(
         f"""#!/bin/sh
-        case $1 in */build.py) exit 1;; esac
+        case $2 in *.build) exit 1;; esac
         exec {sys.executable} "$@"
         """
     )
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "rates.json").write_text('{"status": "passed", "reason": "of an earlier call"}')
-    command = ["bash", str(ROOT / "benchmarks" / "gpu_check.sh"), "--out", str(tmp_path), "--only", "build,rates"]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu" / "check.sh"), "--out", str(tmp_path), "--only", "build,rates"]
     environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
@@ -235,7 +232,7 @@ def test_only_a_right_result_has_a_time(gpu, factor):
     truth = torch.randn(5, 3)
     variants = {"ours": lambda: [lambda: truth * factor]}
     case = gpu.case.Case("case", variants, lambda: [truth[:2]], bytes=120)
-    row = gpu.timings.row_of(case, "ours", torch.device("cpu"), {"copy": 1e9})
+    row = gpu.benchmarks.row_of(case, "ours", torch.device("cpu"), {"copy": 1e9})
     assert ("milliseconds" in row) == (factor == 1.0)
     assert row.get("ok", True) == (factor == 1.0)
 

@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import torch
-from every_op import backends
-from record import Record, Skip, arguments_of, run_stage
 
+from benchmarks.gpu.every_op import backends
+from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
 from diffupose import Lifter
 from diffupose.datasets.mocap import load_mocap
 from diffupose.errors import BackendUnavailableError

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from record import ROOT, Record, arguments_of, run_stage
+from benchmarks.gpu.record import ROOT, Record, arguments_of, run_stage
 
 PACKAGES = (
     "torch", "triton", "numpy", "safetensors", "tqdm", "matplotlib", "pytest", "hypothesis", "scipy", "setuptools",

@@ -16,10 +16,10 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from every_op import Call, backends, calls, flatten
-from record import Record, Skip, arguments_of, run_stage
 from torch import Tensor
 
+from benchmarks.gpu.every_op import Call, backends, calls, flatten
+from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
 from diffupose.errors import BackendUnavailableError
 
 

@@ -1,6 +1,6 @@
 """Every op once, on every backend of a device: what sanitizers watch, and what graphs and streams repeat.
 
-``python benchmarks/gpu/every_op.py [--device cuda] [--backend cuda]`` runs them and prints their names.
+``python -m benchmarks.gpu.every_op [--device cuda] [--backend cuda]`` runs them and prints their names.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from networks import sampler
 from torch import Tensor
 
+from benchmarks.workloads.networks import sampler
 from diffupose import ops
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops._backend import _DEVICE_OF, TRITON_IS_INTERPRETED

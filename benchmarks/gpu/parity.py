@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, Record, Skip, arguments_of, run_stage
+from benchmarks.gpu.record import ROOT, Record, Skip, arguments_of, run_stage
 
 # What is run, and what of it: the tests of all backends by the device's name or a backend's of it, and all of Triton's,
 # which have no other device. Fewer passed tests than the last number are a failure: something was not found.

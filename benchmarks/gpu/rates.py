@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import copy_rate, matmul_rate
-from record import Record, arguments_of, run_stage
+
+from benchmarks.gpu.record import Record, arguments_of, run_stage
+from benchmarks.workloads.measure import copy_rate, matmul_rate
 
 
 def body(record: Record, arguments: Any) -> None:

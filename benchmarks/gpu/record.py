@@ -1,4 +1,4 @@
-"""What a stage of ``gpu_check.sh`` writes down: one JSON file, on the disk again after every entry."""
+"""What a stage of ``check.sh`` writes down: one JSON file, on the disk again after every entry."""
 
 from __future__ import annotations
 

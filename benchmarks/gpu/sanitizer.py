@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, Record, Skip, arguments_of, run_stage
+from benchmarks.gpu.record import ROOT, Record, Skip, arguments_of, run_stage
 
 # What is watched: by a name, the tool, and which calls of every_op.py. All at once, as the tools take minutes.
 PERSISTENT = "racecheck of the persistent kernel"
@@ -40,7 +40,7 @@ def body(record: Record, arguments: Any) -> None:
     if program is None:
         raise Skip("no compute-sanitizer")
     seconds = arguments.tool_seconds or (arguments.seconds or 400) - 5
-    script = [sys.executable, str(Path(__file__).with_name("every_op.py")), "--device", arguments.device]
+    script = [sys.executable, "-m", "benchmarks.gpu.every_op", "--device", arguments.device]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(RUNS) + 1) as pool:
         judged = pool.submit(hazards_without_a_race, program, Path(folder))
         watched = {}

@@ -1,6 +1,6 @@
-"""Print what the stages of ``gpu_check.sh`` found, a line for each time; the exit status is 1 if any failed.
+"""Print what the stages of ``check.sh`` found, a line for each time; the exit status is 1 if any failed.
 
-``python benchmarks/gpu/summary.py --out FOLDER --markdown`` prints the times as a table for the documentation.
+``python -m benchmarks.gpu.summary --out FOLDER --markdown`` prints the times as a table for the documentation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the constants of a Triton kernel are chosen by: its times with others, one at a time.
 
-    python benchmarks/gpu/sweep.py --out FOLDER
+    python -m benchmarks.gpu.sweep --out FOLDER
 
-No stage of ``gpu_check.sh``: whoever changes ``kernels/hypothesis_statistics.py`` on a GPU runs it and reads it.
+No stage of ``check.sh``: whoever changes ``kernels/hypothesis_statistics.py`` on a GPU runs it and reads it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import op_cases
-import rates
 import torch
-from record import Record, Skip, arguments_of, run_stage
-from timings import row_of
 
+from benchmarks.gpu import rates
+from benchmarks.gpu.benchmarks import row_of
+from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
+from benchmarks.workloads import op_cases
 from diffupose.ops import available_backends
 
 OTHERS = {"_AHEAD": (0, 1, 2, 4, 6), "_JOINTS_IN_THREAD": (3, 9), "_HYPOTHESES": (8, 16, 64), "_REGISTERS": (128, 168)}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
-import networks
 import torch
-from case import Case
-from every_op import backends
-from measure import Call
 from torch import Tensor
 
+from benchmarks.gpu.every_op import backends
+from benchmarks.workloads import networks
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.measure import Call
 from diffupose import Lifter
 
 # Frames, hypotheses of each.

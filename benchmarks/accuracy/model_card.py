@@ -1,6 +1,7 @@
 """The figures of the model card and of ``docs/ablation.md`` that come from ``mocap_val.npz``, each with its command.
 
-python benchmarks/validation.py --data mocap_val.npz --reference mocap_train.npz [--runs FOLDER] [--only NAME ...]
+python benchmarks/accuracy/model_card.py --data mocap_val.npz --reference mocap_train.npz [--runs FOLDER]
+    [--only NAME ...]
 
 Every item is a JSON file in ``benchmarks/results/validation/``; one that exists is not made again. Items of the
 bundled model need nothing else; those that compare recipes at equal samples need the lifters that the commands in
@@ -31,7 +32,7 @@ from diffupose.evaluation.mocap import POSES_PER_CELL, calibrated, evaluate_moca
 from diffupose.files import atomic_path
 from diffupose.lifting.aggregation import reprojection_error
 
-RESULTS = Path(__file__).parent / "results" / "validation"
+RESULTS = Path(__file__).parents[1] / "results" / "validation"
 # Of `base` at equal samples: x, y, z. The bundled model takes more steps and less noise in each.
 NUM_STEPS, NOISE_FACTOR = 5, (20.0, 5.5, 5.3)
 
@@ -147,7 +148,7 @@ def main() -> None:
         if path.exists() or (options.only is not None and name not in options.only):
             continue
         content = {
-            "command": "python benchmarks/validation.py --data mocap_val.npz --reference mocap_train.npz"
+            "command": "python benchmarks/accuracy/model_card.py --data mocap_val.npz --reference mocap_train.npz"
             + (" --runs runs" if name.startswith("equal-samples") else "")
             + f" --only {name}",
             "commit": commit,

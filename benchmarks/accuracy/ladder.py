@@ -1,10 +1,10 @@
 """The ladder: variants of model and recipe at equal data and equal samples, scored on the selection subjects.
 
-python benchmarks/ablation.py --data mocap_train.npz [--only NAME ...] [--list]
+python benchmarks/accuracy/ladder.py --data mocap_train.npz [--only NAME ...] [--list]
 
 A queue of short runs. One that was stopped goes on where it was, one that has its result is not run again. Each result
-is a JSON file in ``benchmarks/results/ablation/`` with the command that made it; ``benchmarks/ablation_report.py``
-makes the table and the plots of ``docs/ablation.md`` from them. ``mocap_val.npz`` is never looked at.
+is a JSON file in ``benchmarks/results/ablation/`` with the command that made it. ``ladder_report.py`` makes the table
+and the plots of ``docs/ablation.md`` from them. ``mocap_val.npz`` is never looked at.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_pred
 from diffupose.evaluation.mocap import calibrated, score_hypotheses
 from diffupose.files import atomic_path
 
-RESULTS = Path(__file__).parent / "results" / "ablation"
+RESULTS = Path(__file__).parents[1] / "results" / "ablation"
 RUNS = Path("runs/ablation")
 # Some cmu subjects carry cmu_01's bone lengths: bodies are ranked on two people of whom nothing is in the fit.
 BODY_SUBJECTS = ("uiprmd_s10", "uiprmd_s08")

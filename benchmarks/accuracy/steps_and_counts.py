@@ -1,6 +1,6 @@
 """Error against steps and against the number of hypotheses, for one model, on the selection subjects.
 
-python benchmarks/sampling.py --data mocap_train.npz [--model mocap]
+python benchmarks/accuracy/steps_and_counts.py --data mocap_train.npz [--model mocap]
 
 Writes ``benchmarks/results/sampling.json``: noisy cells of both rigs, tier ``raw``; ``mocap_val.npz`` is never looked
 at. ``fixed_small`` rows are the plain solvers, ``analytic`` rows add the calibrated noise.
@@ -22,7 +22,7 @@ from diffupose.evaluation.mocap import calibrated, score_hypotheses, score_poses
 from diffupose.files import atomic_path
 from diffupose.lifting.aggregation import mean_by_reprojection
 
-RESULTS = Path(__file__).parent / "results" / "sampling.json"
+RESULTS = Path(__file__).parents[1] / "results" / "sampling.json"
 STEPS, COUNTS = (1, 2, 3, 5, 7, 10, 25, 100), (1, 2, 5, 10, 20, 50)
 NUM_HYPOTHESES = 10
 # 0 stands for an infinite temperature: all hypotheses count alike.
@@ -88,7 +88,8 @@ def main() -> None:
                 camera.append({"weight": weight, "temperature": temperature, "cell": cell.name,
                                "mpjpe": score_poses(poses_3d, cell)["mpjpe"]})  # fmt: skip
     content = {
-        "command": f"python benchmarks/sampling.py --data {Path(options.data).name} --model {Path(options.model).name}",
+        "command": f"python benchmarks/accuracy/steps_and_counts.py --data {Path(options.data).name} "
+        f"--model {Path(options.model).name}",
         "subjects": list(SELECTION_SUBJECTS),
         "num_poses": len(cells[0].source),
         "rows": rows,

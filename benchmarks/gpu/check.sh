@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that takes a GPU, in stages, in one call of less than ten minutes:
 #
-#   benchmarks/gpu_check.sh [--only STAGE,...] [--out FOLDER] [--device cuda|cpu] [--commit TEXT] [--validation NPZ]
+#   benchmarks/gpu/check.sh [--only STAGE,...] [--out FOLDER] [--device cuda|cpu] [--commit TEXT] [--validation NPZ]
 #                           [--budget SECONDS] [-- MORE]
 #
 #   build       the package in place, without a network, for this GPU        rates       copies and products at best
@@ -15,7 +15,7 @@
 # interpreter, else it is that of .venv where there is one. What comes after `--` goes to every stage; `record.py` lists
 # it.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 all=build,rates,parity,capture,benchmarks,sanitizer,accuracy
 only=$all out=${OUT:-runs/gpu_check} device=cuda budget=570 common=()
@@ -62,12 +62,6 @@ share_of() {
 }
 
 mkdir -p "$out"
-script() { # stage
-    case $1 in
-        benchmarks) echo benchmarks/gpu/timings.py ;;
-        *) echo "benchmarks/gpu/$1.py" ;;
-    esac
-}
 later=0
 for stage in "${stages[@]}"; do
     later=$((later + $(share_of "$stage")))
@@ -75,18 +69,17 @@ for stage in "${stages[@]}"; do
 done
 for stage in "${stages[@]}"; do
     echo "== $stage"
-    file=$(script "$stage")
     later=$((later - $(share_of "$stage")))
     limit=$((budget - SECONDS - later))
     if [ "$limit" -lt 5 ]; then
         echo "$stage: no time left"
         continue
     fi
-    timeout --kill-after=10 "$limit" "$python" "$file" --out "$out" --device "$device" --seconds "$limit" \
+    timeout --kill-after=10 "$limit" "$python" -m "benchmarks.gpu.$stage" --out "$out" --device "$device" --seconds "$limit" \
         "${common[@]}" "$@" 2>&1
     status=$?
     [ "$status" -eq 3 ] && break # there is no GPU
     [ "$stage" = build ] && [ "$status" -ne 0 ] && break
 done
 echo "== summary after $SECONDS s"
-"$python" benchmarks/gpu/summary.py --out "$out" "${stages[@]}"
+"$python" -m benchmarks.gpu.summary --out "$out" "${stages[@]}"

@@ -12,15 +12,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lift_cases
-import op_cases
-import rates
-import sample_cases
 import torch
-from case import Case
-from measure import Call, captured, kernel_microseconds, milliseconds
-from record import Record, arguments_of, run_stage
 
+from benchmarks.gpu import rates
+from benchmarks.gpu.record import Record, arguments_of, run_stage
+from benchmarks.workloads import lift_cases, op_cases, sample_cases
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.measure import Call, captured, kernel_microseconds, milliseconds
 from diffupose.errors import BackendUnavailableError
 
 

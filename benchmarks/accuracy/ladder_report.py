@@ -1,6 +1,6 @@
 """Make the tables and plots of ``docs/ablation.md`` from ``benchmarks/results/``.
 
-python benchmarks/ablation_report.py
+python benchmarks/accuracy/ladder_report.py
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-BEGIN, END = "<!-- {}: made by benchmarks/ablation_report.py -->", "<!-- end of {} -->"
+BEGIN, END = "<!-- {}: made by benchmarks/accuracy/ladder_report.py -->", "<!-- end of {} -->"
 CELLS = ("h36m noisy", "wild noisy")
 SEED = re.compile(r"-s\d+$")
 

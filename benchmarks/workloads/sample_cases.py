@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
-import networks
 import torch
-from case import Case
-from every_op import backends, has_clusters
-from measure import Call
 from torch import Tensor, nn
+
+from benchmarks.gpu.every_op import backends, has_clusters
+from benchmarks.workloads import networks
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.measure import Call
 
 # Model, frames, hypotheses of each, steps.
 SIZES = (("paper-384", 1, 10, 100), ("paper-384", 1024, 16, 100), ("mocap", 1, 10, 5), ("mocap", 1024, 16, 5))

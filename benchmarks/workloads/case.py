@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from measure import Call
 from torch import Tensor
+
+from benchmarks.workloads.measure import Call
 
 # Relative errors, || out - truth || / || truth ||, by the precision of the products.
 LIMITS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 3e-2}

@@ -7,11 +7,11 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from case import Case
-from every_op import backends
-from measure import Call, copies_needed
 from torch import Tensor
 
+from benchmarks.gpu.every_op import backends
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.measure import Call, copies_needed
 from diffupose import ops, reference
 from diffupose.testing import make_inputs, shape_id
 
