@@ -30,12 +30,6 @@ def normalize_screen_coordinates(points: Tensor, image_size: Tensor) -> Tensor:
     return points / width * 2.0 - image_size / width
 
 
-def image_coordinates(points: Tensor, image_size: Tensor) -> Tensor:
-    """Undo ``normalize_screen_coordinates``: screen coordinates ``[..., 2]`` to pixels."""
-    width = image_size[..., :1]
-    return (points + image_size / width) * width / 2.0
-
-
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     """Return rotation matrices ``[..., 3, 3]`` of quaternions ``[..., 4]``, order w, x, y, z; any norm."""
     w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)

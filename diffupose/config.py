@@ -30,6 +30,7 @@ Architecture = Literal["modulated_gcn", "parallel_gcn"]
 TimeBlocks = Literal["after", "between"]
 InputNormalization = Literal["image", "person"]
 Aggregation = Literal["mean", "medoid", "density"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

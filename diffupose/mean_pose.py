@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffupose.skeleton import H36M_16, H36M_17
+from diffupose.skeleton import h36m_joints
 
 # Mean of the training motion capture seen through Human3.6M's training cameras at random headings, left and right
 # averaged: centre of the box 0, half its longer side 1. With random headings the limbs hide the torso's width.
@@ -22,12 +22,9 @@ def mean_pose_2d(num_joints: int) -> Tensor:
     Raises:
         ValueError: For another skeleton.
     """
-    if num_joints not in (H36M_17.num_joints, H36M_16.num_joints):
+    if num_joints not in (16, 17):
         raise ValueError(f"missing joints can be filled for 16 or 17 joints, got {num_joints}")
-    pose = torch.tensor(_MEAN_POSE_2D)
-    if num_joints == H36M_16.num_joints:
-        pose = torch.cat((pose[:9], pose[10:]))
-    return pose
+    return torch.tensor(_MEAN_POSE_2D)[h36m_joints(num_joints)]
 
 
 def fill_missing_joints(keypoints_2d: Tensor, present: Tensor) -> Tensor:

@@ -79,10 +79,25 @@ H36M_17 = Skeleton(
     joints_right=(1, 2, 3, 14, 15, 16),
 )  # fmt: skip
 
+# Neck/Nose: the joint of 17 that 16 lack.
+NECK = 9
+
+
+def h36m_joints(num_joints: int) -> list[int]:
+    """Return which of the joints of ``H36M_17`` a skeleton of 17 or 16 has: all, or all but Neck/Nose.
+
+    Raises:
+        ValueError: For another number.
+    """
+    if num_joints not in (16, 17):
+        raise ValueError(f"the data has the 17 joints of Human3.6M: the model must have 16 or 17, got {num_joints}")
+    return [joint for joint in range(17) if num_joints == 17 or joint != NECK]
+
+
 # Human3.6M without Neck/Nose: what the published HRNet detections and the released checkpoint use.
 H36M_16 = Skeleton(
     name="h36m_16",
-    joint_names=tuple(name for joint, name in enumerate(H36M_17.joint_names) if joint != 9),
+    joint_names=tuple(H36M_17.joint_names[joint] for joint in h36m_joints(16)),
     parents=(-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 8, 10, 11, 8, 13, 14),
     joints_left=(4, 5, 6, 10, 11, 12),
     joints_right=(1, 2, 3, 13, 14, 15),

@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from diffupose.camera import (
     estimate_translation,
-    image_coordinates,
     normalize_screen_coordinates,
     person_box,
     project,
@@ -47,12 +46,6 @@ class TestScreenCoordinates:
         points = torch.tensor([[[100.0, 300.0]], [[100.0, 300.0]]])
         sizes = torch.tensor([[200.0, 400.0], [400.0, 400.0]]).unsqueeze(1)
         assert normalize_screen_coordinates(points, sizes).tolist() == [[[0.0, 1.0]], [[-0.5, 0.5]]]
-
-    def test_image_coordinates_is_the_inverse(self):
-        size = torch.tensor([1920.0, 1080.0], dtype=torch.float64)
-        points = torch.rand(50, 2, dtype=torch.float64) * 3000 - 500
-        torch.testing.assert_close(image_coordinates(normalize_screen_coordinates(points, size), size), points)
-        assert image_coordinates(torch.tensor([-1.0, 0.5625]), size.float()).tolist() == [0.0, 1080.0]
 
 
 class TestQuaternionToMatrix:

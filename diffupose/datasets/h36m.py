@@ -14,7 +14,7 @@ import numpy as np
 from diffupose.datasets.cameras_h36m import H36M_CAMERAS, H36MCamera, project, world_to_camera
 from diffupose.datasets.unpickle import load_object_array
 from diffupose.errors import InputError
-from diffupose.skeleton import H36M_16, H36M_17, Skeleton
+from diffupose.skeleton import H36M_16, H36M_17, Skeleton, h36m_joints
 
 TRAIN_SUBJECTS = ("S1", "S5", "S6", "S7", "S8")
 TEST_SUBJECTS = ("S9", "S11")
@@ -22,7 +22,6 @@ TEST_SUBJECTS = ("S9", "S11")
 _NUM_CAMERAS = 4
 _NUM_RECORDED_JOINTS = 32
 _KEPT_JOINTS = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)  # of 32, in the order of H36M_17
-_NECK = 9  # of 17: what the published HRNet detections do not have
 _MAX_METRES = 50.0  # nobody walked further than a few metres from the world's origin; millimetres are in the thousands
 
 # Left joints, then right joints, as text: how a file without a layout name is recognised.
@@ -193,7 +192,7 @@ def _detections(detections: Any, num_frames: int, name: str, skeleton: Skeleton)
 
 def _drop_neck(joints: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     """Leave Neck/Nose out of 17 joints where the skeleton has 16."""
-    return joints if joints.shape[1] == skeleton.num_joints else np.delete(joints, _NECK, axis=1)
+    return joints if joints.shape[1] == skeleton.num_joints else joints[:, h36m_joints(skeleton.num_joints)]
 
 
 def load_h36m(

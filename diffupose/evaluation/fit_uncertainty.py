@@ -15,6 +15,7 @@ from diffupose.evaluation.cells import RIGS, Cell, choose_poses, make_cell
 from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import DEFAULT_LEVELS, covariance_of_hypotheses, mean_of_hypotheses
 from diffupose.metrics.calibration import level_of_distance, squared_distance
+from diffupose.schedule import prediction_to_x0
 
 NUM_HYPOTHESES = 50
 _NUM_TIMESTEPS, _NUM_DRAWS = 24, 4
@@ -57,17 +58,12 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
         x0 = (poses - lifter.pose_mean) / lifter.pose_scale  # [B, J, 3]
         for index, timestep in enumerate(grid):
             steps = torch.full((len(x0),), int(timestep), device=lifter.device)
-            signal = float(schedule.alphas_cumprod[timestep]) ** 0.5
-            sigma = (1.0 - signal**2) ** 0.5
+            p, q = prediction_to_x0(config.diffusion.prediction_type, float(schedule.alphas_cumprod[timestep]))
             for _ in range(_NUM_DRAWS):
                 noise = torch.randn(x0.shape, generator=generator, device=lifter.device)
                 noisy = schedule.add_noise(x0, noise, steps)
                 output = lifter.denoiser(noisy, inputs, steps)[..., :3]
-                if config.diffusion.prediction_type == "epsilon":
-                    output = (noisy - sigma * output) / signal
-                elif config.diffusion.prediction_type == "v_prediction":
-                    output = signal * noisy - sigma * output
-                error = (output - x0).square().mean(dim=0).double().cpu().numpy()  # [J, 3]
+                error = (p * noisy + q * output - x0).square().mean(dim=0).double().cpu().numpy()  # [J, 3]
                 total[index] += error / (_NUM_DRAWS * len(cells))
     total = 0.5 * (total + total[:, list(lifter.skeleton.flip_permutation)])
     # Geometrically: predicting epsilon, the error spans orders of magnitude.

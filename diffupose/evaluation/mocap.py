@@ -29,6 +29,7 @@ from diffupose.metrics import (
     p_mpjpe,
     spread_error_correlation,
 )
+from diffupose.skeleton import h36m_joints
 
 POSES_PER_CELL = 1000
 Tier = Literal["raw", "camera"]
@@ -37,11 +38,11 @@ TIERS: tuple[Tier, ...] = ("raw", "camera")
 
 def score_poses(predicted: Tensor, cell: Cell) -> dict[str, Any]:
     """Return the errors of one pose per row, in millimetres, all together and by source."""
-    joints = _joints(predicted, cell)
-    error = mpjpe(predicted, joints)
+    truth = _truth(predicted, cell)
+    error = mpjpe(predicted, truth)
     return {
         "mpjpe": float(error.mean()),
-        "p_mpjpe": float(p_mpjpe(predicted, joints).mean()),
+        "p_mpjpe": float(p_mpjpe(predicted, truth).mean()),
         "mpjpe_by_source": {
             str(source): float(error[torch.from_numpy(cell.source == source)].mean())
             for source in np.unique(cell.source)
@@ -51,19 +52,19 @@ def score_poses(predicted: Tensor, cell: Cell) -> dict[str, Any]:
 
 def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -> dict[str, Any]:
     """Return ``score_poses`` of the mean, and the scores of the whole set of hypotheses ``[B, H, J, 3]``."""
-    joints = _joints(hypotheses, cell)
+    truth = _truth(hypotheses, cell)
     scores = score_poses(mean_of_hypotheses(hypotheses), cell)
-    scores["energy_score"] = float(energy_score(hypotheses, joints).mean())
-    scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, joints).mean())
+    scores["energy_score"] = float(energy_score(hypotheses, truth).mean())
+    scores["oracle_best_of_n"] = float(oracle_best_of_hypotheses(hypotheses, truth).mean())
     if hypotheses.shape[1] >= 4:
-        reached = coverage(hypotheses, joints, scale=covariance_scale)  # [L, J]
+        reached = coverage(hypotheses, truth, scale=covariance_scale)  # [L, J]
         ece, worst = expected_calibration_error(reached)
         by_level = dict(zip((round(level, 2) for level in DEFAULT_LEVELS), reached[:, 1:].mean(dim=1), strict=True))
         calibration = {
             "ece": ece,
             "ece_worst_joint": worst,
-            "dispersion": dispersion(hypotheses, joints),
-            "spearman": spread_error_correlation(hypotheses, joints),
+            "dispersion": dispersion(hypotheses, truth),
+            "spearman": spread_error_correlation(hypotheses, truth),
             "coverage_50": by_level[0.5],
             "coverage_90": by_level[0.9],
         }
@@ -149,8 +150,9 @@ def evaluate_mocap(
             poses_3d = regressor(keypoints, num_hypotheses=1, **seen).mean.cpu()
             scores["regressor"] = score_poses(poses_3d, cell)
         if bank is not None:
-            scores["mean pose"] = score_poses(_model_joints(bank.mean_pose(cell), lifter), cell)
-            scores["nearest 2D pose"] = score_poses(_model_joints(bank.nearest_pose(cell), lifter), cell)
+            joints = h36m_joints(lifter.skeleton.num_joints)
+            scores["mean pose"] = score_poses(bank.mean_pose(cell)[:, joints], cell)
+            scores["nearest 2D pose"] = score_poses(bank.nearest_pose(cell)[:, joints], cell)
         rows[cell.name] = scores
     return {
         "tier": tier,
@@ -198,15 +200,6 @@ def calibrated(cell: Cell) -> tuple[Tensor, Tensor]:
     return torch.cat((pixels, keypoints[..., 2:]), dim=-1), matrices
 
 
-def _joints(predicted: Tensor, cell: Cell) -> Tensor:
-    """Return the truth in the joints of a prediction (16 or 17)."""
-    truth = cell.views.poses_3d
-    return truth if predicted.shape[-2] == truth.shape[-2] else truth[:, _without_neck(truth.shape[-2])]
-
-
-def _model_joints(poses: Tensor, lifter: Lifter) -> Tensor:
-    return poses if lifter.skeleton.num_joints == poses.shape[-2] else poses[:, _without_neck(poses.shape[-2])]
-
-
-def _without_neck(num_joints: int) -> list[int]:
-    return [joint for joint in range(num_joints) if joint != 9]
+def _truth(predicted: Tensor, cell: Cell) -> Tensor:
+    """Return the truth ``[B, J, 3]`` in the joints of a prediction ``[..., J, 3]`` of 16 or 17."""
+    return cell.views.poses_3d[:, h36m_joints(predicted.shape[-2])]

@@ -8,12 +8,11 @@ import numpy as np
 
 from diffupose.errors import InputError
 from diffupose.keypoints.layouts import H36M, H36M_WITHOUT_NECK, HUMANEVA, Layout, find_layout
-from diffupose.skeleton import H36M_16, H36M_17, HUMANEVA_15, Skeleton
+from diffupose.skeleton import H36M_16, H36M_17, HUMANEVA_15, NECK, Skeleton, h36m_joints
 
 HeadRule = Literal["extrapolated", "mean_eyes"]
 HEAD_RULES: tuple[str, ...] = get_args(HeadRule)
 
-_NECK = 9
 # From the thorax to the middle of nose and ears, and to the middle of the ears: with these factors joints 9 and 10
 # fall where the bundled model's training joints are (throat or chin, and the hairline).
 _NECK_FACTOR = 0.70
@@ -93,10 +92,10 @@ def _to_skeleton(points: np.ndarray, layout: Layout, skeleton: Skeleton, head: s
         return points
     if layout is H36M_WITHOUT_NECK:
         missing = np.array([np.nan, np.nan, 0.0])
-        return np.insert(points, _NECK, missing, axis=-2)  # [..., 17, 3]
+        return np.insert(points, NECK, missing, axis=-2)  # [..., 17, 3]
     if layout is not H36M:
         points = _to_h36m(points, layout, head)  # [..., 17, 3]
-    return np.delete(points, _NECK, axis=-2) if skeleton.name == H36M_16.name else points
+    return np.take(points, h36m_joints(skeleton.num_joints), axis=-2)
 
 
 def _to_h36m(points: np.ndarray, layout: Layout, head_rule: str) -> np.ndarray:

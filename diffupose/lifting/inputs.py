@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from diffupose.keypoints.plausible import MAX_CONFIDENCE, MAX_COORDINATE, MAX_NORMALIZED, outside_image, why_unusable
-from diffupose.skeleton import H36M_16, H36M_17, Skeleton
+from diffupose.skeleton import H36M_16, H36M_17, NECK, Skeleton, h36m_joints
 
-# Neck/Nose: the joint that 17 have and 16 have not.
-_NECK = 9
 # The assumed focal length may be as short as 0.05 image sides: then an image's edge lies at 10.
 _WIDEST_RAY = 10.0
 
@@ -166,9 +164,9 @@ def _fit_joints(values: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     if given == wanted:
         return values
     if (given, wanted) == (H36M_17.num_joints, H36M_16.num_joints):
-        return np.delete(values, _NECK, axis=1)
+        return values[:, h36m_joints(wanted)]
     if (given, wanted) == (H36M_16.num_joints, H36M_17.num_joints):
-        return np.insert(values, _NECK, np.nan, axis=1)
+        return np.insert(values, NECK, np.nan, axis=1)
     raise ValueError(f"keypoints must have {wanted} joints for this model, got {given}")
 
 

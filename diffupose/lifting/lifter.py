@@ -20,6 +20,7 @@ from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsi
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
 from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
+from diffupose.devices import find_device
 from diffupose.engines.choose import Packed, Packer
 from diffupose.engines.cpp_engine import PackedDenoiser, Precision
 from diffupose.engines.sample import sample
@@ -100,7 +101,7 @@ class Lifter:
             InputError: If the file is damaged or not a checkpoint.
             ValueError: If there is no such device.
         """
-        _device(device)  # before the work of reading
+        find_device(device)  # before the work of reading
         path = Path(name_or_path)
         models = resources.files("diffupose") / "models"
         bundled = models / f"{path.name}.safetensors"
@@ -113,7 +114,7 @@ class Lifter:
             raise FileNotFoundError(f"model must be a file or a bundled name ({', '.join(names)}), got {path.name!r}")
         else:
             file = load_lifter_file(path)
-        return cls(file, _device(device))
+        return cls(file, find_device(device))
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the lifter as one safetensors file that ``from_pretrained`` reads."""
@@ -428,17 +429,3 @@ def _as_index(ids: Tensor, device: torch.device) -> slice | Tensor:
     first = int(ids[0]) if len(ids) else 0
     every = slice(first, first + len(ids))
     return every if len(ids) == 0 or int(ids[-1]) == every.stop - 1 else ids.to(device)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be auto or one that PyTorch can use here, got {str(name)!r}: {reason}") from None
-    if device.type == "meta":
-        raise ValueError("device must be auto or one that holds numbers, got 'meta'")
-    return device

@@ -26,7 +26,7 @@ from diffupose.datasets.virtual_cameras import (
     vary_bodies,
     wild_views,
 )
-from diffupose.skeleton import SKELETONS
+from diffupose.skeleton import SKELETONS, h36m_joints
 from diffupose.training.config import TrainConfig
 
 # Streams of random numbers of a step, and of the shuffles.
@@ -146,16 +146,8 @@ class MocapBatches:
             # The cue must not become indispensable: half of the people have none.
             calibrated=uniform(generator, len(index)) < 0.5 if self.model.denoiser.camera_cue else False,
         )
-        joints = joints_of(self.model)
+        joints = h36m_joints(SKELETONS[self.model.denoiser.skeleton].num_joints)
         return TrainBatch(seen.inputs[:, joints], (views.poses_3d @ seen.rotation.transpose(1, 2))[:, joints])
-
-
-def joints_of(model: LifterConfig) -> list[int]:
-    """Return which of the 17 Human3.6M joints a model uses."""
-    num_joints = SKELETONS[model.denoiser.skeleton].num_joints
-    if num_joints not in (16, 17):
-        raise ValueError(f"this data has 17 joints; a model of 16 or 17 can be trained on it, got {num_joints}")
-    return [joint for joint in range(17) if num_joints == 17 or joint != 9]
 
 
 def pose_statistics(batches: Batches) -> tuple[Tensor, Tensor]:

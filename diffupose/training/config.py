@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from diffupose.config import PRESETS
+from diffupose.config import PRESETS, Precision
 from diffupose.datasets.mocap import SELECTION_SUBJECTS
 from diffupose.errors import InputError
 
 Loss = Literal["l1", "mse"]
 LearningRateSchedule = Literal["exponential", "cosine", "constant"]
 Optimizer = Literal["adam", "adamw"]
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

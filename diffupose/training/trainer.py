@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.config import PRESETS, LifterConfig, override
+from diffupose.devices import find_device
 from diffupose.errors import InputError
 from diffupose.networks.build import build_denoiser
 from diffupose.training.batches import NOISE_STREAM, Batches, TrainBatch, pose_statistics, step_generator
@@ -82,7 +83,9 @@ class _Trainer:
         if config.batch_size % num_processes:
             raise ValueError(f"batch_size must be a multiple of {num_processes} processes, got {config.batch_size}")
         self.config, self.rank, self.num_processes = config, rank, num_processes
-        self.device = _device(config.device)
+        self.device = find_device(config.device)
+        if str(self.device) == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())  # one of this process's own
         self.folder = Path(config.output)
         if (self.folder / CHECKPOINT_NAME).exists() and not resume:
             raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
@@ -244,22 +247,6 @@ def learning_rate(config: TrainConfig, step: int, num_samples: int) -> float:
     if config.lr_schedule == "cosine":
         return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
     return config.lr * warmup
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from None
-    if device.type == "meta":
-        raise ValueError("device must be auto, cpu or cuda, got 'meta'")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("device must be one that is here, got 'cuda' on a machine without a GPU")
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    return device
 
 
 def _initial_lifter(path: str, model: LifterConfig) -> LifterFile:

@@ -296,7 +296,7 @@ class TestMocap:
 
     def test_other_joint_counts(self, make_batches):
         model = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, skeleton="humaneva_15"))
-        with pytest.raises(ValueError, match="16 or 17 can be trained on it, got 15"):
+        with pytest.raises(ValueError, match="must have 16 or 17, got 15"):
             make_batches(model).batch(0)
 
 
