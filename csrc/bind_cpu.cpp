@@ -17,7 +17,7 @@
 #include "common/build_info.h"
 #include "common/isa.h"
 #include "common/philox.h"
-#include "engine/engine.h"
+#include "engine/cpu/engine.h"
 #include "philox_normal/philox_normal.h"
 
 namespace py = pybind11;

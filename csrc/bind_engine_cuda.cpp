@@ -9,7 +9,7 @@
 #include <string>
 
 #include "bind_checks.h"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/engine_cuda.h"
 #include "philox_normal/philox_normal.h"
 
 namespace py = pybind11;

@@ -96,7 +96,7 @@ def test_no_kernel_spills():
 
 def test_the_persistent_kernel_multiplies_out_of_registers():
     """Between the first and the last matrix instruction of a loop nothing is put aside, and there are all of them."""
-    loops = product_loops("engine/engine_cuda.cu", "sample_kernel")
+    loops = product_loops("engine/cuda/layers/layers.cu", "sample_kernel")
     # Two blocks of columns of every pair of joints: of a linear layer, and of both products of a graph convolution.
     assert sorted(loops) == sorted(2 * products * pairs for products in (1, 2) for pairs in (8, 9))
     assert not any(loops.values()), loops
@@ -120,7 +120,7 @@ def test_kernels_that_start_early_wait():
 
 def test_hoppers_kernel_multiplies_out_of_registers():
     """As above: a round of eight steps of one product or two, the tensor cores waiting for none of them."""
-    loops = product_loops("engine/engine_wgmma.cu", "wgmma_kernel", "HGMMA")
+    loops = product_loops("engine/cuda/persistent/persistent_wgmma.cu", "wgmma_kernel", "HGMMA")
     assert sorted(loops) == [8, 16]
     assert not any(loops.values()), loops
     assert not serialized_products()

@@ -22,7 +22,7 @@ try avx512_bf16 "$avx512 -mavx512bf16"
 with=()
 for isa in "${!isas[@]}"; do [ "$isa" = portable ] || with+=("-DDIFFUPOSE_WITH_${isa^^}"); done
 
-sources=(tests/cpp/engine_sanitize.cpp csrc/common/isa.cpp csrc/engine/engine.cpp csrc/engine/kernels.cpp
+sources=(tests/cpp/engine_sanitize.cpp csrc/common/isa.cpp csrc/engine/cpu/engine.cpp csrc/engine/cpu/kernels.cpp
     csrc/philox_normal/philox_normal_cpu.cpp)
 
 run() { # name, flags...
@@ -35,7 +35,7 @@ run() { # name, flags...
         jobs+=($!)
     done
     for isa in "${!isas[@]}"; do
-        $cxx "${flags[@]}" -ffp-contract=fast ${isas[$isa]} "-DDIFFUPOSE_ISA=$isa" -c csrc/engine/kernels_isa.cpp \
+        $cxx "${flags[@]}" -ffp-contract=fast ${isas[$isa]} "-DDIFFUPOSE_ISA=$isa" -c csrc/engine/cpu/kernels_isa.cpp \
             -o "$folder/$name/kernels.$isa.o" &
         jobs+=($!)
     done

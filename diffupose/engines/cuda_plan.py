@@ -1,8 +1,8 @@
 """A layer program as the CUDA engine runs it: layers split, buffers placed in a tile's memory, weights packed.
 
-The layouts are those of ``csrc/engine/cuda_fragments.cuh`` (``pairs``), for Hopper's kernel of many hypotheses
-``csrc/engine/wgmma_layers.cuh``, and for the kernel of few ones ``csrc/engine/cluster_layers.cuh``;
-``csrc/engine/engine_cuda.h`` says what a layer's record holds.
+The layouts are those below ``csrc/engine/cuda/``: ``fragments.cuh`` (``pairs``), for Hopper's kernel of many hypotheses
+``persistent/wgmma_layers.cuh``, and for the kernel of few ones ``cluster/cluster_layers.cuh``; ``engine_cuda.h`` says
+what a layer's record holds.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def _packed(
 
 
 def _pack_bfloat16(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, lane, product, 4]``, see ``cuda_fragments.cuh``."""
+    """Return ``[products, K, N]`` as ``[block, step, lane, product, 4]``, see ``fragments.cuh``."""
     products, rows, columns = weight.shape
     # k = 16 step + 8 high + 2 t + low, n = 8 block + g
     split = weight.view(products, rows // STEP, 2, 4, 2, columns // 8, 8)  # product, step, high, t, low, block, g
@@ -343,7 +343,7 @@ def _pack_bfloat16(weight: Tensor) -> Tensor:
 
 
 def _pack_float32(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, q, t, column, product, 4]``, see ``cuda_fragments.cuh``."""
+    """Return ``[products, K, N]`` as ``[block, step, q, t, column, product, 4]``, see ``fragments.cuh``."""
     products, rows, columns = weight.shape
     # k = 16 step + 8 high + 2 q + low, n = 8 block + 2 t + column
     split = weight.view(products, rows // STEP, 2, 4, 2, columns // 8, 4, 2)

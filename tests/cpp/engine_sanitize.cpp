@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "engine/engine.h"
+#include "engine/cpu/engine.h"
 
 using diffupose::Activation;
 using diffupose::Engine;

@@ -1,11 +1,11 @@
 // The CUDA engine against the C++ one: a small network with every kind of layer, through the whole reverse process.
-#include "engine/engine.h"
+#include "engine/cpu/engine.h"
 
 #include <deque>
 
 #include "common/bfloat16.h"
 #include "cuda_cases.h"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/engine_cuda.h"
 
 namespace diffupose::emulation {
 int64_t& most_blocks_together();  // of cuda_emulation.h, which is for kernels
@@ -36,7 +36,7 @@ DeviceArray<float> padded(const float* values, int64_t rows, int64_t columns, in
     return result;
 }
 
-// A weight [k, products n] as cuda_fragments.cuh lays it out, by its words rather than by its loops.
+// A weight [k, products n] as fragments.cuh lays it out, by its words rather than by its loops.
 template <typename T>
 DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
     const int64_t steps = steps_of(k), columns = steps_of(n) * kStepChannels;

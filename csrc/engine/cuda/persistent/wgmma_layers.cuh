@@ -15,8 +15,8 @@
 // multiplied while the last one of the layer before is being stored, up to where it needs it.
 #pragma once
 
-#include "engine/cuda_layers.cuh"
-#include "engine/wgmma.cuh"
+#include "engine/cuda/pair_tasks.cuh"
+#include "engine/cuda/persistent/wgmma.cuh"
 
 namespace diffupose {
 

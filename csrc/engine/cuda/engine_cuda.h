@@ -36,7 +36,7 @@ inline int cluster_tiles(int joints) { return joints <= 16 ? 2 : 3; }
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };
 enum class CudaActivation : int32_t { none, relu, gelu };
 
-// Offsets are bytes in a tile's memory; -1 is none. Weights are packed as cuda_fragments.cuh says, the other tensors
+// Offsets are bytes in a tile's memory; -1 is none. Weights are packed as fragments.cuh says, the other tensors
 // are float32 with channels padded by zeros and joints to 2 pairs.
 struct LayerRecord {
     LayerKind kind;
@@ -60,7 +60,7 @@ constexpr int kAdjacencyStride = 20;
 
 // How activations and weights lie in memory, which is for what runs them.
 enum class CudaLayout : int32_t {
-    pairs,    // cuda_fragments.cuh: launch_denoise, launch_sample_layers, launch_sample_persistent
+    pairs,    // fragments.cuh: launch_denoise, launch_sample_layers, launch_sample_persistent
     wgmma,    // wgmma_layers.cuh: launch_sample_wgmma
     cluster,  // cluster_layers.cuh: launch_sample_clusters
 };

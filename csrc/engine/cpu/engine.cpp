@@ -1,4 +1,4 @@
-#include "engine/engine.h"
+#include "engine/cpu/engine.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,7 +1,7 @@
 // The layers of wgmma_layers.cuh that are no products.
 #pragma once
 
-#include "engine/wgmma_layers.cuh"
+#include "engine/cuda/persistent/wgmma_layers.cuh"
 
 namespace diffupose {
 

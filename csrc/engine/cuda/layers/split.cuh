@@ -10,8 +10,8 @@
 
 #include <type_traits>
 
-#include "engine/cuda_layers.cuh"
-#include "engine/cuda_loads.cuh"
+#include "engine/cuda/loads.cuh"
+#include "engine/cuda/pair_tasks.cuh"
 
 namespace diffupose {
 

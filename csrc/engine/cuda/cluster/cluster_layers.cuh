@@ -21,8 +21,8 @@
 
 #include "common/cuda_cluster.h"
 #include "common/cuda_copy.h"
-#include "engine/cuda_layers.cuh"
-#include "engine/cuda_loads.cuh"
+#include "engine/cuda/loads.cuh"
+#include "engine/cuda/pair_tasks.cuh"
 
 namespace diffupose {
 

@@ -1,7 +1,7 @@
 // The layers of cluster_layers.cuh that are no products: every block of the cluster computes them by itself.
 #pragma once
 
-#include "engine/cluster_layers.cuh"
+#include "engine/cuda/cluster/cluster_layers.cuh"
 
 namespace diffupose {
 

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "common/aligned.h"
-#include "engine/kernels.h"
+#include "engine/cpu/kernels.h"
 
 namespace diffupose {
 

@@ -16,7 +16,7 @@
 
 #include "common/bfloat16.h"
 #include "common/cuda.h"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/engine_cuda.h"
 
 namespace diffupose {
 

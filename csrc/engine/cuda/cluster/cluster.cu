@@ -1,8 +1,8 @@
 // The kernel of engine_cuda.h for few poses: a cluster of blocks takes a pose through all layers and steps.
 #include "common/cuda.h"
-#include "engine/cluster_others.cuh"
-#include "engine/cuda_steps.cuh"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/cluster/cluster_others.cuh"
+#include "engine/cuda/engine_cuda.h"
+#include "engine/cuda/steps.cuh"
 #include "reverse_step/reverse_step_element.h"
 
 namespace diffupose {

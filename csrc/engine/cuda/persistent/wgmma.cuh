@@ -11,7 +11,7 @@
 
 #include "common/bfloat16.h"
 #include "common/cuda.h"
-#include "engine/cuda_fragments.cuh"
+#include "engine/cuda/fragments.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DIFFUPOSE_WGMMA 1

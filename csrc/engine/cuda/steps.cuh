@@ -3,13 +3,13 @@
 
 #include "common/cuda.h"
 #include "common/cuda_philox.h"
-#include "engine/cuda_layers.cuh"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/engine_cuda.h"
+#include "engine/cuda/pair_tasks.cuh"
 #include "philox_normal/philox_normal.h"
 
 namespace diffupose {
 
-// That of cuda_fragments.cuh.
+// That of fragments.cuh.
 struct PairLayout {
     __device__ static int index(int joint, int pose, int channel, int steps) {
         return element_index(joint, pose, channel, steps);

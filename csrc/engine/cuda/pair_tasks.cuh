@@ -1,8 +1,8 @@
 // The layers of one tile of eight poses, cut into tasks for a warp each. How the tasks are spread over warps and blocks
-// is the kernels' business (engine_cuda.cu); a task's numbers do not depend on it.
+// is the kernels' business (layers.cu, persistent_mma.cu); a task's numbers do not depend on it.
 #pragma once
 
-#include "engine/cuda_fragments.cuh"
+#include "engine/cuda/fragments.cuh"
 
 namespace diffupose {
 

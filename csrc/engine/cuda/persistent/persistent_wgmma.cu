@@ -1,8 +1,8 @@
 // The persistent kernel of engine_cuda.h for Hopper: one block a multiprocessor, two warpgroups.
 #include "common/cuda.h"
-#include "engine/cuda_steps.cuh"
-#include "engine/engine_cuda.h"
-#include "engine/wgmma_others.cuh"
+#include "engine/cuda/engine_cuda.h"
+#include "engine/cuda/persistent/wgmma_others.cuh"
+#include "engine/cuda/steps.cuh"
 
 namespace diffupose {
 namespace {

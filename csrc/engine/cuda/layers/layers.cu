@@ -1,10 +1,10 @@
 #include <algorithm>
 
 #include "common/cuda.h"
-#include "engine/cuda_layers.cuh"
-#include "engine/cuda_split.cuh"
-#include "engine/cuda_steps.cuh"
-#include "engine/engine_cuda.h"
+#include "engine/cuda/engine_cuda.h"
+#include "engine/cuda/layers/split.cuh"
+#include "engine/cuda/pair_tasks.cuh"
+#include "engine/cuda/steps.cuh"
 #include "reverse_step/reverse_step_element.h"
 
 namespace diffupose {

@@ -2,7 +2,7 @@
 
 #include "common/row_blocks.h"
 #include "common/vec_math.h"
-#include "engine/kernels.h"
+#include "engine/cpu/kernels.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-#include "engine/kernels.h"
+#include "engine/cpu/kernels.h"
 
 #include "common/per_isa.h"
 
