@@ -17,6 +17,7 @@ lint: venv-dev
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'benchmarks/*.cu')
 	$(BIN)/python -m mypy diffupose
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: venv-dev
 	$(BIN)/ruff check --fix

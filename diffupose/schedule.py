@@ -212,7 +212,7 @@ def step_table(
     rows = np.zeros((num_inference_steps, 6))
     for step in range(num_inference_steps):
         row = rows[step]
-        row[0:2] = prediction_to_x0(prediction_type, cumprod[step])
+        row[0:2] = _prediction_to_x0(prediction_type, cumprod[step])
         if step == num_inference_steps - 1:
             row[2:6] = 0.0, 1.0, 0.0, 0.0
         elif sampler == "ddpm":
@@ -238,7 +238,7 @@ def _add_variance(rows: np.ndarray, error: np.ndarray) -> np.ndarray | None:
     return scale
 
 
-def prediction_to_x0(prediction_type: PredictionType, cumprod: float) -> tuple[float, float]:
+def _prediction_to_x0(prediction_type: PredictionType, cumprod: float) -> tuple[float, float]:
     """Return p and q of ``x0 = p x_t + q output``, where ``cumprod`` is the alphas_cumprod of the timestep."""
     signal, sigma = math.sqrt(cumprod), math.sqrt(1.0 - cumprod)
     if prediction_type == "epsilon":

@@ -15,7 +15,7 @@ from diffupose.evaluation.cells import RIGS, Cell, choose_poses, make_cell
 from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import DEFAULT_LEVELS, covariance_of_hypotheses, mean_of_hypotheses
 from diffupose.metrics.calibration import level_of_distance, squared_distance
-from diffupose.schedule import prediction_to_x0
+from diffupose.schedule import step_table
 
 NUM_HYPOTHESES = 50
 _NUM_TIMESTEPS, _NUM_DRAWS = 24, 4
@@ -45,6 +45,9 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
     config, schedule = lifter.config, lifter.schedule
     last = schedule.num_train_timesteps - 1
     grid = np.unique(np.round(np.linspace(0.0, 1.0, _NUM_TIMESTEPS) ** 2 * last).astype(np.int64))
+    # x0 = p x_t + q output at timestep 0, 1, ...
+    table = step_table(schedule, schedule.num_train_timesteps, prediction_type=config.diffusion.prediction_type)
+    to_x0 = table.coefficients[::-1, :2].tolist()
     generator = torch.Generator(lifter.device).manual_seed(seed)
     total = np.zeros((len(grid), lifter.skeleton.num_joints, 3))
     for cell in cells:
@@ -58,7 +61,7 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
         x0 = (poses - lifter.pose_mean) / lifter.pose_scale  # [B, J, 3]
         for index, timestep in enumerate(grid):
             steps = torch.full((len(x0),), int(timestep), device=lifter.device)
-            p, q = prediction_to_x0(config.diffusion.prediction_type, float(schedule.alphas_cumprod[timestep]))
+            p, q = to_x0[timestep]
             for _ in range(_NUM_DRAWS):
                 noise = torch.randn(x0.shape, generator=generator, device=lifter.device)
                 noisy = schedule.add_noise(x0, noise, steps)
