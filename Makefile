@@ -1,16 +1,23 @@
-# demo, test, lint, format, bench, wheel. All but `wheel` work in .venv, which is made when it is missing.
+# demo, test, test-slow, test-all, lint, format, bench, wheel. All but `wheel` work in .venv, which is made when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: demo test lint format bench wheel venv-run venv-dev
+.PHONY: demo test test-slow test-all lint format bench wheel venv-run venv-dev
 
 demo: venv-run
 	$(BIN)/diffupose lift diffupose/examples/keypoints.json --annotations diffupose/examples/images.json \
 		--num-hypotheses 10 --out poses.npz --plot poses.png
 
 test: venv-dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: venv-dev
+	$(PYTEST) -m slow
+
+test-all: venv-dev
+	$(PYTEST)
 
 lint: venv-dev
 	$(BIN)/ruff check

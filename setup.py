@@ -268,7 +268,7 @@ def emulation_ninja_file(compiler: list[str], target: str) -> str:
     """Return the ninja file of ``_cuda`` for a machine without a GPU: the .cu files as C++, threads emulated."""
     folder = ROOT / "tests" / "cpp" / "cuda_emulation"
     file = NinjaFile([*compile_command(compiler), "-I", str(folder)], [*compiler, "-shared"])
-    for source in [*cuda_sources(), folder / "cuda_emulation.cpp"]:
+    for source in [*cuda_sources(), *sorted(folder.glob("*.cpp"))]:
         name = f"emulation/{source.relative_to(ROOT).as_posix()}.o"
         defines = ["-x", "c++", "-Wno-unknown-pragmas"] if source.suffix == ".cu" else []
         file.build("compile", name, source, *defines, *([hash_define()] if source.stem == "build_info" else []))

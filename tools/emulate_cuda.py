@@ -117,7 +117,7 @@ class Workspace:
             tested = [*self._glob(self.sources, "*.cu"), *self._glob(self.sources, "*_cuda.cpp")]
             tested = [name for name in tested if not Path(name).name.startswith("bind_")]
             tested += self._glob(self.cases, "*.cpp")
-            tested += [f"{EMULATION}/cuda_emulation.cpp", "tests/cpp/cuda_kernels.cpp"]
+            tested += [*self._glob(EMULATION, "*.cpp"), "tests/cpp/cuda_kernels.cpp"]
             for name in tested:
                 language = "-x c++ " if name.endswith(".cu") else ""
                 lines += [f"build {mode}/{name}.o: compile {name}", f"  flags = {language}{shlex.join(flags)}"]

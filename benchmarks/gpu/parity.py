@@ -19,10 +19,10 @@ from benchmarks.gpu.record import ROOT, Record, Skip, arguments_of, run_stage
 # What is run, and what of it: the tests of all backends by the device's name or a backend's of it, and all of Triton's,
 # which have no other device. Fewer passed tests than the last number are a failure: something was not found.
 ON_GPU = (
-    (("tests/ops",), "cuda and not cpu and not emulated", 300),
+    (("tests/ops", "tests/engines"), "cuda and not cpu and not emulated", 300),
     (("tests/kernels",), "not ahead_of_time", 150),
 )
-ON_CPU = ((("tests/ops", "tests/lifter"), "not cuda", 300),)
+ON_CPU = ((("tests/ops", "tests/engines", "tests/lifting"), "not cuda", 300),)
 
 
 def body(record: Record, arguments: Any) -> None:

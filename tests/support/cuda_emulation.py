@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
-from pathlib import Path
+import subprocess
 from types import ModuleType
 
 import pytest
+from support.compiled import ROOT, cache_folder, compiled_once, content_hash, files_below
 
 from diffupose.ops import _backend
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def setup_module() -> ModuleType:
@@ -29,10 +29,17 @@ def emulated_extension() -> ModuleType:
     if os.environ.get("DIFFUPOSE_BUILD") == "none":
         pytest.skip("DIFFUPOSE_BUILD=none: nothing is compiled")
     build = setup_module()
-    if not build.find_compiler() or not build.find_ninja():
+    compiler = build.find_compiler()
+    if not compiler or not build.find_ninja():
         pytest.skip("no C++ compiler or no ninja")
-    path = build.BUILD / "emulation" / f"_cuda{build.EXT_SUFFIX}"
-    build.compile_extension("_cuda_emulated", path)
+    sources = [ROOT / "setup.py", *files_below("csrc", "tests/cpp/cuda_emulation")]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    content = content_hash(sources, *compiler, version, build.EXT_SUFFIX, importlib.metadata.version("pybind11"))
+    # A folder of its own: the extensions of an installation are not compiled at the same time in the same place.
+    build.BUILD = cache_folder() / "emulation"
+    path = compiled_once(
+        f"_cuda{build.EXT_SUFFIX}", content, lambda path: build.compile_extension("_cuda_emulated", path)
+    )
     spec = importlib.util.spec_from_file_location("_cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
