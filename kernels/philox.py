@@ -1,7 +1,7 @@
 """Noise by counter inside kernels: Philox 4x32-10 and the Box-Muller transform of its words.
 
-The same formulas stand in ``diffupose/reference/philox_normal.py`` and ``csrc/common/philox.h``, the transform as here
-in ``csrc/common/cuda_philox.h``.
+The same formulas stand in ``diffupose/reference/philox_normal.py`` and ``csrc/philox_normal/philox.h``. The transform
+is that of ``csrc/philox_normal/philox_cuda.cuh``.
 """
 
 import triton

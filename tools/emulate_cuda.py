@@ -109,13 +109,13 @@ class Workspace:
         ]
         # The C++ code that cases compare with is compiled once, without a sanitizer and for any processor.
         plain = self._glob("csrc", "*.cpp") if self.sources == "csrc" else []
-        plain = [name for name in plain if not Path(name).name.startswith("bind_") and not name.endswith("_cuda.cpp")]
+        plain = [name for name in plain if not name.startswith("csrc/bind/") and not name.endswith("_cuda.cpp")]
         for name in plain:
             defines = "-DDIFFUPOSE_ISA=portable" if name.endswith("_isa.cpp") else '-DDIFFUPOSE_SOURCE_HASH=\\"\\"'
             lines += [f"build plain/{name}.o: compile {name}", f"  flags = -fvisibility=hidden {defines}"]
         for mode, flags in MODES.items():
             tested = [*self._glob(self.sources, "*.cu"), *self._glob(self.sources, "*_cuda.cpp")]
-            tested = [name for name in tested if not Path(name).name.startswith("bind_")]
+            tested = [name for name in tested if not name.startswith("csrc/bind/")]
             tested += self._glob(self.cases, "*.cpp")
             tested += [*self._glob(EMULATION, "*.cpp"), "tests/cpp/cuda_kernels.cpp"]
             for name in tested:

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "common/philox.h"
+#include "philox_normal/philox.h"
 
 namespace diffupose {
 

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "common/philox.h"
+#include "philox_normal/philox.h"
 #include "philox_normal/philox_normal.h"
 
 namespace diffupose {

@@ -1,6 +1,6 @@
 #include "common/cuda.h"
 #include "common/cuda_grid.h"
-#include "common/cuda_philox.h"
+#include "philox_normal/philox_cuda.cuh"
 #include "philox_normal/philox_normal_cuda.h"
 
 namespace diffupose {

@@ -4,8 +4,8 @@
 
 #include "common/cuda.h"
 #include "common/cuda_grid.h"
-#include "common/cuda_philox.h"
 #include "common/cuda_storage.h"
+#include "philox_normal/philox_cuda.cuh"
 #include "reverse_step/reverse_step_cuda.h"
 
 namespace diffupose {

@@ -59,7 +59,7 @@ def _load(name: str, language: str) -> tuple[ModuleType | None, SourceState, str
     except ImportError as error:
         return None, "no extension", f"the {language} extension does not load: {error}"
     csrc = _PACKAGE.parent / "csrc"
-    if not (csrc / "bind_cpu.cpp").is_file():  # an ordinary install brings no sources
+    if not (csrc / "bind" / "module.cpp").is_file():  # an ordinary install brings no sources
         return module, "no sources", ""
     if source_hash(csrc) == module.source_hash():
         return module, "match", ""

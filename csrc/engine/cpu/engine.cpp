@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "common/parallel.h"
-#include "common/philox.h"
+#include "philox_normal/philox.h"
 #include "philox_normal/philox_normal.h"
 #include "reverse_step/reverse_step_row.h"
 

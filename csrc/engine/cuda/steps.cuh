@@ -2,9 +2,9 @@
 #pragma once
 
 #include "common/cuda.h"
-#include "common/cuda_philox.h"
 #include "engine/cuda/engine_cuda.h"
 #include "engine/cuda/pair_tasks.cuh"
+#include "philox_normal/philox_cuda.cuh"
 #include "philox_normal/philox_normal.h"
 
 namespace diffupose {

@@ -1,5 +1,3 @@
-#include "bind_ops_cuda.h"
-
 #include <pybind11/stl.h>
 
 #include <array>
@@ -7,10 +5,11 @@
 #include <optional>
 #include <string>
 
-#include "bind_checks.h"
+#include "bind/bind.h"
+#include "bind/checks.h"
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
 #include "modulated_graph_conv/modulated_graph_conv_cuda.h"
-#include "philox_normal/philox_normal.h"
+#include "philox_normal/philox_normal_cuda.h"
 #include "reverse_step/reverse_step_cuda.h"
 
 namespace py = pybind11;
@@ -28,10 +27,14 @@ Storage storage(const std::string& dtype) {
 
 void* handle(uintptr_t stream) { return reinterpret_cast<void*>(stream); }
 
-GraphConvSizes graph_conv_sizes(int64_t num_poses, int64_t num_joints, int64_t channels) {
-    require(num_poses >= 0 && channels >= 1, "num_poses must not be negative, channels must be at least 1");
-    require(num_joints >= 1 && num_joints <= kGraphConvMaxJoints, "num_joints must lie in [1, 64]");
-    return {num_poses, num_joints, channels};
+void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, int64_t step, uintptr_t out,
+                   int64_t num_frames, int64_t num_hypotheses, int64_t num_elements, uintptr_t stream) {
+    const PhiloxNormalSizes sizes = philox_sizes(step, num_frames, num_hypotheses, num_elements);
+    const int64_t numel = numel_of({num_frames, num_hypotheses, num_elements});
+    if (numel == 0) return;
+    launch_philox_normal_cuda(static_cast<uint64_t>(seed), pointer<const int64_t>(frame_ids, num_frames, "frame_ids"),
+                              pointer<const int64_t>(hypothesis_ids, num_hypotheses, "hypothesis_ids"),
+                              static_cast<uint32_t>(step), pointer<float>(out, numel, "out"), sizes, handle(stream));
 }
 
 EpilogueActivation epilogue_activation(const std::string& name) {
@@ -47,7 +50,7 @@ void modulated_graph_conv_fwd(uintptr_t hidden, const std::string& dtype, uintpt
                               const std::string& out_dtype, int64_t num_poses, int64_t num_joints, int64_t channels,
                               uintptr_t stream) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
-    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
+    const int64_t numel = numel_of(sizes);
     GraphConvEpilogue epilogue = {};
     epilogue.scale = reinterpret_cast<const float*>(scale);
     epilogue.shift = pointer<const float>(shift, scale == 0 ? 0 : 1, "shift");
@@ -72,7 +75,7 @@ void modulated_graph_conv_bwd(uintptr_t grad_out, const std::string& out_dtype, 
                               uintptr_t grad_bias, uintptr_t workspace, int64_t num_poses, int64_t num_joints,
                               int64_t channels, uintptr_t stream) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
-    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
+    const int64_t numel = numel_of(sizes);
     launch_modulated_graph_conv_bwd_cuda(
         {pointer<const void>(grad_out, numel, "grad_out"), storage(out_dtype)},
         {pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
@@ -89,11 +92,8 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
                   uintptr_t noise_scale, int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids,
                   uintptr_t prev_sample, uintptr_t x0, int64_t num_frames, int64_t num_hypotheses, int64_t num_joints,
                   uintptr_t stream) {
-    require(num_frames >= 0 && num_hypotheses >= 0 && num_joints >= 0, "sizes must not be negative");
-    require(num_joints <= kPhiloxMaxElements / 3, "num_joints must lie in [0, 87381]");
+    const ReverseStepSizes sizes = reverse_step_sizes(step, num_frames, num_hypotheses, num_joints, output_stride);
     require(num_hypotheses < (int64_t{1} << 31), "num_hypotheses must lie below 2^31");
-    require(output_stride >= 0, "output_stride must not be negative");
-    require(step >= 0 && step < kPhiloxMaxStep, "step must lie in [0, 65534]");
     const int64_t numel = numel_of({num_frames, num_hypotheses, num_joints, 3});
     if (numel == 0) return;
     StepChoice choice = {};
@@ -118,8 +118,8 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
     tensors.seed = static_cast<uint64_t>(seed);
     tensors.frame_ids = pointer<const int64_t>(frame_ids, draws ? num_frames : 0, "frame_ids");
     tensors.hypothesis_ids = pointer<const int64_t>(hypothesis_ids, draws ? num_hypotheses : 0, "hypothesis_ids");
-    launch_reverse_step_cuda(choice, clip.value_or(std::numeric_limits<float>::infinity()), tensors,
-                             {num_frames, num_hypotheses, num_joints, output_stride}, handle(stream));
+    launch_reverse_step_cuda(choice, clip.value_or(std::numeric_limits<float>::infinity()), tensors, sizes,
+                             handle(stream));
 }
 
 void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t intrinsics,
@@ -149,29 +149,23 @@ void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr
 }  // namespace
 
 void bind_ops_cuda(py::module_& m) {
-    m.def("modulated_graph_conv_fwd", &modulated_graph_conv_fwd, py::call_guard<py::gil_scoped_release>(),
-          py::kw_only(), py::arg("hidden"), py::arg("dtype"), py::arg("modulation"), py::arg("adjacency"),
-          py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("activation"), py::arg("residual"),
-          py::arg("film_scale"), py::arg("film_shift"), py::arg("out"), py::arg("out_dtype"), py::arg("num_poses"),
-          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
-    m.def("modulated_graph_conv_bwd_workspace", &modulated_graph_conv_bwd_workspace, py::kw_only(),
-          py::arg("num_poses"), py::arg("num_joints"), py::arg("channels"));
-    m.def("modulated_graph_conv_bwd", &modulated_graph_conv_bwd, py::call_guard<py::gil_scoped_release>(),
-          py::kw_only(), py::arg("grad_out"), py::arg("out_dtype"), py::arg("hidden"), py::arg("dtype"),
-          py::arg("modulation"), py::arg("adjacency"), py::arg("grad_hidden"), py::arg("grad_modulation"),
-          py::arg("grad_adjacency"), py::arg("grad_bias"), py::arg("workspace"), py::arg("num_poses"),
-          py::arg("num_joints"), py::arg("channels"), py::arg("stream"));
-    m.def("reverse_step", &reverse_step, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("row"),
-          py::arg("step"), py::arg("table"), py::arg("index"), py::arg("clip"), py::arg("dtype"),
-          py::arg("output_dtype"), py::arg("sample"), py::arg("model_output"), py::arg("output_stride"),
-          py::arg("x0_last"), py::arg("noise"), py::arg("noise_scale"), py::arg("seed"), py::arg("frame_ids"),
-          py::arg("hypothesis_ids"), py::arg("prev_sample"), py::arg("x0"), py::arg("num_frames"),
-          py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
-    m.def("hypothesis_statistics", &hypothesis_statistics, py::call_guard<py::gil_scoped_release>(), py::kw_only(),
-          py::arg("hypotheses"), py::arg("keypoints_2d"), py::arg("confidence"), py::arg("intrinsics"),
-          py::arg("view_dtype"), py::arg("shared_camera"), py::arg("weight"), py::arg("temperature"), py::arg("mean"),
-          py::arg("covariance"), py::arg("weights"), py::arg("weighted_mean"), py::arg("num_frames"),
-          py::arg("num_hypotheses"), py::arg("num_joints"), py::arg("stream"));
+    define_without_gil(m, "philox_normal", &philox_normal, "seed", "frame_ids", "hypothesis_ids", "step", "out",
+                       "num_frames", "num_hypotheses", "num_elements", "stream");
+    define_without_gil(m, "modulated_graph_conv_fwd", &modulated_graph_conv_fwd, "hidden", "dtype", "modulation",
+                       "adjacency", "bias", "scale", "shift", "activation", "residual", "film_scale", "film_shift",
+                       "out", "out_dtype", "num_poses", "num_joints", "channels", "stream");
+    define(m, "modulated_graph_conv_bwd_workspace", &modulated_graph_conv_bwd_workspace, "num_poses", "num_joints",
+           "channels");
+    define_without_gil(m, "modulated_graph_conv_bwd", &modulated_graph_conv_bwd, "grad_out", "out_dtype", "hidden",
+                       "dtype", "modulation", "adjacency", "grad_hidden", "grad_modulation", "grad_adjacency",
+                       "grad_bias", "workspace", "num_poses", "num_joints", "channels", "stream");
+    define_without_gil(m, "reverse_step", &reverse_step, "row", "step", "table", "index", "clip", "dtype",
+                       "output_dtype", "sample", "model_output", "output_stride", "x0_last", "noise", "noise_scale",
+                       "seed", "frame_ids", "hypothesis_ids", "prev_sample", "x0", "num_frames", "num_hypotheses",
+                       "num_joints", "stream");
+    define_without_gil(m, "hypothesis_statistics", &hypothesis_statistics, "hypotheses", "keypoints_2d", "confidence",
+                       "intrinsics", "view_dtype", "shared_camera", "weight", "temperature", "mean", "covariance",
+                       "weights", "weighted_mean", "num_frames", "num_hypotheses", "num_joints", "stream");
 }
 
 }  // namespace diffupose

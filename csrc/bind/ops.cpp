@@ -1,12 +1,11 @@
-#include "bind_ops.h"
-
 #include <pybind11/stl.h>
 
 #include <array>
 #include <limits>
 #include <optional>
 
-#include "bind_checks.h"
+#include "bind/bind.h"
+#include "bind/checks.h"
 #include "hypothesis_statistics/hypothesis_statistics.h"
 #include "modulated_graph_conv/modulated_graph_conv.h"
 #include "philox_normal/philox_normal.h"
@@ -19,19 +18,30 @@ namespace {
 
 Storage storage(bool bfloat16) { return bfloat16 ? Storage::bfloat16 : Storage::float32; }
 
-GraphConvSizes graph_conv_sizes(int64_t num_poses, int64_t num_joints, int64_t channels, int num_threads) {
-    require(num_poses >= 0 && channels >= 1, "num_poses must not be negative, channels must be at least 1");
-    require(num_joints >= 1 && num_joints <= kGraphConvMaxJoints, "num_joints must lie in [1, 64]");
-    require(num_threads >= 1, "num_threads must be at least 1");
-    return {num_poses, num_joints, channels};
+// Ten rounds of Philox alone, for its published test vectors.
+py::tuple philox_words(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+    const auto [w0, w1, w2, w3] = philox_4x32_10({counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]});
+    return py::make_tuple(w0, w1, w2, w3);
+}
+
+void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, int64_t step, uintptr_t out,
+                   int64_t num_frames, int64_t num_hypotheses, int64_t num_elements, int num_threads) {
+    const PhiloxNormalSizes sizes = philox_sizes(step, num_frames, num_hypotheses, num_elements);
+    check_threads(num_threads);
+    const int64_t numel = numel_of({num_frames, num_hypotheses, num_elements});
+    if (numel == 0) return;
+    launch_philox_normal(static_cast<uint64_t>(seed), pointer<const int64_t>(frame_ids, num_frames, "frame_ids"),
+                         pointer<const int64_t>(hypothesis_ids, num_hypotheses, "hypothesis_ids"),
+                         static_cast<uint32_t>(step), pointer<float>(out, numel, "out"), sizes, num_threads);
 }
 
 void modulated_graph_conv_fwd(uintptr_t hidden, bool hidden_bfloat16, uintptr_t modulation, uintptr_t adjacency,
                               uintptr_t bias, uintptr_t out, bool out_bfloat16, int64_t num_poses, int64_t num_joints,
                               int64_t channels, int num_threads) {
-    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels, num_threads);
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    check_threads(num_threads);
     require(hidden_bfloat16 || !out_bfloat16, "out cannot be bfloat16 where hidden is not");
-    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
+    const int64_t numel = numel_of(sizes);
     launch_modulated_graph_conv_fwd({pointer<const void>(hidden, numel, "hidden"), storage(hidden_bfloat16)},
                                     pointer<const float>(modulation, 1, "modulation"),
                                     pointer<const float>(adjacency, 1, "adjacency"),
@@ -43,9 +53,10 @@ void modulated_graph_conv_bwd(uintptr_t grad_out, bool out_bfloat16, uintptr_t h
                               uintptr_t modulation, uintptr_t adjacency, uintptr_t grad_hidden,
                               uintptr_t grad_modulation, uintptr_t grad_adjacency, uintptr_t grad_bias,
                               int64_t num_poses, int64_t num_joints, int64_t channels, int num_threads) {
-    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels, num_threads);
+    const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
+    check_threads(num_threads);
     require(hidden_bfloat16 || !out_bfloat16, "grad_out cannot be bfloat16 where hidden is not");
-    const int64_t numel = numel_of({num_poses, num_joints, channels, 2}) / 2;
+    const int64_t numel = numel_of(sizes);
     launch_modulated_graph_conv_bwd(
         {pointer<const void>(grad_out, numel, "grad_out"), storage(out_bfloat16)},
         {pointer<const void>(hidden, numel, "hidden"), storage(hidden_bfloat16)},
@@ -59,24 +70,21 @@ void reverse_step(const std::array<float, 6>& row, std::optional<float> clip, ui
                   int64_t output_stride, uintptr_t x0_last, uintptr_t noise, uintptr_t noise_scale, int64_t seed,
                   uintptr_t frame_ids, uintptr_t hypothesis_ids, int64_t step, uintptr_t prev_sample, uintptr_t x0,
                   int64_t num_frames, int64_t num_hypotheses, int64_t num_joints, int num_threads) {
-    require(num_frames >= 0 && num_hypotheses >= 0 && num_joints >= 0, "sizes must not be negative");
-    require(num_joints <= kPhiloxMaxElements / 3, "num_joints must lie in [0, 87381]");
-    require(output_stride >= 0, "output_stride must not be negative");
-    require(step >= 0 && step < kPhiloxMaxStep, "step must lie in [0, 65534]");
-    require(num_threads >= 1, "num_threads must be at least 1");
+    const ReverseStepSizes sizes = reverse_step_sizes(step, num_frames, num_hypotheses, num_joints, output_stride);
+    check_threads(num_threads);
     const int64_t numel = numel_of({num_frames, num_hypotheses, num_joints, 3});
     if (numel == 0) return;
     const bool draws = row[5] != 0.0f && noise == 0;
-    launch_reverse_step(
-        row.data(), clip.value_or(std::numeric_limits<float>::infinity()),
-        pointer<const float>(sample, numel, "sample"), pointer<const float>(model_output, numel, "model_output"),
-        pointer<const float>(x0_last, row[4] != 0.0f ? numel : 0, "x0_last"),
-        {reinterpret_cast<const float*>(noise), static_cast<uint64_t>(seed),
-         pointer<const int64_t>(frame_ids, draws ? num_frames : 0, "frame_ids"),
-         pointer<const int64_t>(hypothesis_ids, draws ? num_hypotheses : 0, "hypothesis_ids"),
-         static_cast<uint32_t>(step)},
-        reinterpret_cast<const float*>(noise_scale), pointer<float>(prev_sample, numel, "prev_sample"),
-        pointer<float>(x0, numel, "x0"), {num_frames, num_hypotheses, num_joints, output_stride}, num_threads);
+    launch_reverse_step(row.data(), clip.value_or(std::numeric_limits<float>::infinity()),
+                        pointer<const float>(sample, numel, "sample"),
+                        pointer<const float>(model_output, numel, "model_output"),
+                        pointer<const float>(x0_last, row[4] != 0.0f ? numel : 0, "x0_last"),
+                        {reinterpret_cast<const float*>(noise), static_cast<uint64_t>(seed),
+                         pointer<const int64_t>(frame_ids, draws ? num_frames : 0, "frame_ids"),
+                         pointer<const int64_t>(hypothesis_ids, draws ? num_hypotheses : 0, "hypothesis_ids"),
+                         static_cast<uint32_t>(step)},
+                        reinterpret_cast<const float*>(noise_scale), pointer<float>(prev_sample, numel, "prev_sample"),
+                        pointer<float>(x0, numel, "x0"), sizes, num_threads);
 }
 
 void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t cameras,
@@ -85,7 +93,7 @@ void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr
                            int64_t num_joints, int num_threads) {
     require(num_frames >= 0, "num_frames must not be negative");
     require(num_hypotheses >= 1 && num_joints >= 1, "num_hypotheses and num_joints must be at least 1");
-    require(num_threads >= 1, "num_threads must be at least 1");
+    check_threads(num_threads);
     if (numel_of({num_frames, num_hypotheses, num_joints, 3}) == 0) return;
     const int64_t seen = keypoints_2d == 0 ? 0 : 1;
     const Reprojection reprojection = {reinterpret_cast<const double*>(keypoints_2d),
@@ -103,25 +111,21 @@ void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr
 }  // namespace
 
 void bind_ops(py::module_& m) {
-    m.def("modulated_graph_conv_fwd", &modulated_graph_conv_fwd, py::call_guard<py::gil_scoped_release>(),
-          py::kw_only(), py::arg("hidden"), py::arg("hidden_bfloat16"), py::arg("modulation"), py::arg("adjacency"),
-          py::arg("bias"), py::arg("out"), py::arg("out_bfloat16"), py::arg("num_poses"), py::arg("num_joints"),
-          py::arg("channels"), py::arg("num_threads"));
-    m.def("modulated_graph_conv_bwd", &modulated_graph_conv_bwd, py::call_guard<py::gil_scoped_release>(),
-          py::kw_only(), py::arg("grad_out"), py::arg("out_bfloat16"), py::arg("hidden"), py::arg("hidden_bfloat16"),
-          py::arg("modulation"), py::arg("adjacency"), py::arg("grad_hidden"), py::arg("grad_modulation"),
-          py::arg("grad_adjacency"), py::arg("grad_bias"), py::arg("num_poses"), py::arg("num_joints"),
-          py::arg("channels"), py::arg("num_threads"));
-    m.def("reverse_step", &reverse_step, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("row"),
-          py::arg("clip"), py::arg("sample"), py::arg("model_output"), py::arg("output_stride"), py::arg("x0_last"),
-          py::arg("noise"), py::arg("noise_scale"), py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"),
-          py::arg("step"), py::arg("prev_sample"), py::arg("x0"), py::arg("num_frames"), py::arg("num_hypotheses"),
-          py::arg("num_joints"), py::arg("num_threads"));
-    m.def("hypothesis_statistics", &hypothesis_statistics, py::call_guard<py::gil_scoped_release>(), py::kw_only(),
-          py::arg("hypotheses"), py::arg("keypoints_2d"), py::arg("confidence"), py::arg("cameras"),
-          py::arg("shared_camera"), py::arg("weight"), py::arg("temperature"), py::arg("mean"), py::arg("covariance"),
-          py::arg("weights"), py::arg("weighted_mean"), py::arg("num_frames"), py::arg("num_hypotheses"),
-          py::arg("num_joints"), py::arg("num_threads"));
+    m.def("philox_4x32_10", &philox_words, py::arg("counter"), py::arg("key"));
+    define_without_gil(m, "philox_normal", &philox_normal, "seed", "frame_ids", "hypothesis_ids", "step", "out",
+                       "num_frames", "num_hypotheses", "num_elements", "num_threads");
+    define_without_gil(m, "modulated_graph_conv_fwd", &modulated_graph_conv_fwd, "hidden", "hidden_bfloat16",
+                       "modulation", "adjacency", "bias", "out", "out_bfloat16", "num_poses", "num_joints", "channels",
+                       "num_threads");
+    define_without_gil(m, "modulated_graph_conv_bwd", &modulated_graph_conv_bwd, "grad_out", "out_bfloat16", "hidden",
+                       "hidden_bfloat16", "modulation", "adjacency", "grad_hidden", "grad_modulation", "grad_adjacency",
+                       "grad_bias", "num_poses", "num_joints", "channels", "num_threads");
+    define_without_gil(m, "reverse_step", &reverse_step, "row", "clip", "sample", "model_output", "output_stride",
+                       "x0_last", "noise", "noise_scale", "seed", "frame_ids", "hypothesis_ids", "step", "prev_sample",
+                       "x0", "num_frames", "num_hypotheses", "num_joints", "num_threads");
+    define_without_gil(m, "hypothesis_statistics", &hypothesis_statistics, "hypotheses", "keypoints_2d", "confidence",
+                       "cameras", "shared_camera", "weight", "temperature", "mean", "covariance", "weights",
+                       "weighted_mean", "num_frames", "num_hypotheses", "num_joints", "num_threads");
 }
 
 }  // namespace diffupose

@@ -1,5 +1,6 @@
 // The CUDA engine's binding: records of layers as bytes, which Python keeps on the host and on the device.
-#include <pybind11/pybind11.h>
+#include "engine/cuda/engine_cuda.h"
+
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -8,8 +9,8 @@
 #include <optional>
 #include <string>
 
-#include "bind_checks.h"
-#include "engine/cuda/engine_cuda.h"
+#include "bind/bind.h"
+#include "bind/checks.h"
 #include "philox_normal/philox_normal.h"
 
 namespace py = pybind11;
@@ -24,13 +25,6 @@ LayerKind kind_of(const std::string& name) {
     if (name == "attention_weights") return LayerKind::attention_weights;
     require(name == "attention_apply", "kind is not one of a layer");
     return LayerKind::attention_apply;
-}
-
-CudaActivation activation_of(const std::string& name) {
-    if (name == "none") return CudaActivation::none;
-    if (name == "relu") return CudaActivation::relu;
-    require(name == "gelu", "activation must be none, relu or gelu");
-    return CudaActivation::gelu;
 }
 
 CudaLayout layout_of(const std::string& name) {
@@ -49,7 +43,7 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
                        uintptr_t bias) {
     LayerRecord record;
     std::memset(&record, 0, sizeof(record));  // its padding too: equal layers are equal bytes
-    record.kind = kind_of(kind), record.activation = activation_of(activation);
+    record.kind = kind_of(kind), record.activation = activation_of<CudaActivation>(activation);
     record.input_steps = input_steps, record.output_steps = output_steps;
     record.channels = channels, record.num_heads = num_heads;
     record.bias_per_joint = bias_per_joint, record.normalize = normalize, record.output_is_float = output_is_float;
@@ -72,7 +66,12 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
     return {reinterpret_cast<const char*>(&record), sizeof(record)};
 }
 
-CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
+struct CudaEngine {
+    py::bytes layers;  // what the program points into
+    CudaProgram program;
+};
+
+CudaEngine make_engine(const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
                        int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
                        const std::string& layout_name) {
     const CudaLayout layout = layout_of(layout_name);
@@ -87,23 +86,19 @@ CudaProgram program_of(const py::bytes& layers, uintptr_t layers_cuda, int num_j
             "input and output must lie within tile_bytes");
     require(!cluster || tile_bytes % 16 == 0, "tile_bytes of a cluster must be a multiple of 16");
     require(!wgmma || tile_bytes >= kWgmmaStagingBytes, "tile_bytes must hold what wgmma stages");
-    return {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
-            pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
-            static_cast<int>(size / sizeof(LayerRecord)),
-            num_joints,
-            num_condition_channels,
-            num_output_channels,
-            input,
-            output,
-            tile_bytes,
-            bfloat16,
-            layout};
+    const CudaProgram program = {reinterpret_cast<const LayerRecord*>(PyBytes_AS_STRING(layers.ptr())),
+                                 pointer<const LayerRecord>(layers_cuda, 1, "layers_cuda"),
+                                 static_cast<int>(size / sizeof(LayerRecord)),
+                                 num_joints,
+                                 num_condition_channels,
+                                 num_output_channels,
+                                 input,
+                                 output,
+                                 tile_bytes,
+                                 bfloat16,
+                                 layout};
+    return {layers, program};
 }
-
-struct CudaEngine {
-    py::bytes layers;  // what the program points into
-    CudaProgram program;
-};
 
 int64_t tiles_of(int64_t poses) { return (poses + kTilePoses - 1) / kTilePoses; }
 
@@ -183,26 +178,17 @@ void bind_engine_cuda(py::module_& m) {
           py::arg("film") = false, py::arg("eps") = 0.0f, py::arg("input"), py::arg("output"), py::arg("residual") = -1,
           py::arg("weights") = -1, py::arg("parameters") = 0, py::arg("weight") = 0, py::arg("own") = 0,
           py::arg("neighbors") = 0, py::arg("adjacency") = 0, py::arg("bias") = 0);
-    py::class_<CudaEngine>(m, "CudaEngine")
-        .def(py::init([](const py::bytes& layers, uintptr_t layers_cuda, int num_joints, int num_condition_channels,
-                         int num_output_channels, int64_t input, int64_t output, int64_t tile_bytes, bool bfloat16,
-                         const std::string& layout) {
-                 return CudaEngine{
-                     layers, program_of(layers, layers_cuda, num_joints, num_condition_channels, num_output_channels,
-                                        input, output, tile_bytes, bfloat16, layout)};
-             }),
-             py::kw_only(), py::arg("layers"), py::arg("layers_cuda"), py::arg("num_joints"),
+    py::class_<CudaEngine> type(m, "CudaEngine");
+    type.def(py::init(&make_engine), py::kw_only(), py::arg("layers"), py::arg("layers_cuda"), py::arg("num_joints"),
              py::arg("num_condition_channels"), py::arg("num_output_channels"), py::arg("input"), py::arg("output"),
-             py::arg("tile_bytes"), py::arg("bfloat16"), py::arg("layout") = "pairs")
-        .def("denoise", &denoise, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("sample"),
-             py::arg("condition"), py::arg("parameters"), py::arg("num_poses"), py::arg("workspace"), py::arg("out"),
-             py::arg("stream"))
-        // num_blocks 0: a kernel for each layer; else one kernel of that many blocks or clusters, without a workspace.
-        .def("sample", &sample, py::call_guard<py::gil_scoped_release>(), py::kw_only(), py::arg("condition"),
-             py::arg("coefficients"), py::arg("noise_scale"), py::arg("parameters"), py::arg("num_parameters"),
-             py::arg("seed"), py::arg("frame_ids"), py::arg("hypothesis_ids"), py::arg("clip"), py::arg("num_frames"),
-             py::arg("num_hypotheses"), py::arg("num_steps"), py::arg("x0_last"), py::arg("out"), py::arg("workspace"),
-             py::arg("num_blocks"), py::arg("stream"));
+             py::arg("tile_bytes"), py::arg("bfloat16"), py::arg("layout") = "pairs");
+    define_without_gil(type, "denoise", &denoise, "sample", "condition", "parameters", "num_poses", "workspace", "out",
+                       "stream");
+    // num_blocks 0: a kernel for each layer. Otherwise one kernel of num_blocks thread blocks or clusters, which needs
+    // no workspace.
+    define_without_gil(type, "sample", &sample, "condition", "coefficients", "noise_scale", "parameters",
+                       "num_parameters", "seed", "frame_ids", "hypothesis_ids", "clip", "num_frames", "num_hypotheses",
+                       "num_steps", "x0_last", "out", "workspace", "num_blocks", "stream");
 }
 
 }  // namespace diffupose

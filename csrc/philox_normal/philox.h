@@ -32,7 +32,7 @@ DIFFUPOSE_HOST_DEVICE inline PhiloxWords philox_4x32_10(PhiloxWords words, Philo
 }
 
 // Two normals from two words: z = sqrt(-2 ln u1) (cos, sin)(2 pi u2), u1 in (0, 1], u2 in [0, 1), within 1e-6 of the
-// same transform in float64. CUDA code has its own: cuda_philox.h.
+// same transform in float64. CUDA code has its own: philox_cuda.cuh.
 inline void box_muller(uint32_t word1, uint32_t word2, float* z) {
     constexpr float kHalfPi = 1.57079632679489662f;
     const float u1 = static_cast<float>((word1 >> 8) + 1) * 0x1p-24f;

@@ -6,7 +6,7 @@
 
 #include "common/cuda.h"
 #include "common/cuda_nearly.h"
-#include "common/philox.h"
+#include "philox_normal/philox.h"
 
 namespace diffupose {
 
