@@ -96,7 +96,7 @@ def test_no_kernel_spills():
 
 def test_the_persistent_kernel_multiplies_out_of_registers():
     """Between the first and the last matrix instruction of a loop nothing is put aside, and there are all of them."""
-    loops = product_loops("engine/cuda/layers/layers.cu", "sample_kernel")
+    loops = product_loops("engine/cuda/persistent/persistent_mma.cu", "sample_kernel")
     # Two blocks of columns of every pair of joints: of a linear layer, and of both products of a graph convolution.
     assert sorted(loops) == sorted(2 * products * pairs for products in (1, 2) for pairs in (8, 9))
     assert not any(loops.values()), loops

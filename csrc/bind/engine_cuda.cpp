@@ -159,7 +159,6 @@ void sample(const CudaEngine& engine, uintptr_t condition, uintptr_t coefficient
 
 void bind_engine_cuda(py::module_& m) {
     m.attr("TILE_POSES") = kTilePoses;
-    m.attr("ARRIVED_BYTES") = 4 * kArrivedStride;
     m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
     m.attr("MAX_JOINTS") = kCudaMaxJoints;
     m.attr("WGMMA_MAX_JOINTS") = kWgmmaMaxJoints;

@@ -10,11 +10,6 @@
 // or writes anything itself, it says wait_for_earlier_kernels(). Every thread of it must say so before it ends, even
 // one that has nothing to wait for: a kernel knows only of the one before it, which therefore must not end before those
 // before that one.
-//
-// DIFFUPOSE_LAUNCH_TOGETHER(kernel, grid, block, stream, phases, arguments...): all blocks of the grid, no more than
-// blocks_together(kernel, threads), are on the GPU at the same time and may wait for each other. The kernel's last two
-// parameters are the phases that it runs, [0, phases) here; a TeamBarrier stands between two of them. The emulation
-// launches each phase by itself.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +26,6 @@
     kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define DIFFUPOSE_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, early, ...) \
     diffupose::launch_early(kernel, grid, block, shared_bytes, stream, early, __VA_ARGS__)
-#define DIFFUPOSE_LAUNCH_TOGETHER(kernel, grid, block, stream, phases, ...) \
-    diffupose::launch_together(kernel, grid, block, stream, __VA_ARGS__, 0, phases)
 #define DIFFUPOSE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace diffupose {
@@ -84,56 +77,6 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shar
     config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "a launch");
 }
-
-// How many blocks of so many threads, without dynamic shared memory, the current GPU holds at the same time; 0 where
-// blocks cannot be launched together.
-template <typename Kernel>
-int64_t blocks_together(Kernel kernel, int threads) {
-    int device = 0, can = 0, multiprocessors = 0, each = 0;
-    check_cuda(cudaGetDevice(&device), "the current device");
-    check_cuda(cudaDeviceGetAttribute(&can, cudaDevAttrCooperativeLaunch, device), "a device's attribute");
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-               "a device's attribute");
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0), "blocks of a multiprocessor");
-    return can ? int64_t{each} * multiprocessors : 0;
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch_together(void (*kernel)(Parameters...), dim3 grid, dim3 block, void* stream,
-                     const Arguments&... arguments) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = block;
-    config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &attribute, config.numAttrs = 1;
-    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "a launch");
-}
-
-// A barrier of blocks that are on the GPU together, in two halves: `arrive` behind what others wait for, and before
-// they go on `wait`, which takes how often they have arrived. Both are barriers of the block as well.
-struct TeamBarrier {
-    unsigned* arrived;  // 0 at the beginning
-    unsigned blocks;
-
-    __device__ void arrive() const {
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            atomicAdd(arrived, 1u);
-        }
-    }
-    __device__ void wait(unsigned times) const {
-        if (threadIdx.x == 0) {
-            unsigned seen = 0;
-            do {
-                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
-            } while (seen < times * blocks);
-        }
-        __syncthreads();
-    }
-};
 
 __device__ __forceinline__ void let_next_kernel_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

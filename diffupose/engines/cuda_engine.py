@@ -195,7 +195,7 @@ class CudaDenoiser(PackedDenoiser):
 
     def _workspace(self, poses: int) -> Tensor:
         tiles = -(-poses // self._tile_poses)
-        return torch.empty(tiles * (self.tile_bytes + cuda().ARRIVED_BYTES), dtype=torch.uint8, device=self.device)
+        return torch.empty(tiles * self.tile_bytes, dtype=torch.uint8, device=self.device)
 
     def _wait_for_copies(self) -> None:
         """Wait for what was copied from the host: the next call may come on another stream."""

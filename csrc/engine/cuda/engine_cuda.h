@@ -98,11 +98,7 @@ struct CudaDenoiseArgs {
     float* out;  // [N, J, num_output_channels]
 };
 
-// Numbers between two tiles' counts of the blocks that have arrived at a barrier, which lie behind the tiles: each has
-// a line of the cache to itself.
-constexpr int kArrivedStride = 32;
-
-// workspace: tile_bytes for every tile of eight poses, and to sample kArrivedStride numbers of 4 bytes for each.
+// workspace: tile_bytes for every tile of eight poses.
 void launch_denoise(const CudaProgram& program, const CudaDenoiseArgs& args, unsigned char* workspace, void* stream);
 void launch_sample_layers(const CudaProgram& program, const CudaSampleArgs& args, unsigned char* workspace,
                           void* stream);

@@ -7,10 +7,6 @@
 #include "cuda_cases.h"
 #include "engine/cuda/engine_cuda.h"
 
-namespace diffupose::emulation {
-int64_t& most_blocks_together();  // of cuda_emulation.h, which is for kernels
-}
-
 namespace diffupose::cases {
 namespace {
 
@@ -323,7 +319,7 @@ DeviceArray<float> expected(const Network<T>& network, const Chain& chain) {
                              chain.coefficients.data(),
                              chain.noise_scale.data(),
                              parameters.data(),
-                             {static_cast<uint64_t>(chain.seed), chain.frames.data(), chain.chains.data(), true},
+                             {static_cast<uint64_t>(chain.seed), chain.frames.data(), chain.chains.data()},
                              chain.clip,
                              chain.frames.size(),
                              chain.chains.size(),
@@ -349,7 +345,6 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
                                  chain.frames.size(),
                                  chain.chains.size(),
                                  kSteps,
-                                 true,
                                  chain.clip,
                                  x0_last.data(),
                                  out.data()};
@@ -360,7 +355,7 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
     } else if (persistent) {
         launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
     } else {
-        DeviceArray<unsigned char> workspace(2 * (network.tile_bytes + 4 * kArrivedStride));
+        DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
         launch_sample_layers(network.program(), args, workspace.data(), nullptr);
     }
     return out;
@@ -371,21 +366,15 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
 CUDA_CASE(engine_float32) {
     const Network<float> network(17);
     const Chain chain(17);
-    emulation::most_blocks_together() = 0;
     const auto out = sampled(network, chain, false);
     expect_near("samples", out, expected(network, chain), 1e-4);
-    emulation::most_blocks_together() = 1000;
-    expect_equal("samples by one kernel", sampled(network, chain, false), out);
 }
 
 CUDA_CASE(engine_bfloat16) {
     const Network<Bfloat16> network(17);
     const Chain chain(17);
-    emulation::most_blocks_together() = 0;
     const auto out = sampled(network, chain, false), exact = expected(network, chain);
     expect_near("samples", out, exact, 0.1);
-    emulation::most_blocks_together() = 1000;
-    expect_equal("samples by one kernel", sampled(network, chain, false), out);
     // Each warp adds up a part of the channels in the one, all of them in the other: not the same bits.
     expect_near("persistent samples", sampled(network, chain, true), out, 0.05);
 }
@@ -428,7 +417,7 @@ CUDA_CASE(engine_denoise_of_15_joints) {
     }
     network.cpu.denoise({sample.data(), condition.data(), parameters.data(), poses, 1, exact.data()},
                         [] { return false; });
-    DeviceArray<unsigned char> workspace(2 * (network.tile_bytes + 4 * kArrivedStride));
+    DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
     launch_denoise(network.program(), {sample.data(), condition.data(), values.data(), poses, out.data()},
                    workspace.data(), nullptr);
     expect_near("output", out, exact, 1e-4);

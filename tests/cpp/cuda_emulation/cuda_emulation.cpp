@@ -139,13 +139,6 @@ void exchange(uint32_t mask, const uint32_t* mine, int words, WarpWords& all) {
     w.after[party.first].wait(party.count);
 }
 
-int64_t& most_blocks_together() {
-    static int64_t blocks = 12;
-    return blocks;
-}
-
-void end(const char* message) { fail(message); }
-
 void require_wait() {
     if (!indices().waited) fail("a kernel that is launched early ends without having waited");
 }

@@ -125,12 +125,6 @@ void require_aligned(const void* address, int bytes);
 void launch(const char* name, const char* file, dim3 grid, dim3 block, int shared_bytes,
             const std::function<void()>& kernel, int cluster = 1);
 
-// How many blocks a GPU holds at the same time: by default so few that tests have launches of both kinds.
-int64_t& most_blocks_together();
-
-// Ends the process with a message.
-[[noreturn]] void end(const char* message);
-
 // Ends the process unless this thread has waited for earlier kernels.
 void require_wait();
 
@@ -174,15 +168,6 @@ T from_lane(uint32_t mask, T value, int source) {
          kernel(__VA_ARGS__);                                                                                        \
          diffupose::emulation::require_wait();                                                                       \
      }))
-// Blocks do not run together here: each phase is a launch of its own.
-#define DIFFUPOSE_LAUNCH_TOGETHER(kernel, grid, block, stream, phases, ...)               \
-    do {                                                                                  \
-        (void)(stream);                                                                   \
-        for (int phase = 0; phase < (phases); ++phase) {                                  \
-            diffupose::emulation::launch(#kernel, __FILE__, grid, block, 0,               \
-                                         [=] { kernel(__VA_ARGS__, phase, phase + 1); }); \
-        }                                                                                 \
-    } while (false)
 #define DIFFUPOSE_DYNAMIC_SHARED(name) unsigned char* const name = diffupose::emulation::shared_memory()
 
 inline void __syncthreads() { diffupose::emulation::sync_threads(); }
@@ -214,22 +199,6 @@ T __ldcg(const T* address) {
 }
 
 namespace diffupose {
-
-template <typename Kernel>
-int64_t blocks_together(Kernel, int) {
-    return emulation::most_blocks_together();
-}
-
-struct TeamBarrier {
-    unsigned* arrived;
-    unsigned blocks;
-
-    void arrive() const {}
-    void wait(unsigned times) const {
-        if (times > 0) emulation::end("a launch of one phase waits for another");
-        __syncthreads();
-    }
-};
 
 inline void let_next_kernel_start() {}
 inline void wait_for_earlier_kernels() { emulation::indices().waited = true; }

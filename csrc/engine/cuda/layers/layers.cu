@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "common/cuda.h"
 #include "engine/cuda/engine_cuda.h"
 #include "engine/cuda/layers/split.cuh"
@@ -16,11 +14,6 @@ constexpr int kSideThreads = kSideWarps * kWarpSize;
 // A block of a product takes 8 columns where there are few enough of them to run all at once, a multiprocessor each,
 // else 16, which read the activations half as often.
 constexpr int64_t kFewBlocks = 128;
-// Warps of a block of the persistent kernel: with two a scheduler, one multiplies while the other mixes joints, and
-// each may hold 255 registers.
-constexpr int kPersistentWarps = 8;
-constexpr int kPersistentThreads = kPersistentWarps * kWarpSize;
-
 // --- One kernel for each layer ---------------------------------------------------------------------------------------
 
 template <typename T, int kPairs, int kProducts, int kBlocks>
@@ -30,10 +23,7 @@ __global__ void __launch_bounds__(kPairs* kWarpSize, sizeof(T) == 2 ? 2 : 1)
     let_next_kernel_start();
     __shared__ SplitLayer<T, kPairs, kProducts, kBlocks> shared;
     shared.run(layer, workspace + blockIdx.x * tile_bytes, parameters, static_cast<int>(blockIdx.y) * kBlocks,
-               tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane(), [] {
-                   __syncthreads();
-                   wait_for_earlier_kernels();
-               });
+               tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane());
 }
 
 // The other layers: a warp for each task.
@@ -79,8 +69,7 @@ __global__ void __launch_bounds__(kSideThreads)
 }
 
 __global__ void __launch_bounds__(kSideThreads)
-    draw_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args, unsigned* arrived) {
-    if (threadIdx.x == 0) arrived[blockIdx.x * kArrivedStride] = 0;
+    draw_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args) {
     draw_initial(shape, args, int64_t{kTilePoses} * blockIdx.x, static_cast<int>(threadIdx.x), kSideThreads);
 }
 
@@ -123,10 +112,9 @@ struct StepEnd {
     static_assert(kTilePoses <= kPairs);
     float noise[kPairs][kRounds * kWarpSize], next[kPairs][kRounds * kWarpSize];
 
-    // By a block for its tile; `wait` as in SplitLayer.
-    template <typename Wait>
-    __device__ void run(const Shape& shape, const CudaSampleArgs& args, unsigned char* memory, Tiling tiling, int step,
-                        const Wait& wait) {
+    // By a block for its tile.
+    __device__ void run(const Shape& shape, const CudaSampleArgs& args, unsigned char* memory, Tiling tiling,
+                        int step) {
         const int thread = static_cast<int>(threadIdx.x), elements = 3 * shape.joints;
         const int64_t first_pose = tiling.first(blockIdx.x);
         const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_steps * kWarpSize;
@@ -151,7 +139,8 @@ struct StepEnd {
         float* const out = args.out + (first_pose + warp) * elements;
         float* const last = args.x0_last == nullptr ? nullptr : args.x0_last + (first_pose + warp) * elements;
         const float* const output = at<const float>(memory, shape.output);
-        wait();
+        __syncthreads();
+        wait_for_earlier_kernels();
 
         float x[kRounds], said[kRounds], x0_last[kRounds];
 #pragma unroll
@@ -189,65 +178,7 @@ __global__ void __launch_bounds__(kPairs* kWarpSize)
                 unsigned char* workspace, int64_t tile_bytes, Tiling tiling, int step) {
     let_next_kernel_start();
     __shared__ StepEnd<T, kPairs> shared;
-    shared.run(shape, args, workspace + blockIdx.x * tile_bytes, tiling, step, [] {
-        __syncthreads();
-        wait_for_earlier_kernels();
-    });
-}
-
-// --- All layers of all steps in one kernel, while a tile's blocks fit the GPU together -------------------------------
-
-// What a block needs of shared memory, one after the other.
-template <typename T, int kPairs>
-union TogetherMemory {
-    SplitLayer<T, kPairs, 2, 1> graph_conv;
-    SplitLayer<T, kPairs, 1, 1> linear;
-    StepEnd<T, kPairs> end;
-};
-
-// Phases [first, last): the layers of a step and its end, of all steps. Blocks (tile, columns) of a tile wait for each
-// other between two phases, so all of them must be on the GPU at the same time; while a block waits it has fetched the
-// weights of what comes. What other blocks wrote is read past L1, or by ordinary loads behind the wait, which forget
-// what L1 held.
-template <typename T, int kPairs>
-__global__ void __launch_bounds__(kPairs* kWarpSize, 1)
-    together_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
-                    const LayerRecord* layers, int num_layers, unsigned char* workspace, int64_t tile_bytes,
-                    Tiling tiling, unsigned* arrived, int first, int last) {
-    __shared__ TogetherMemory<T, kPairs> shared;
-    unsigned char* memory = workspace + blockIdx.x * tile_bytes;
-    const int block = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    const int poses = tiling.count(blockIdx.x), phases = num_layers + 1;
-    const TeamBarrier barrier = {arrived + blockIdx.x * kArrivedStride, gridDim.y};
-    for (int phase = first; phase < last; ++phase) {
-        const int step = phase / phases, i = phase % phases;
-        const auto wait = [&] { barrier.wait(static_cast<unsigned>(phase - first)); };
-        if (i == num_layers) {
-            if (block == 0) {
-                shared.end.run(shape, args, memory, tiling, step, wait);
-            } else {
-                wait();
-            }
-        } else {
-            const LayerRecord layer = layers[i];
-            const float* parameters = args.parameters + step * args.num_parameters;
-            const bool product = layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
-            if (product && block >= 2 * layer.output_steps) {
-                wait();
-            } else if (layer.kind == LayerKind::graph_conv) {
-                shared.graph_conv.run(layer, memory, parameters, block, poses, warp, this_lane(), wait);
-            } else if (layer.kind == LayerKind::linear) {
-                shared.linear.run(layer, memory, parameters, block, poses, warp, this_lane(), wait);
-            } else {
-                wait();
-                for (int task = block * kPairs + warp; task < tasks_of<kPairs>(layer);
-                     task += static_cast<int>(gridDim.y) * kPairs) {
-                    run_task<T, kPairs>(layer, memory, shape.joints, parameters, task);
-                }
-            }
-        }
-        barrier.arrive();
-    }
+    shared.run(shape, args, workspace + blockIdx.x * tile_bytes, tiling, step);
 }
 
 __global__ void __launch_bounds__(kSideThreads)
@@ -330,96 +261,18 @@ void sample_layers(const CudaProgram& program, const CudaSampleArgs& args, unsig
     const auto grid = static_cast<unsigned>(num_tiles(poses));
     const auto end = step_kernel<T, kPairs>;
     const Launch to = {workspace, tiling_of(poses), stream, waits(end)};
-    auto* arrived = reinterpret_cast<unsigned*>(workspace + num_tiles(poses) * program.tile_bytes);
-    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSideThreads, 0, stream, shape, args, arrived);
+    DIFFUPOSE_LAUNCH(draw_kernel, grid, kSideThreads, 0, stream, shape, args);
     check_launch("draw_kernel");
     const auto fill = fill_kernel<T>;
     DIFFUPOSE_LAUNCH(fill, grid, kSideThreads, 0, stream, shape, workspace, program.tile_bytes, to.tiling, args.out,
                      args.condition, args.num_hypotheses, kPairs);
     check_launch("fill_kernel");
-    unsigned blocks = 1;
-    for (int i = 0; i < program.num_layers; ++i) {
-        const LayerRecord& layer = program.layers[i];
-        const bool product = layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
-        if (product) blocks = std::max(blocks, static_cast<unsigned>(2 * layer.output_steps));
-    }
-    const auto together = together_kernel<T, kPairs>;
-    if (int64_t{grid} * blocks <= blocks_together(together, kPairs * kWarpSize)) {
-        DIFFUPOSE_LAUNCH_TOGETHER(together, dim3(grid, blocks), kPairs * kWarpSize, stream,
-                                  args.num_steps * (program.num_layers + 1), shape, args, program.layers_cuda,
-                                  program.num_layers, workspace, program.tile_bytes, to.tiling, arrived);
-        check_launch("together_kernel");
-        return;
-    }
     for (int step = 0; step < args.num_steps; ++step) {
         launch_layers<T, kPairs>(program, to, args.parameters + step * args.num_parameters);
         DIFFUPOSE_LAUNCH_EARLY(end, grid, kPairs * kWarpSize, 0, stream, to.early, shape, args, workspace,
                                program.tile_bytes, to.tiling, step);
         check_launch("step_kernel");
     }
-}
-
-// --- One kernel for everything ---------------------------------------------------------------------------------------
-
-template <int kPairs>
-__device__ void run_layer(const LayerRecord& layer, unsigned char* memory, int joints, const float* parameters) {
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    const Lane lane = this_lane();
-    if (layer.kind == LayerKind::graph_conv) {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 2, 2>(layer, memory, parameters, 2 * i, lane);
-        }
-    } else if (layer.kind == LayerKind::linear) {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 1, 2>(layer, memory, parameters, 2 * i, lane);
-        }
-    } else if (layer.kind == LayerKind::scale_shift) {
-        for (int i = warp; i < kPairs; i += kPersistentWarps) {
-            scale_shift_task<Bfloat16>(layer, memory, parameters, i, lane);
-        }
-    } else if (layer.kind == LayerKind::attention_weights) {
-        for (int i = warp; i < layer.num_heads * kPairs; i += kPersistentWarps) {
-            attention_weights_task<Bfloat16, kPairs>(layer, memory, joints, i / kPairs, i % kPairs, lane);
-        }
-    } else {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
-            attention_apply_task<Bfloat16, kPairs>(layer, memory, i, lane);
-        }
-    }
-}
-
-template <int kPairs>
-__global__ void __launch_bounds__(kPersistentThreads, 1)
-    sample_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
-                  const LayerRecord* layers, int num_layers, unsigned num_tiles) {
-    DIFFUPOSE_DYNAMIC_SHARED(memory);
-    for (unsigned tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
-        draw_initial(shape, args, int64_t{kTilePoses} * tile, static_cast<int>(threadIdx.x), kPersistentThreads);
-        for (int step = 0; step < args.num_steps; ++step) {
-            __syncthreads();
-            fill_input<Bfloat16, PairLayout>(shape, memory, args.out, args.condition, int64_t{kTilePoses} * tile,
-                                             args.num_frames * args.num_hypotheses, args.num_hypotheses, 2 * kPairs,
-                                             static_cast<int>(threadIdx.x), kPersistentThreads);
-            for (int i = 0; i < num_layers; ++i) {
-                __syncthreads();
-                run_layer<kPairs>(layers[i], memory, shape.joints, args.parameters + step * args.num_parameters);
-            }
-            __syncthreads();
-            reverse_step<PairLayout>(shape, args, memory, int64_t{kTilePoses} * tile, step,
-                                     static_cast<int>(threadIdx.x), kPersistentThreads);
-        }
-    }
-}
-
-template <int kPairs>
-void sample_persistent(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream) {
-    const auto kernel = sample_kernel<kPairs>;
-    const int64_t tiles = num_tiles(args.num_frames * args.num_hypotheses);
-    allow_shared_bytes(kernel, static_cast<int>(program.tile_bytes));
-    const auto grid = static_cast<unsigned>(tiles < num_blocks ? tiles : num_blocks);
-    DIFFUPOSE_LAUNCH(kernel, grid, kPersistentThreads, static_cast<int>(program.tile_bytes), stream, shape_of(program),
-                     args, program.layers_cuda, program.num_layers, static_cast<unsigned>(tiles));
-    check_launch("sample_kernel");
 }
 
 }  // namespace
@@ -443,12 +296,6 @@ void launch_sample_layers(const CudaProgram& program, const CudaSampleArgs& args
     } else {
         (few ? sample_layers<float, 8> : sample_layers<float, 9>)(program, args, workspace, stream);
     }
-}
-
-void launch_sample_persistent(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream) {
-    if (args.num_frames * args.num_hypotheses == 0) return;
-    (joint_pairs(program.num_joints) == 8 ? sample_persistent<8> : sample_persistent<9>)(program, args, num_blocks,
-                                                                                         stream);
 }
 
 }  // namespace diffupose

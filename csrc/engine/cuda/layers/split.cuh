@@ -374,11 +374,9 @@ struct SplitLayer {
         if (thread < kColumns) factors.scale[i] = scale, factors.shift[i] = shift;
     }
 
-    // `kBlocks` blocks of eight columns of a tile, the first of which is a multiple of `kBlocks`. `wait` is a barrier
-    // of the block that ends when what this layer reads is there.
-    template <typename Wait>
+    // `kBlocks` blocks of eight columns of a tile, the first of which is a multiple of `kBlocks`.
     __device__ void run(const LayerRecord& layer, unsigned char* memory, const float* parameters, int block, int poses,
-                        int warp, Lane lane, const Wait& wait) {
+                        int warp, Lane lane) {
         const auto index = [&](int of_lane) {
             return record_index(warp, block / 2, layer.output_steps, of_lane) + block % 2 * 4;
         };
@@ -388,7 +386,8 @@ struct SplitLayer {
         const auto* from = Product::records(layer, at<const T>(memory, layer.input), poses, warp, lane);
         const T* residual = at<const T>(memory, has_residual ? layer.residual : 0) + index(lane.index);
         compute_now(from), compute_now(residual);
-        wait();
+        __syncthreads();
+        wait_for_earlier_kernels();
 
         Four<T> before[kBlocks];
         const auto load_residual = [&] {
