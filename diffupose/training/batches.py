@@ -30,7 +30,7 @@ from diffupose.skeleton import SKELETONS, h36m_joints
 from diffupose.training.config import TrainConfig
 
 # Streams of random numbers of a step, and of the shuffles.
-DATA_STREAM, NOISE_STREAM, SHUFFLE_STREAM, STATISTICS_STREAM = range(4)
+DATA_STREAM, NOISE_STREAM, SHUFFLE_STREAM = range(3)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from diffupose.config import PRESETS, Precision
+from diffupose.config import PRESETS, LifterConfig, Precision, override
 from diffupose.datasets.mocap import SELECTION_SUBJECTS
 from diffupose.errors import InputError
 
@@ -232,3 +232,26 @@ def _check_type(key: str, value: Any, annotation: str) -> None:
     optional = "None" in annotation and value is None
     if not optional and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
         raise ValueError(f"{key} must be {annotation}, got {value!r}")
+
+
+def model_config(config: TrainConfig) -> LifterConfig:
+    """Return the model that a training configuration describes."""
+    values = PRESETS[config.preset].to_dict()
+    for section, name in (
+        (values["denoiser"], "hidden_dim"),
+        (values["denoiser"], "num_layers"),
+        (values, "input_normalization"),
+    ):
+        if getattr(config, name) is not None:
+            section[name] = getattr(config, name)
+    return LifterConfig.from_dict(override(values, config.model))
+
+
+def learning_rate(config: TrainConfig, step: int, num_samples: int) -> float:
+    """Return the learning rate of a step (counted from 0)."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.lr_schedule == "exponential":
+        return config.lr * warmup * config.lr_decay ** (step * config.batch_size // num_samples)
+    if config.lr_schedule == "cosine":
+        return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
+    return config.lr * warmup

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +20,74 @@ from diffupose.training.config import TrainConfig
 from diffupose.training.ema import ExponentialMovingAverage
 
 CHECKPOINT_NAME, LOG_NAME, LIFTER_NAME = "checkpoint.pt", "log.csv", "model.safetensors"
+# Settings that may differ between the two halves of a resumed run.
+_FREE_ON_RESUME = (
+    "output", "device", "log_every", "checkpoint_every", "validate_every", "workers", "cuda_graph", "compile", "data",
+)  # fmt: skip
 LOG_COLUMNS = ("step", "samples", "epoch", "loss", "lr", "gradient_norm", "val_h36m_mm", "val_wild_mm", "seconds")
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    config: TrainConfig,
-    model: LifterConfig,
-    denoiser: nn.Module,
-    ema: ExponentialMovingAverage,
-    optimizer: torch.optim.Optimizer,
-    pose_mean: Tensor,
-    pose_scale: Tensor,
-    running: dict[str, float],
-    num_samples: int,
-) -> None:
+@dataclass
+class RunState:
+    """What changes in a run, and the statistics that it started with.
+
+    Attributes:
+        denoiser, ema, optimizer: What learns.
+        pose_mean, pose_scale: ``[J, 3]`` metres.
+        step: Optimiser steps that were taken.
+        running: Sums since the last line of the log, their count, and the seconds of the whole run.
+    """
+
+    denoiser: nn.Module
+    ema: ExponentialMovingAverage
+    optimizer: torch.optim.Optimizer
+    pose_mean: Tensor
+    pose_scale: Tensor
+    step: int = 0
+    running: dict[str, float] = field(
+        default_factory=lambda: {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0, "seconds": 0.0}
+    )
+
+    def count(self, loss: float, gradient_norm: float) -> None:
+        """Count one optimiser step."""
+        self.step += 1
+        for name, value in (("loss", loss), ("gradient_norm", gradient_norm), ("count", 1)):
+            self.running[name] += value
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go back to a checkpoint, torch's generators as well."""
+        self.denoiser.load_state_dict(saved["denoiser"])
+        self.ema.model.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.running = int(saved["step"]), dict(saved["running"])
+        torch.set_rng_state(saved["rng"].cpu())
+        if torch.cuda.is_available() and len(saved["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([item.cpu() for item in saved["cuda_rng"]])
+
+
+def save_checkpoint(folder: Path, state: RunState, config: TrainConfig, model: LifterConfig, num_samples: int) -> None:
     """Write the lifter of the averaged weights, then everything a run needs to go on as if it had never stopped."""
-    epoch, position = divmod(step * config.batch_size, num_samples)
-    state = {
+    epoch, position = divmod(state.step * config.batch_size, num_samples)
+    content = {
         "format": 1,
-        "step": step,
+        "step": state.step,
         "train_config": json.dumps(config.to_dict()),
         "model_config": json.dumps(model.to_dict()),
-        "denoiser": denoiser.state_dict(),
-        "ema": ema.model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "pose_mean": pose_mean,
-        "pose_scale": pose_scale,
-        "running": running,
+        "denoiser": state.denoiser.state_dict(),
+        "ema": state.ema.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "pose_mean": state.pose_mean,
+        "pose_scale": state.pose_scale,
+        "running": state.running,
         # Data and noise depend on the seed and the step only; where the shuffle stands is stored to be checked.
         "sampler": {"seed": config.seed, "epoch": epoch, "position": position, "num_samples": num_samples},
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     # The checkpoint comes last: a run killed in between goes on from the one before and writes both again.
-    save_lifter_file(folder / LIFTER_NAME, ema.model, model, pose_mean, pose_scale)
+    save_lifter_file(folder / LIFTER_NAME, state.ema.model, model, state.pose_mean, state.pose_scale)
     with atomic_path(folder / CHECKPOINT_NAME) as temporary:
-        torch.save(state, temporary)
+        torch.save(content, temporary)
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -73,11 +103,19 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put torch's generators where they were."""
-    torch.set_rng_state(state["rng"].cpu())
-    if torch.cuda.is_available() and len(state["cuda_rng"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda_rng"]])
+def check_same_run(saved: dict[str, Any], config: TrainConfig, model: LifterConfig, num_samples: int) -> None:
+    """Raise ``InputError`` unless a checkpoint is of a run with these settings, this model and as much data."""
+    before = {**TrainConfig().to_dict(), **json.loads(saved["train_config"])}
+    now = json.loads(json.dumps(config.to_dict()))
+    for name, value in now.items():
+        if name not in _FREE_ON_RESUME and before[name] != value:
+            raise InputError(f"{name} was {before[name]!r} in the run to resume, got {value!r}")
+    if LifterConfig.from_dict(json.loads(saved["model_config"])) != model:
+        raise InputError("the model of the run to resume differs from the one asked for")
+    if saved["sampler"]["num_samples"] != num_samples:
+        raise InputError(
+            f"the run to resume had {saved['sampler']['num_samples']} training poses, data has {num_samples}"
+        )
 
 
 class CsvLog:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffupose.checkpoint import LifterFile, load_lifter_file
-from diffupose.config import PRESETS, LifterConfig, override
+from diffupose.config import LifterConfig
 from diffupose.devices import find_device
 from diffupose.errors import InputError
 from diffupose.networks.build import build_denoiser
 from diffupose.training.batches import NOISE_STREAM, Batches, TrainBatch, pose_statistics, step_generator
-from diffupose.training.config import TrainConfig
+from diffupose.training.config import TrainConfig, learning_rate, model_config
 from diffupose.training.distributed import average, average_gradients, start_processes, stop_processes, wait_for_all
 from diffupose.training.ema import ExponentialMovingAverage
 from diffupose.training.gradients import Gradients
@@ -32,30 +31,12 @@ from diffupose.training.state import (
     LIFTER_NAME,
     LOG_NAME,
     CsvLog,
+    RunState,
+    check_same_run,
     load_checkpoint,
-    restore_rng,
     save_checkpoint,
 )
-from diffupose.training.validation import Validation, open_validation
-
-# Settings that may differ between the two halves of a resumed run.
-_FREE_ON_RESUME = (
-    "output", "device", "log_every", "checkpoint_every", "validate_every", "workers", "cuda_graph", "compile", "data",
-)  # fmt: skip
-
-
-def model_config(config: TrainConfig) -> LifterConfig:
-    """Return the model that a training configuration describes."""
-    preset = PRESETS[config.preset]
-    denoiser = preset.denoiser
-    if config.hidden_dim is not None:
-        denoiser = replace(denoiser, hidden_dim=config.hidden_dim)
-    if config.num_layers is not None:
-        denoiser = replace(denoiser, num_layers=config.num_layers)
-    values = replace(preset, denoiser=denoiser).to_dict()
-    if config.input_normalization is not None:
-        values["input_normalization"] = config.input_normalization
-    return LifterConfig.from_dict(override(values, config.model))
+from diffupose.training.validation import Validation
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> Path:
@@ -91,79 +72,73 @@ class _Trainer:
             raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
         self.model = model_config(config)
         self.batches: Batches = open_batches(config, self.model, torch.device("cpu") if config.workers else self.device)
-        self.validation: Validation | None = open_validation(config) if rank == 0 and config.validate_every else None
+        self.validation = Validation(config) if rank == 0 and config.validate_every else None
 
-        state = None
+        saved = None
         if resume and (self.folder / CHECKPOINT_NAME).exists():
-            state = load_checkpoint(self.folder, self.device)
-            _check_same_run(state, config, self.model, self.batches)
+            saved = load_checkpoint(self.folder, self.device)
+            check_same_run(saved, config, self.model, self.batches.num_samples)
         elif resume and rank == 0:
             print(f"diffupose: {self.folder} holds no run to resume: starting from step 0", file=sys.stderr)
         if rank == 0:  # not before: what cannot be trained leaves no folder
             self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
-        if state is not None:
-            pose_mean, pose_scale = state["pose_mean"], state["pose_scale"]
-        elif config.initialize is not None:
-            file = _initial_lifter(config.initialize, self.model)
-            self.denoiser.load_state_dict(file.denoiser.state_dict())
-            pose_mean, pose_scale = file.pose_mean, file.pose_scale
-        elif self.model.standardize_poses:
-            pose_mean, pose_scale = pose_statistics(self.batches)
-        else:
-            shape = self.batches.batch(0).poses_3d.shape[1:]
-            pose_mean, pose_scale = torch.zeros(shape), torch.ones(shape)
-        self.pose_mean, self.pose_scale = pose_mean.to(self.device), pose_scale.to(self.device)
-        self.loss = DiffusionLoss(self.model, config, self.pose_mean, self.pose_scale).to(self.device)
-        self.ema = ExponentialMovingAverage(self.denoiser, config)
+        pose_mean, pose_scale = (item.to(self.device) for item in self._statistics(saved))
+        self.loss = DiffusionLoss(self.model, config, pose_mean, pose_scale).to(self.device)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         # On a GPU one kernel instead of a dozen; elsewhere the bits of earlier runs.
         fused = True if self.device.type == "cuda" else None
-        self.optimizer = kind(self.denoiser.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-        self.step, self.running = 0, {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0, "seconds": 0.0}
-        if state is not None:
-            self.denoiser.load_state_dict(state["denoiser"])
-            self.ema.model.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.running = int(state["step"]), dict(state["running"])
-            restore_rng(state)
+        optimizer = kind(self.denoiser.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        ema = ExponentialMovingAverage(self.denoiser, config)
+        self.state = RunState(self.denoiser, ema, optimizer, pose_mean, pose_scale)
+        if saved is not None:
+            self.state.restore(saved)
         self.network = torch.compile(self.denoiser) if config.compile else self.denoiser
         as_graph = config.cuda_graph and self.device.type == "cuda"
         self.gradients = Gradients(self._loss_of, self.denoiser.parameters(), as_graph)
 
+    def _statistics(self, saved: dict[str, Any] | None) -> tuple[Tensor, Tensor]:
+        """Return mean and scale of the poses ``[J, 3]``; a lifter to start from gives its weights as well."""
+        if saved is not None:
+            return saved["pose_mean"], saved["pose_scale"]
+        if self.config.initialize is not None:
+            file = _initial_lifter(self.config.initialize, self.model)
+            self.denoiser.load_state_dict(file.denoiser.state_dict())
+            return file.pose_mean, file.pose_scale
+        if self.model.standardize_poses:
+            return pose_statistics(self.batches)
+        shape = self.batches.batch(0).poses_3d.shape[1:]
+        return torch.zeros(shape), torch.ones(shape)
+
     def run(self, progress: bool) -> Path:
-        config = self.config
-        log = CsvLog(self.folder / LOG_NAME, self.step) if self.rank == 0 else None
-        board = _tensorboard(self.folder, self.step) if self.rank == 0 else None
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not progress, mininterval=1.0)
+        config, state = self.config, self.state
+        log = CsvLog(self.folder / LOG_NAME, state.step) if self.rank == 0 else None
+        board = _tensorboard(self.folder, state.step) if self.rank == 0 else None
+        bar = tqdm(total=config.steps, initial=state.step, unit="step", disable=not progress, mininterval=1.0)
         self.denoiser.train()
-        batches = load_batches(self.batches, self.step, config.steps, config.workers, self.device)
         clock = time.perf_counter()
-        for batch in batches:
+        for batch in load_batches(self.batches, state.step, config.steps, config.workers, self.device):
             loss, norm = self._train_step(batch)
-            self.step += 1
-            self.running["loss"] += loss
-            self.running["gradient_norm"] += norm
-            self.running["count"] += 1
+            state.count(loss, norm)
             bar.update()
-            logged = self.step % config.log_every == 0 or self._validates
+            logged = state.step % config.log_every == 0 or self._validates
             if logged and log is not None:
                 now = time.perf_counter()
-                self.running["seconds"], clock = self.running["seconds"] + now - clock, now
+                state.running["seconds"], clock = state.running["seconds"] + now - clock, now
                 row = self._log_row()
                 log.write(row)
                 if board is not None:
                     for name, value in row.items():
                         if isinstance(value, float) and name != "seconds":
-                            board.add_scalar(name, value, self.step)
+                            board.add_scalar(name, value, state.step)
                 bar.set_postfix(loss=f"{row['loss']:.4f}")
             if logged:
-                self.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
-            if self.rank == 0 and (self.step % config.checkpoint_every == 0 or self.step == config.steps):
+                state.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
+            if self.rank == 0 and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
                 if board is not None:
                     board.flush()  # what the checkpoint knows must survive as long as the checkpoint
-                self._save()
+                save_checkpoint(self.folder, state, config, self.model, self.batches.num_samples)
         bar.close()
         if board is not None:
             board.close()
@@ -180,13 +155,13 @@ class _Trainer:
         Returns:
             Loss and gradient norm over all processes.
         """
-        config, step = self.config, self.step
+        config, state, step = self.config, self.state, self.state.step
         share = config.batch_size // self.num_processes
         mine = slice(self.rank * share, (self.rank + 1) * share)
         generator = step_generator(config.seed, NOISE_STREAM, step, self.device)
         timesteps, noise = self.loss.draw(config.batch_size, generator)
         batch = batch[mine]
-        for group in self.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.batches.num_samples)
         loss = self.gradients(batch.inputs, batch.poses_3d, timesteps[mine], noise[mine])
         average_gradients(self.denoiser, self.num_processes)
@@ -197,56 +172,31 @@ class _Trainer:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"the {name} is {value} at step {step}: try a smaller --lr or --grad-clip 1")
-        self.optimizer.step()
-        self.ema.update(self.denoiser, step + 1)
+        state.optimizer.step()
+        state.ema.update(self.denoiser, step + 1)
         return values["loss"], values["gradient norm"]
 
     @property
     def _validates(self) -> bool:
-        every = self.config.validate_every
-        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+        every, step = self.config.validate_every, self.state.step
+        return step == self.config.steps or (every > 0 and step % every == 0)
 
     def _log_row(self) -> dict[str, Any]:
-        count, config = self.running["count"], self.config
+        config, state, num_samples = self.config, self.state, self.batches.num_samples
         row = {
-            "step": self.step,
-            "samples": self.step * config.batch_size,
-            "epoch": self.step * config.batch_size / self.batches.num_samples,
-            "loss": self.running["loss"] / count,
-            "lr": learning_rate(config, self.step - 1, self.batches.num_samples),
-            "gradient_norm": self.running["gradient_norm"] / count,
+            "step": state.step,
+            "samples": state.step * config.batch_size,
+            "epoch": state.step * config.batch_size / num_samples,
+            "loss": state.running["loss"] / state.running["count"],
+            "lr": learning_rate(config, state.step - 1, num_samples),
+            "gradient_norm": state.running["gradient_norm"] / state.running["count"],
             "val_h36m_mm": "",
             "val_wild_mm": "",
-            "seconds": self.running["seconds"],
+            "seconds": state.running["seconds"],
         }
         if self.validation is not None and self._validates:
-            row |= self.validation.score(self.ema.model, self.model, self.pose_mean, self.pose_scale)
+            row |= self.validation.score(state.ema.model, self.model, state.pose_mean, state.pose_scale)
         return row
-
-    def _save(self) -> None:
-        save_checkpoint(
-            self.folder,
-            step=self.step,
-            config=self.config,
-            model=self.model,
-            denoiser=self.denoiser,
-            ema=self.ema,
-            optimizer=self.optimizer,
-            pose_mean=self.pose_mean,
-            pose_scale=self.pose_scale,
-            running=self.running,
-            num_samples=self.batches.num_samples,
-        )
-
-
-def learning_rate(config: TrainConfig, step: int, num_samples: int) -> float:
-    """Return the learning rate of a step (counted from 0)."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.lr_schedule == "exponential":
-        return config.lr * warmup * config.lr_decay ** (step * config.batch_size // num_samples)
-    if config.lr_schedule == "cosine":
-        return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
-    return config.lr * warmup
 
 
 def _initial_lifter(path: str, model: LifterConfig) -> LifterFile:
@@ -265,20 +215,6 @@ def _difference(name: str, given: Any, wanted: Any) -> str:
     names = [part.name for part in fields(given) if getattr(given, part.name) != getattr(wanted, part.name)]
     parts = [", ".join(f"{part}={getattr(values, part)!r}" for part in names) for values in (given, wanted)]
     return f"{name} is {parts[0]}, not {parts[1]}"
-
-
-def _check_same_run(state: dict[str, Any], config: TrainConfig, model: LifterConfig, batches: Batches) -> None:
-    before = {**TrainConfig().to_dict(), **json.loads(state["train_config"])}
-    now = json.loads(json.dumps(config.to_dict()))
-    for name, value in now.items():
-        if name not in _FREE_ON_RESUME and before[name] != value:
-            raise InputError(f"{name} was {before[name]!r} in the run to resume, got {value!r}")
-    if LifterConfig.from_dict(json.loads(state["model_config"])) != model:
-        raise InputError("the model of the run to resume differs from the one asked for")
-    if state["sampler"]["num_samples"] != batches.num_samples:
-        raise InputError(
-            f"the run to resume had {state['sampler']['num_samples']} training poses, data has {batches.num_samples}"
-        )
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

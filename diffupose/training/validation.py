@@ -47,8 +47,3 @@ class Validation:
             values = score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())
             scores[f"val_{cell.rig}_mm"] = values["mpjpe"]
         return scores
-
-
-def open_validation(config: TrainConfig) -> Validation:
-    """Return the validation of a run on motion capture."""
-    return Validation(config)

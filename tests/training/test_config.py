@@ -15,8 +15,7 @@ from diffupose.commands import train as command
 from diffupose.errors import InputError
 from diffupose.training import distributed
 from diffupose.training import trainer as train_module
-from diffupose.training.config import TrainConfig, make_train_config, read_config_file
-from diffupose.training.trainer import learning_rate, model_config
+from diffupose.training.config import TrainConfig, learning_rate, make_train_config, model_config, read_config_file
 
 
 class TestSettings:

@@ -116,7 +116,7 @@ def test_steps_are_those_of_the_optimizer(start, monkeypatch, loss, optimizer):
         def _train_step(self, batch):
             before = {name: value.detach().clone() for name, value in self.denoiser.named_parameters()}
             result = super()._train_step(batch)
-            seen.setdefault("first", (before, dict(self.denoiser.named_parameters()), self.optimizer, result))
+            seen.setdefault("first", (before, dict(self.denoiser.named_parameters()), self.state.optimizer, result))
             return result
 
     monkeypatch.setattr(train_module, "_Trainer", Spy)
