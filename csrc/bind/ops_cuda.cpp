@@ -37,31 +37,15 @@ void philox_normal(int64_t seed, uintptr_t frame_ids, uintptr_t hypothesis_ids, 
                               static_cast<uint32_t>(step), pointer<float>(out, numel, "out"), sizes, handle(stream));
 }
 
-EpilogueActivation epilogue_activation(const std::string& name) {
-    if (name == "none") return EpilogueActivation::none;
-    if (name == "relu") return EpilogueActivation::relu;
-    if (name == "gelu") return EpilogueActivation::gelu;
-    throw std::invalid_argument("activation must be none, relu or gelu, got " + name);
-}
-
 void modulated_graph_conv_fwd(uintptr_t hidden, const std::string& dtype, uintptr_t modulation, uintptr_t adjacency,
-                              uintptr_t bias, uintptr_t scale, uintptr_t shift, const std::string& activation,
-                              uintptr_t residual, uintptr_t film_scale, uintptr_t film_shift, uintptr_t out,
-                              const std::string& out_dtype, int64_t num_poses, int64_t num_joints, int64_t channels,
-                              uintptr_t stream) {
+                              uintptr_t bias, uintptr_t out, const std::string& out_dtype, int64_t num_poses,
+                              int64_t num_joints, int64_t channels, uintptr_t stream) {
     const GraphConvSizes sizes = graph_conv_sizes(num_poses, num_joints, channels);
     const int64_t numel = numel_of(sizes);
-    GraphConvEpilogue epilogue = {};
-    epilogue.scale = reinterpret_cast<const float*>(scale);
-    epilogue.shift = pointer<const float>(shift, scale == 0 ? 0 : 1, "shift");
-    epilogue.activation = epilogue_activation(activation);
-    epilogue.residual = reinterpret_cast<const void*>(residual);
-    epilogue.film_scale = reinterpret_cast<const float*>(film_scale);
-    epilogue.film_shift = pointer<const float>(film_shift, film_scale == 0 ? 0 : 1, "film_shift");
     launch_modulated_graph_conv_fwd_cuda({pointer<const void>(hidden, numel, "hidden"), storage(dtype)},
                                          pointer<const float>(modulation, 1, "modulation"),
                                          pointer<const float>(adjacency, 1, "adjacency"),
-                                         reinterpret_cast<const float*>(bias), epilogue,
+                                         reinterpret_cast<const float*>(bias),
                                          {pointer<void>(out, numel, "out"), storage(out_dtype)}, sizes, handle(stream));
 }
 
@@ -152,8 +136,7 @@ void bind_ops_cuda(py::module_& m) {
     define_without_gil(m, "philox_normal", &philox_normal, "seed", "frame_ids", "hypothesis_ids", "step", "out",
                        "num_frames", "num_hypotheses", "num_elements", "stream");
     define_without_gil(m, "modulated_graph_conv_fwd", &modulated_graph_conv_fwd, "hidden", "dtype", "modulation",
-                       "adjacency", "bias", "scale", "shift", "activation", "residual", "film_scale", "film_shift",
-                       "out", "out_dtype", "num_poses", "num_joints", "channels", "stream");
+                       "adjacency", "bias", "out", "out_dtype", "num_poses", "num_joints", "channels", "stream");
     define(m, "modulated_graph_conv_bwd_workspace", &modulated_graph_conv_bwd_workspace, "num_poses", "num_joints",
            "channels");
     define_without_gil(m, "modulated_graph_conv_bwd", &modulated_graph_conv_bwd, "grad_out", "out_dtype", "hidden",

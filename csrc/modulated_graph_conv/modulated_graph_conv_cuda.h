@@ -6,28 +6,12 @@
 
 namespace diffupose {
 
-enum class EpilogueActivation { none, relu, gelu };
-
-// What may follow in inference, in this order, null where it does not:
-//
-//   y = activation(y * scale + shift) + residual        scale and shift together: a folded BatchNorm
-//   y = silu(y * film_scale + film_shift)               both together: a time block
-struct GraphConvEpilogue {
-    const float* scale;  // [C_out]
-    const float* shift;  // [C_out]
-    EpilogueActivation activation;
-    const void* residual;     // [N, J, C_out], in the storage of out, which it may be
-    const float* film_scale;  // [C_out]
-    const float* film_shift;  // [C_out]
-};
-
 // The storage of out is that of hidden, or float32. A pose's result is the same bit for bit whatever stands beside it.
 void launch_modulated_graph_conv_fwd_cuda(ConstArray hidden,        // [N, J, 2 C_out]
                                           const float* modulation,  // [J, C_out]
                                           const float* adjacency,   // [J, J]
                                           const float* bias,        // [C_out] or null
-                                          const GraphConvEpilogue& epilogue,
-                                          Array out,  // [N, J, C_out]
+                                          Array out,                // [N, J, C_out]
                                           GraphConvSizes sizes, void* stream);
 
 // Floats that the backward pass needs beside its results.

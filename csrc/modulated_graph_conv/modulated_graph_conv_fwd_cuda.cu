@@ -9,48 +9,14 @@ namespace {
 // Small blocks leave little behind at the end of the grid.
 constexpr int kForwardThreads = 128;
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-
-// What follows the sums of one joint, whose numbers begin at `at`.
-template <int kChannels, typename Out>
-__device__ __forceinline__ void finish(const GraphConvEpilogue& epilogue, int64_t at, int64_t channel,
-                                       float (&y)[kChannels]) {
-    float a[kChannels], b[kChannels];
-    if (epilogue.scale != nullptr) {
-        load<kChannels>(epilogue.scale + channel, a);
-        load<kChannels>(epilogue.shift + channel, b);
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] = y[v] * a[v] + b[v];
-    }
-    if (epilogue.activation == EpilogueActivation::relu) {
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] = y[v] < 0.0f ? 0.0f : y[v];  // NaN stays NaN
-    } else if (epilogue.activation == EpilogueActivation::gelu) {
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] = gelu(y[v]);
-    }
-    if (epilogue.residual != nullptr) {
-        load<kChannels>(static_cast<const Out*>(epilogue.residual) + at, a);
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] += a[v];
-    }
-    if (epilogue.film_scale != nullptr) {
-        load<kChannels>(epilogue.film_scale + channel, a);
-        load<kChannels>(epilogue.film_shift + channel, b);
-#pragma unroll
-        for (int v = 0; v < kChannels; ++v) y[v] = silu(y[v] * a[v] + b[v]);
-    }
-}
-
-// Where the compiler knows the joints: the sums of all of them stay in registers, and each joint's features are added
-// to them once, as they come. All of these are asked for first, in accesses of 8 bytes, and wait as they lie in memory:
-// two or four channels a thread are 272 bytes in flight of each of 384 threads. kFinish: something may follow the sums.
-template <int kJoints, int kChannels, bool kFinish, typename Hidden, typename Out>
-__global__ void __launch_bounds__(kForwardThreads, kFinish ? 2 : 3)
+// The compiler knows the number of joints: the sums of all joints stay in registers, and each joint's features are
+// added to them once. All features are requested first, in accesses of 8 bytes, and stay packed as they lie in memory:
+// with two or four channels a thread, 272 bytes are in flight for each of 384 threads.
+template <int kJoints, int kChannels, typename Hidden, typename Out>
+__global__ void __launch_bounds__(kForwardThreads, 3)
     modulated_graph_conv_fwd_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
                                     const float* __restrict__ adjacency, const float* __restrict__ bias,
-                                    GraphConvEpilogue epilogue, Out* out, GraphConvSizes sizes) {
+                                    Out* __restrict__ out, GraphConvSizes sizes) {
     constexpr int kPitch = (kJoints + 3) / 4 * 4;
     const int64_t channels = sizes.channels, groups = channels / kChannels;
     const int64_t unit = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
@@ -102,26 +68,8 @@ __global__ void __launch_bounds__(kForwardThreads, kFinish ? 2 : 3)
         }
     }
     Out* result = out + pose * kJoints * channels + channel;
-    if constexpr (kFinish) {
-        // Through memory of the thread's own, for a loop that is not unrolled: its code would not fit the caches.
-        __shared__ float sums[kJoints][kChannels][kForwardThreads];
 #pragma unroll
-        for (int j = 0; j < kJoints; ++j) {
-#pragma unroll
-            for (int v = 0; v < kChannels; ++v) sums[j][v][threadIdx.x] = y[j][v];
-        }
-#pragma unroll 1
-        for (int j = 0; j < kJoints; ++j) {
-            float last[kChannels];
-#pragma unroll
-            for (int v = 0; v < kChannels; ++v) last[v] = sums[j][v][threadIdx.x];
-            finish<kChannels, Out>(epilogue, (pose * kJoints + j) * channels + channel, channel, last);
-            store<kChannels>(result + j * channels, last);
-        }
-    } else {
-#pragma unroll
-        for (int j = 0; j < kJoints; ++j) store<kChannels>(result + j * channels, y[j]);
-    }
+    for (int j = 0; j < kJoints; ++j) store<kChannels>(result + j * channels, y[j]);
 }
 
 // Of any number of joints: a channel a thread, with the neighbours' features in registers.
@@ -129,7 +77,7 @@ template <typename Hidden, typename Out>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     modulated_graph_conv_fwd_any_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
                                         const float* __restrict__ adjacency, const float* __restrict__ bias,
-                                        GraphConvEpilogue epilogue, Out* out, GraphConvSizes sizes) {
+                                        Out* __restrict__ out, GraphConvSizes sizes) {
     constexpr int kMost = static_cast<int>(kGraphConvMaxJoints);
     const int joints = static_cast<int>(sizes.num_joints);
     // The adjacency with a diagonal of 0, in rows that are read four numbers at a time.
@@ -158,33 +106,24 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
         float y[1] = {to_float(own[2 * j * channels]) * diagonal[j] * modulation[j * channels + channel]};
 #pragma unroll
         for (int first = 0; first < kMost; first += 4) {
-            if (first >= joints) continue;
+            if (first >= joints) break;
             float weights[4];
             load<4>(rows + j * kMost + first, weights);
 #pragma unroll
             for (int k = 0; k < 4; ++k) y[0] += weights[k] * neighbors[first + k];
         }
         y[0] += shift;
-        const int64_t at = (pose * joints + j) * channels + channel;
-        finish<1, Out>(epilogue, at, channel, y);
-        store<1>(out + at, y);
+        store<1>(out + (pose * joints + j) * channels + channel, y);
     }
 }
 
 }  // namespace
 
 void launch_modulated_graph_conv_fwd_cuda(ConstArray hidden, const float* modulation, const float* adjacency,
-                                          const float* bias, const GraphConvEpilogue& epilogue, Array out,
-                                          GraphConvSizes sizes, void* stream) {
+                                          const float* bias, Array out, GraphConvSizes sizes, void* stream) {
     if (sizes.num_poses == 0) return;
-    bool vectors = sizes.channels % 4 == 0 && takes_four(hidden.data, hidden.storage) &&
-                   takes_four(out.data, out.storage) && takes_four(epilogue.residual, out.storage);
-    for (const float* row :
-         {modulation, bias, epilogue.scale, epilogue.shift, epilogue.film_scale, epilogue.film_shift}) {
-        vectors = vectors && is_aligned(row, 4);
-    }
-    const bool follows = epilogue.scale != nullptr || epilogue.activation != EpilogueActivation::none ||
-                         epilogue.residual != nullptr || epilogue.film_scale != nullptr;
+    const bool vectors = sizes.channels % 4 == 0 && takes_four(hidden.data, hidden.storage) &&
+                         takes_four(out.data, out.storage) && is_aligned(modulation, 4) && is_aligned(bias, 4);
     with_graph_conv_instance(hidden.storage, out.storage, sizes, vectors, [&](auto instance) {
         using Instance = decltype(instance);
         using Hidden = typename Instance::Hidden;
@@ -193,15 +132,13 @@ void launch_modulated_graph_conv_fwd_cuda(ConstArray hidden, const float* modula
         const auto blocks = static_cast<unsigned>((units + kForwardThreads - 1) / kForwardThreads);
         const auto launch = [&](auto kernel) {
             DIFFUPOSE_LAUNCH(kernel, blocks, kForwardThreads, 0, stream, static_cast<const Hidden*>(hidden.data),
-                             modulation, adjacency, bias, epilogue, static_cast<Out*>(out.data), sizes);
+                             modulation, adjacency, bias, static_cast<Out*>(out.data), sizes);
             check_launch("modulated_graph_conv_fwd");
         };
         if constexpr (Instance::kJoints == kGraphConvMaxJoints) {
             launch(modulated_graph_conv_fwd_any_kernel<Hidden, Out>);
-        } else if (follows) {
-            launch(modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, true, Hidden, Out>);
         } else {
-            launch(modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, false, Hidden, Out>);
+            launch(modulated_graph_conv_fwd_kernel<Instance::kJoints, Instance::kChannels, Hidden, Out>);
         }
     });
 }

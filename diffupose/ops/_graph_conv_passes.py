@@ -6,7 +6,6 @@ Both autograd functions and the raw ops of ``modulated_graph_conv.py`` are made 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -116,48 +115,14 @@ def fwd_cpp(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor 
     )
 
 
-def fwd_cuda(
-    hidden: Tensor,
-    modulation: Tensor,
-    adjacency: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    *,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
-    activation: Literal["none", "relu", "gelu"] = "none",
-    residual: Tensor | None = None,
-    film: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Write what follows the product to ``out``, and in inference what follows the convolution, all in one pass.
-
-        y = activation(scale y + shift) + residual;  y = silu(film[0] y + film[1])
-
-    Args:
-        hidden: The product, ``[N J, 2 C_out]``.
-        modulation: ``[J, C_out]``, float32 and contiguous, as are the next two.
-        adjacency: ``[J, J]``.
-        bias: ``[C_out]`` or None.
-        out: ``[N, J, C_out]``, in the dtype of ``hidden`` or float32.
-        scale_shift: A folded BatchNorm, ``[C_out]`` each, float32.
-        activation: What comes next.
-        residual: ``[N, J, C_out]``, like ``out``, which it may be.
-        film: A time block, ``[C_out]`` each, float32.
-    """
-    scale, shift = scale_shift or (None, None)
-    film_scale, film_shift = film or (None, None)
+def fwd_cuda(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor) -> None:
     with on_device(hidden):
         cuda().modulated_graph_conv_fwd(
             hidden=hidden.data_ptr(),
             dtype=name_of(hidden.dtype),
             modulation=modulation.data_ptr(),
             adjacency=adjacency.data_ptr(),
-            bias=_address(bias),
-            scale=_address(scale),
-            shift=_address(shift),
-            activation=activation,
-            residual=_address(residual),
-            film_scale=_address(film_scale),
-            film_shift=_address(film_shift),
+            bias=0 if bias is None else bias.data_ptr(),
             out=out.data_ptr(),
             out_dtype=name_of(out.dtype),
             num_poses=out.shape[0],
@@ -165,10 +130,6 @@ def fwd_cuda(
             channels=out.shape[2],
             stream=stream_of(hidden),
         )
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def fwd_triton(hidden: Tensor, modulation: Tensor, adjacency: Tensor, bias: Tensor | None, out: Tensor) -> None:

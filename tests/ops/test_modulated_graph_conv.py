@@ -218,10 +218,10 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(single[2:], several[2:], strict=True))
 
 
-def cuda_pass(hidden, modulation, adjacency, bias, dtype, **epilogue):
+def cuda_pass(hidden, modulation, adjacency, bias, dtype):
     """What follows the product ``[N, J, 2 C]``, alone."""
     out = hidden.new_full((*hidden.shape[:2], hidden.shape[2] // 2), torch.nan, dtype=dtype)
-    passes.fwd_cuda(hidden, modulation, adjacency, bias, out, **epilogue)
+    passes.fwd_cuda(hidden, modulation, adjacency, bias, out)
     return out
 
 
@@ -247,47 +247,23 @@ def test_cuda_gives_equal_bits(with_cuda, shape, device):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
 
-def plain_epilogue(hidden, modulation, adjacency, bias, scale_shift, activation, residual, film):
-    """The formula, in the dtype of the inputs."""
-    own, neighbors = hidden.chunk(2, dim=-1)
-    diagonal = torch.diagonal(adjacency)
-    y = diagonal.unsqueeze(-1) * modulation * own + (adjacency - torch.diag(diagonal)) @ (modulation * neighbors) + bias
-    y = y if scale_shift is None else scale_shift[0] * y + scale_shift[1]
-    y = {"none": lambda y: y, "relu": torch.relu, "gelu": torch.nn.functional.gelu}[activation](y)
-    y = y if residual is None else y + residual
-    return y if film is None else torch.nn.functional.silu(film[0] * y + film[1])
-
-
 @pytest.mark.parametrize("dtypes", [
     (torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16),
     (torch.float16, torch.float32), (torch.bfloat16, torch.float32),
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(5, 17, 24), (3, 16, 12), (4, 15, 8), (2, 3, 7)], ids=shape_id)
-def test_epilogue(with_cuda, shape, dtypes, device):
-    """Every part alone, and all together with the result in the residual's place."""
+def test_cuda_rounds_once(with_cuda, shape, dtypes, device):
+    """Everything is computed in float32 from the stored numbers."""
     poses, joints, channels = shape
     _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, joints, 1, channels), device=device)
     hidden = torch.randn(poses, joints, 2 * channels).to(device, dtypes[0])
-    residual = torch.randn(poses, joints, channels).to(device, dtypes[1])
-    pairs = torch.randn(2, 2, channels).to(device)
-    nothing = {"scale_shift": None, "activation": "none", "residual": None, "film": None}
-    everything = {"scale_shift": tuple(pairs[0]), "activation": "gelu", "residual": residual, "film": tuple(pairs[1])}
-    cases = [nothing, *(nothing | {name: value} for name, value in everything.items())]
-    for case in [*cases, nothing | {"activation": "relu"}, everything | {"activation": "relu"}, everything]:
-        out = cuda_pass(hidden, modulation, adjacency, bias, dtypes[1], **case)
-        doubles = [t.double() for t in (hidden, modulation, adjacency, bias)]
-        options = {
-            name: value.double() if isinstance(value, torch.Tensor)
-            else tuple(t.double() for t in value) if isinstance(value, tuple)
-            else value
-            for name, value in case.items()
-        }  # fmt: skip
-        truth = plain_epilogue(*doubles, **options)
-        # Computed in float32 from the numbers that are stored, and rounded once.
-        bound = 2e-6 * truth.abs().max() + 0.51 * torch.finfo(dtypes[1]).eps * truth.abs()
-        assert bool(((out.double() - truth).abs() <= bound).all()), case
-    passes.fwd_cuda(hidden, modulation, adjacency, bias, residual, **everything)
-    assert torch.equal(residual, out)
+    out = cuda_pass(hidden, modulation, adjacency, bias, dtypes[1])
+    own, neighbors = hidden.double().chunk(2, dim=-1)
+    factors, edges = modulation.double(), adjacency.double()
+    diagonal = torch.diagonal(edges)
+    truth = diagonal.unsqueeze(-1) * factors * own + (edges - torch.diag(diagonal)) @ (factors * neighbors) + bias
+    bound = 2e-6 * truth.abs().max() + 0.51 * torch.finfo(dtypes[1]).eps * truth.abs()
+    assert bool(((out.double() - truth).abs() <= bound).all())
 
 
 def test_null_pointers_are_rejected(with_cuda, device):
@@ -297,7 +273,6 @@ def test_null_pointers_are_rejected(with_cuda, device):
     extension = _backend.cuda()
     forward = {
         "hidden": hidden, "dtype": "float32", "modulation": modulation, "adjacency": adjacency, "bias": bias,
-        "scale": bias, "shift": bias, "activation": "none", "residual": 0, "film_scale": bias, "film_shift": bias,
         "out": out, "out_dtype": "float32",
     }  # fmt: skip
     backward = {
@@ -315,18 +290,13 @@ def test_null_pointers_are_rejected(with_cuda, device):
         pointers = {k: v.data_ptr() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()} | sizes
         run(**pointers)
         for name, value in arguments.items():
-            if isinstance(value, torch.Tensor) and name not in ("bias", "scale", "film_scale"):
+            if isinstance(value, torch.Tensor) and name != "bias":
                 with pytest.raises(ValueError, match=f"{name} is a null pointer"):
                     run(**(pointers | {name: 0}))
         with pytest.raises(ValueError, match="out must have the storage of hidden, or float32"):
             run(**(pointers | {"out_dtype": "float16"}))
         with pytest.raises(ValueError, match=r"num_joints must lie in \[1, 64\]"):
             run(**(pointers | {"num_joints": 65}))
-    with pytest.raises(ValueError, match="activation must be none, relu or gelu, got tanh"):
-        extension.modulated_graph_conv_fwd(**(
-            {k: v.data_ptr() if isinstance(v, torch.Tensor) else v for k, v in forward.items()}
-            | {"activation": "tanh", "num_poses": 2, "num_joints": 3, "channels": 5, "stream": 0}
-        ))  # fmt: skip
 
 
 @pytest.mark.parametrize(("num_joints", "channels"), [(1, 1), (15, 3), (16, 129), (17, 384), (64, 5), (65, 5)])
