@@ -7,20 +7,11 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from diffupose.schedule import (
-    BETA_SCHEDULES,
-    PREDICTION_TYPES,
-    SAMPLERS,
-    TIMESTEP_SPACINGS,
-    VARIANCES,
-    BetaSchedule,
-    PredictionType,
-    Sampler,
-    TimestepSpacing,
-    Variance,
-)
+from diffupose.errors import check_choice
+from diffupose.schedule import BetaSchedule, PredictionType, Sampler, TimestepSpacing, Variance
 from diffupose.skeleton import SKELETONS, Normalization
 
 # Beyond, it is a slip of the keyboard that would only run out of memory.
@@ -68,19 +59,14 @@ class DenoiserConfig:
     time_in_every_block: bool = True
 
     def __post_init__(self) -> None:
-        _choice("architecture", self.architecture, get_args(Architecture))
-        _choice("skeleton", self.skeleton, tuple(SKELETONS))
-        _choice("condition_channels", self.condition_channels, (2, 3))
-        _choice("adjacency_normalization", self.adjacency_normalization, get_args(Normalization))
-        _choice("time_blocks", self.time_blocks, get_args(TimeBlocks))
-        _choice("time_in_every_block", self.time_in_every_block, (False, True))
+        check_choices(self)
+        check_choice("skeleton", self.skeleton, tuple(SKELETONS))
+        check_choice("condition_channels", self.condition_channels, (2, 3))
         if self.architecture == "modulated_gcn" and not self.time_in_every_block:
             raise ValueError("time_in_every_block must be true with architecture modulated_gcn, got False")
-        _choice("adjacency_mask", self.adjacency_mask, (False, True))
         _whole("hidden_dim", self.hidden_dim, 1)
         _whole("num_layers", self.num_layers, 1)
         _whole("num_heads", self.num_heads, 0)
-        _choice("camera_cue", self.camera_cue, (False, True))
         _number("dropout", self.dropout, 0.0, 0.999)
         # The released time embedding has d/16 frequencies, spaced over d/16 - 1 gaps.
         if self.architecture == "modulated_gcn" and (self.hidden_dim % 16 or self.hidden_dim < 32):
@@ -114,12 +100,10 @@ class DiffusionConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _whole("num_train_timesteps", self.num_train_timesteps, 1)
-        _choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
-        _choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         if self.clip_sample_range is not None:
             _number("clip_sample_range", self.clip_sample_range, 1e-6, 1e6)
-        _choice("deterministic", self.deterministic, (False, True))
         if self.deterministic and self.prediction_type != "sample":
             raise ValueError(f"prediction_type must be sample where deterministic is set, got {self.prediction_type!r}")
 
@@ -152,13 +136,9 @@ class SamplingConfig:
     aggregation: Aggregation = "mean"
 
     def __post_init__(self) -> None:
-        _choice("sampler", self.sampler, SAMPLERS)
-        _choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
-        _choice("variance", self.variance, VARIANCES)
+        check_choices(self)
         if self.variance == "analytic" and self.sampler == "dpm++":
             raise ValueError("variance must be fixed_small with sampler dpm++, got 'analytic'")
-        _choice("aggregation", self.aggregation, get_args(Aggregation))
-        _choice("flip", self.flip, (False, True))
         check_antithetic(self.antithetic)
         _whole("num_inference_steps", self.num_inference_steps, 1)
         _whole("num_hypotheses", self.num_hypotheses, 1)
@@ -189,8 +169,7 @@ class LifterConfig:
     name: str = "paper"
 
     def __post_init__(self) -> None:
-        _choice("input_normalization", self.input_normalization, get_args(InputNormalization))
-        _choice("standardize_poses", self.standardize_poses, (False, True))
+        check_choices(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dictionaries, ready for JSON."""
@@ -209,6 +188,19 @@ class LifterConfig:
             if key in values:
                 values[key] = section(**_known_keys(section, values[key]))
         return cls(**values)
+
+
+def check_choices(settings: Any) -> None:
+    """Raise ``ValueError`` unless all settings of a dataclass that are bools or literals have one of their values."""
+    for name, choices in _choices(settings.__class__).items():
+        check_choice(name, getattr(settings, name), choices)
+
+
+@cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    hints = get_type_hints(cls).items()
+    literals = {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
+    return literals | {name: (False, True) for name, hint in hints if hint is bool}
 
 
 def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -239,11 +231,6 @@ def _known_keys(cls: type, values: Any) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
     return dict(values)
-
-
-def _choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _whole(name: str, value: object, minimum: int) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from diffupose.errors import check_choice
 
 BetaSchedule = Literal["cosine", "linear"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -24,16 +26,11 @@ Sampler = Literal["ddpm", "ddim", "dpm++"]
 TimestepSpacing = Literal["trailing", "leading", "linspace", "quadratic"]
 Variance = Literal["fixed_small", "analytic"]
 
-BETA_SCHEDULES: tuple[BetaSchedule, ...] = ("cosine", "linear")
-PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
-SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "dpm++")
-TIMESTEP_SPACINGS: tuple[TimestepSpacing, ...] = ("trailing", "leading", "linspace", "quadratic")
-VARIANCES: tuple[Variance, ...] = ("fixed_small", "analytic")
-
-
-def _require(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+BETA_SCHEDULES: tuple[BetaSchedule, ...] = get_args(BetaSchedule)
+PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+TIMESTEP_SPACINGS: tuple[TimestepSpacing, ...] = get_args(TimestepSpacing)
+VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 
 class NoiseSchedule:
@@ -56,7 +53,7 @@ class NoiseSchedule:
     ) -> None:
         if num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
-        _require("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
         if beta_schedule == "cosine":
@@ -109,7 +106,7 @@ def inference_timesteps(
     Raises:
         ValueError: If S is not in [1, T] or the spacing is unknown.
     """
-    _require("timestep_spacing", spacing, TIMESTEP_SPACINGS)
+    check_choice("timestep_spacing", spacing, TIMESTEP_SPACINGS)
     total, steps = num_train_timesteps, num_inference_steps
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
         raise ValueError(f"num_inference_steps must be an integer between 1 and {total}, got {steps!r}")
@@ -193,8 +190,8 @@ def step_table(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    _require("sampler", sampler, SAMPLERS)
-    _require("prediction_type", prediction_type, PREDICTION_TYPES)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     if not 0.0 <= eta <= 1.0 or (eta > 0 and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and be 0 unless sampler is ddim, got {eta!r} with {sampler}")
     if prediction_error is not None and (

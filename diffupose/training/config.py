@@ -9,11 +9,11 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from diffupose.config import PRESETS, LifterConfig, Precision, override
+from diffupose.config import PRESETS, LifterConfig, Precision, check_choices, override
 from diffupose.datasets.mocap import SELECTION_SUBJECTS
-from diffupose.errors import InputError
+from diffupose.errors import InputError, check_choice
 
 Loss = Literal["l1", "mse"]
 LearningRateSchedule = Literal["exponential", "cosine", "constant"]
@@ -117,15 +117,8 @@ class TrainConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("preset", tuple(PRESETS)),
-            ("lr_schedule", get_args(LearningRateSchedule)),
-            ("optimizer", get_args(Optimizer)),
-            ("loss", get_args(Loss)),
-            ("precision", get_args(Precision)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        check_choices(self)
+        check_choice("preset", self.preset, tuple(PRESETS))
         for name in ("steps", "batch_size", "ema_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
