@@ -21,7 +21,7 @@ from pathlib import Path
 from diffupose import Lifter
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
 from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
-from diffupose.evaluation.mocap import calibrated, score_hypotheses
+from diffupose.evaluation.mocap import score_hypotheses, undistorted
 from diffupose.files import atomic_path
 
 RESULTS = Path(__file__).parents[1] / "results" / "ablation"
@@ -133,7 +133,7 @@ def run(rung: Rung, data: str) -> dict[str, object]:
     use_intrinsics = bool(lift.pop("intrinsics", False))
     scores = {}
     for cell in cells:
-        keypoints, matrices = calibrated(cell) if use_intrinsics else (cell.keypoints, None)
+        keypoints, matrices = undistorted(cell) if use_intrinsics else (cell.keypoints, None)
         result = lifter(
             keypoints, image_size=cell.views.image_size, intrinsics=matrices, num_hypotheses=NUM_HYPOTHESES,
             flip=False, progress=False, **lift,

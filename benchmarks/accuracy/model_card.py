@@ -28,7 +28,7 @@ from diffupose.camera import person_box
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, Mocap, load_mocap
 from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
 from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
-from diffupose.evaluation.mocap import POSES_PER_CELL, calibrated, evaluate_mocap, score_hypotheses
+from diffupose.evaluation.mocap import POSES_PER_CELL, evaluate_mocap, score_hypotheses, undistorted
 from diffupose.files import atomic_path
 from diffupose.lifting.aggregation import reprojection_error
 
@@ -90,7 +90,7 @@ def depth_and_reprojection(lifter: Lifter, mocap: Mocap, num_poses: int = 400) -
             result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False)
             depth = result.hypotheses[:, :, [13, 16], 2].std(dim=1).mean()
             rows[cell.name] = {"wrist_depth_deviation_mm": 1000 * float(depth)}
-        keypoints, intrinsics = calibrated(make_cell(poses, rig, False))
+        keypoints, intrinsics = undistorted(make_cell(poses, rig, False))
         result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=10, flip=False)
         present = result.confidence > 0
         error, _ = reprojection_error(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffupose import Lifter
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
 from diffupose.evaluation.fit_uncertainty import calibration_cells
-from diffupose.evaluation.mocap import calibrated, score_hypotheses, score_poses
+from diffupose.evaluation.mocap import score_hypotheses, score_poses, undistorted
 from diffupose.files import atomic_path
 from diffupose.lifting.aggregation import mean_by_reprojection
 
@@ -77,7 +77,7 @@ def main() -> None:
                         progress=False)  # fmt: skip
         for method in ("mean", "medoid", "density"):
             aggregation.setdefault(method, {})[cell.name] = score_poses(result.best(method).cpu(), cell)
-        keypoints, intrinsics = calibrated(cell)
+        keypoints, intrinsics = undistorted(cell)
         result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES, flip=False, progress=False)
         for weight in WEIGHTS:
             for temperature in TEMPERATURES:

@@ -27,8 +27,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--num-poses", type=int, default=1000, help="a rig (default: %(default)s)")
     parser.add_argument(
         "--noise-factor", type=float, nargs="+", default=[1.0], metavar="F",
-        help="what the measured error is multiplied by, one number or three for x (across), y (down) and z (depth): "
-        "above 1 widens the spread of variance analytic",
+        help="factor of the measured error, one number or three for x (across), y (down) and z (depth); above 1 it "
+        "widens the spread of variance analytic",
     )  # fmt: skip
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="sampling defaults, e.g. eta=0.5")
     parser.add_argument("--device", default="auto")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from diffupose.config import LifterConfig, override
+    from diffupose.config import override
     from diffupose.datasets.mocap import load_mocap
     from diffupose.evaluation.fit_uncertainty import calibration_cells, fit_covariance_scale, measure_prediction_error
     from diffupose.lifting.lifter import Lifter
@@ -61,10 +61,8 @@ def run(options: argparse.Namespace) -> None:
         name, equals, _ = item.partition("=")
         if not equals or name not in known:
             raise ValueError(f"--set must look like eta=0.5, with one of {', '.join(known)}, got {item!r}")
-    values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])
-    if "sampler=dpm++" in options.set and not any(item.startswith("variance=") for item in options.set):
-        values["sampling"]["variance"] = "fixed_small"  # as in a lift: it is the only one that sampler has
-    sampling = LifterConfig.from_dict(values).sampling
+    values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])["sampling"]
+    sampling = lifter.sampling(**{name: values[name] for name in (item.partition("=")[0] for item in options.set)})
     # What cannot be sampled is told before minutes of measuring.
     inference_timesteps(lifter.schedule.num_train_timesteps, sampling.num_inference_steps, sampling.timestep_spacing)
     lifter.config = replace(lifter.config, sampling=sampling)
@@ -79,8 +77,7 @@ def run(options: argparse.Namespace) -> None:
     lifter.covariance_scale = scale.to(lifter.device)
     lifter.save_pretrained(options.out)
     for cell in cells:
-        result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False, progress=False)
-        hypotheses, poses_3d = result.hypotheses.cpu(), cell.views.poses_3d
+        hypotheses, poses_3d = cell.lift(lifter, num_hypotheses=10).hypotheses.cpu(), cell.views.poses_3d
         value = float(dispersion(hypotheses, poses_3d))
         say(f"dispersion on {cell.name} keypoints, N = 10, before any factor: {value:.2f} (1 is honest)")
         error = float(expected_calibration_error(coverage(hypotheses, poses_3d, scale=scale))[0])

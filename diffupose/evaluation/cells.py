@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from diffupose.datasets.virtual_cameras import (
     wild_views,
 )
 from diffupose.errors import InputError
+from diffupose.lifting.lifter import Lifter
+from diffupose.lifting.result import LiftResult
 
 Rig = Literal["h36m", "wild"]
 RIGS: tuple[Rig, ...] = ("h36m", "wild")
@@ -57,6 +59,11 @@ class Cell:
         """``[B, J, 3]``: pixels and confidence 1 or 0, missing joints NaN."""
         present = self.views.present.unsqueeze(-1)
         return torch.cat((torch.where(present, self.views.keypoints_2d, torch.nan), present.float()), dim=-1)
+
+    def lift(self, lifter: Lifter, keypoints: Tensor | None = None, **settings: Any) -> LiftResult:
+        """Lift the cell's keypoints, or others that take their place, without flips."""
+        keypoints = self.keypoints if keypoints is None else keypoints
+        return lifter(keypoints, image_size=self.views.image_size, flip=False, progress=False, **settings)
 
 
 def choose_poses(mocap: Mocap, count: int | None, seed: int) -> Mocap:

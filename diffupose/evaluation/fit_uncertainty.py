@@ -84,17 +84,7 @@ def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: 
     """
     distances = []
     for cell in cells:
-        hypotheses = (
-            lifter(
-                cell.keypoints,
-                image_size=cell.views.image_size,
-                num_hypotheses=num_hypotheses,
-                flip=False,
-                progress=False,
-            )
-            .hypotheses.cpu()
-            .double()
-        )
+        hypotheses = cell.lift(lifter, num_hypotheses=num_hypotheses).hypotheses.cpu().double()
         mean, covariance = mean_of_hypotheses(hypotheses), covariance_of_hypotheses(hypotheses)
         distances.append(squared_distance(cell.views.poses_3d.double() - mean, covariance))
     distance = torch.cat(distances)  # [B, J]

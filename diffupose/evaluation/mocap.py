@@ -124,17 +124,9 @@ def evaluate_mocap(
     rows: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for cell in progress(cells):
-        keypoints, intrinsics = (cell.keypoints, None) if tier == "raw" else calibrated(cell)
-        seen: dict[str, Any] = {"image_size": cell.views.image_size, "flip": False, "progress": False}
-        if intrinsics is not None:
-            seen["intrinsics"] = intrinsics
-        result = lifter(
-            keypoints,
-            num_hypotheses=max(num_hypotheses),
-            num_inference_steps=num_inference_steps,
-            seed=seed,
-            **seen,
-        )
+        keypoints, intrinsics = (cell.keypoints, None) if tier == "raw" else undistorted(cell)
+        steps = {"num_inference_steps": num_inference_steps, "seed": seed}
+        result = cell.lift(lifter, keypoints, intrinsics=intrinsics, num_hypotheses=max(num_hypotheses), **steps)
         settings = result.meta
         hypotheses, scale = result.hypotheses.cpu(), lifter.covariance_scale.cpu()
         scores = {}
@@ -147,7 +139,7 @@ def evaluate_mocap(
                     **score_poses(mean_by_reprojection(*row), cell),
                 }
         if regressor is not None:
-            poses_3d = regressor(keypoints, num_hypotheses=1, **seen).mean.cpu()
+            poses_3d = cell.lift(regressor, keypoints, intrinsics=intrinsics, num_hypotheses=1).mean.cpu()
             scores["regressor"] = score_poses(poses_3d, cell)
         if bank is not None:
             joints = h36m_joints(lifter.skeleton.num_joints)
@@ -191,7 +183,7 @@ def format_table(scores: dict[str, Any]) -> str:
     return "\n".join(rows_text)
 
 
-def calibrated(cell: Cell) -> tuple[Tensor, Tensor]:
+def undistorted(cell: Cell) -> tuple[Tensor, Tensor]:
     """Return a cell's keypoints ``[B, J, 3]`` with the lens distortion removed, and camera matrices ``[B, 3, 3]``."""
     views, keypoints = cell.views, cell.keypoints
     pixels = undistort(keypoints[..., :2], views.focal, views.center, views.radial, views.tangential)

@@ -36,14 +36,8 @@ class Validation:
         lifter = Lifter(file, pose_mean.device)
         scores = {}
         for cell in self.cells:
-            result = lifter(
-                cell.keypoints,
-                image_size=cell.views.image_size,
-                num_hypotheses=_NUM_HYPOTHESES,
-                num_inference_steps=min(_MOST_STEPS, model.sampling.num_inference_steps),
-                flip=False,
-                progress=False,
-            )
+            steps = min(_MOST_STEPS, model.sampling.num_inference_steps)
+            result = cell.lift(lifter, num_hypotheses=_NUM_HYPOTHESES, num_inference_steps=steps)
             values = score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())
             scores[f"val_{cell.rig}_mm"] = values["mpjpe"]
         return scores

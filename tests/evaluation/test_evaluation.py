@@ -189,9 +189,14 @@ class TestEvaluateMocap:
         assert scores["tier"] == "raw" and len(oracle.calls) == 4
         for call in oracle.calls:
             assert set(call) == {
-                "image_size", "num_hypotheses", "num_inference_steps", "flip", "seed", "progress"
+                "image_size", "intrinsics", "num_hypotheses", "num_inference_steps", "flip", "seed", "progress"
             }  # fmt: skip
-            assert call["flip"] is False and call["num_hypotheses"] == 10 and call["num_inference_steps"] == 7
+            assert (
+                call["intrinsics"] is None
+                and call["flip"] is False
+                and call["num_hypotheses"] == 10
+                and call["num_inference_steps"] == 7
+            )
 
     def test_end_to_end(self, tiny, people, training):
         scores = evaluate_mocap(tiny, people, training, num_hypotheses=(1, 4), num_poses=9, seed=3)
