@@ -72,6 +72,7 @@ def test_registers_are_counted_by_warps():
     assert registers_of(usage, LaunchBounds(100, 2)) == 40 * 128 * 2
 
 
+@pytest.mark.slow
 def test_every_kernel_is_compiled_for_every_gpu():
     """Those of data centres, unless TORCH_CUDA_ARCH_LIST names others; and what PTX has, the logs have."""
     usages = kernel_usages()
@@ -87,6 +88,7 @@ def is_persistent(usage: KernelUsage) -> bool:
     return "::sample_kernel<" in usage.name or "::wgmma_kernel<" in usage.name
 
 
+@pytest.mark.slow
 def test_no_kernel_spills():
     """The persistent kernels alone may: they take all registers there are, and count their steps in memory."""
     spilling = [usage for usage in kernel_usages() if usage.spill_stores or usage.spill_loads]
@@ -94,6 +96,7 @@ def test_no_kernel_spills():
     assert all(usage.spill_stores <= 64 and usage.spill_loads <= 64 for usage in spilling), named(spilling)
 
 
+@pytest.mark.slow
 def test_the_persistent_kernel_multiplies_out_of_registers():
     """Between the first and the last matrix instruction of a loop nothing is put aside, and there are all of them."""
     loops = product_loops("engine/cuda/persistent/persistent_mma.cu", "sample_kernel")
@@ -105,6 +108,7 @@ def test_the_persistent_kernel_multiplies_out_of_registers():
 EARLY = {"product_kernel", "task_kernel", "step_kernel"}
 
 
+@pytest.mark.slow
 def test_kernels_that_start_early_wait():
     """Before they write anything; what they do for it is in PTX by its name."""
     early = set()
@@ -118,6 +122,7 @@ def test_kernels_that_start_early_wait():
     assert early == EARLY
 
 
+@pytest.mark.slow
 def test_hoppers_kernel_multiplies_out_of_registers():
     """As above: a round of eight steps of one product or two, the tensor cores waiting for none of them."""
     loops = product_loops("engine/cuda/persistent/persistent_wgmma.cu", "wgmma_kernel", "HGMMA")
@@ -126,12 +131,14 @@ def test_hoppers_kernel_multiplies_out_of_registers():
     assert not serialized_products()
 
 
+@pytest.mark.slow
 def test_no_kernel_needs_a_stack():
     """An array that is indexed at run time lies in memory, without being called a spill; of the others see above."""
     stacked = [usage for usage in kernel_usages() if usage.stack > (32 if is_persistent(usage) else 0)]
     assert not stacked, named(stacked)
 
 
+@pytest.mark.slow
 def test_every_kernel_can_be_launched():
     """Within its launch bounds, which every kernel says."""
     bounds = launch_bounds()
@@ -145,6 +152,7 @@ def test_every_kernel_can_be_launched():
     assert not demanding, named(demanding)
 
 
+@pytest.mark.slow
 def test_cuda_runtime_is_linked_in():
     if not shutil.which("readelf"):
         pytest.skip("no readelf")
@@ -154,6 +162,7 @@ def test_cuda_runtime_is_linked_in():
     assert not [line for line in needed if "libcuda" in line or "libnv" in line]
 
 
+@pytest.mark.slow
 def test_imports_without_a_driver():
     code = f"""
 import importlib.util
@@ -172,6 +181,7 @@ print(module.runtime_version() // 1000)
     assert f"release {done.stdout.strip()}." in release
 
 
+@pytest.mark.slow
 def test_kernels_that_judge_racecheck_compile(tmp_path):
     """Each case meets at the barriers that its name says."""
     build = cuda_build()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.compiled import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -57,17 +58,30 @@ def compiler(tmp_path_factory) -> list[str]:
 def built(name: str, modes=emulate_cuda.MODES) -> emulate_cuda.Workspace:
     folder = f"tests/cpp/{name}"
     workspace = emulate_cuda.Workspace(BUILD / name, sources=folder, cases=f"{folder}/cases")
-    workspace.update()
-    outcome = workspace.build(modes)
+    with locked(BUILD / name):  # what did not change is not compiled again, by whichever process
+        workspace.update()
+        outcome = workspace.build(modes)
     assert not outcome.reason, outcome.output
     return workspace
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def faults(compiler) -> emulate_cuda.Workspace:
     return built("cuda_faults")
 
 
+@pytest.fixture
+def faulty_fibres(compiler) -> emulate_cuda.Workspace:
+    return built("cuda_faults", ["fibres"])
+
+
+def test_a_fault_is_found(faulty_fibres):
+    outcome = faulty_fibres.run("fibres", "forward", ["missing_barrier"], timeout=120)
+    assert outcome.reason == "wrong result", outcome.output
+    assert not (outcome := faulty_fibres.run("fibres", "forward", ["none"], timeout=120)).reason, outcome.output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(faults, fault):
     for mode, order, reason in FAULTS[fault]:
@@ -75,17 +89,18 @@ def test_faults_are_found(faults, fault):
         assert outcome.reason == reason, f"{mode} {order}: {outcome.output}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "order"), RUNS)
 def test_a_good_kernel_passes(faults, mode, order):
     assert not (outcome := faults.run(mode, order, ["none"], timeout=120)).reason, outcome.output
 
 
-def test_a_wrong_order_is_refused(faults):
-    assert "must be forward, reverse or random" in faults.run("fibres", "sideways", ["none"]).output
+def test_a_wrong_order_is_refused(faulty_fibres):
+    assert "must be forward, reverse or random" in faulty_fibres.run("fibres", "sideways", ["none"]).output
 
 
-def test_an_unknown_case_is_refused(faults):
-    assert "no such case" in faults.run("fibres", "forward", ["none", "nothing"]).output
+def test_an_unknown_case_is_refused(faulty_fibres):
+    assert "no such case" in faulty_fibres.run("fibres", "forward", ["none", "nothing"]).output
 
 
 def test_every_fault_has_a_test():
@@ -102,11 +117,13 @@ def test_launch_pattern():
     assert [" ".join(kernel.split()) for kernel in LAUNCH.findall(text)] == ["(kernel<float, f(2)>)", "plain", "early"]
 
 
+@pytest.mark.slow
 def test_every_launch_has_a_case(compiler):
     """What csrc launches, as it is written there, is launched by a case of tests/cpp/cuda_cases."""
     workspace = emulate_cuda.Workspace(BUILD / "base")
-    workspace.update()
-    outcome = workspace.build(["fibres"])
+    with locked(BUILD / "base"):
+        workspace.update()
+        outcome = workspace.build(["fibres"])
     assert not outcome.reason, outcome.output
     launched = {
         (file, kernel)
@@ -136,6 +153,7 @@ def mutate(root: Path, tmp_path: Path, *arguments: str) -> int:
     return mutate_barriers.main([*given, *arguments])
 
 
+@pytest.mark.slow
 def test_mutations(compiler, tmp_path, capsys):
     """Barriers that are needed are caught, one that is not is missed, and a second run remembers both."""
     root = copy_of_sample(tmp_path)
@@ -156,6 +174,7 @@ def test_mutations(compiler, tmp_path, capsys):
         ]
 
 
+@pytest.mark.slow
 def test_mutations_need_cases_that_pass(compiler, tmp_path):
     root = copy_of_sample(tmp_path)
     path = root / "tests/cpp/cuda_sample/row_norm_cuda.cu"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.sweeps import mostly_slow
 
 from diffupose.errors import BackendUnavailableError
 from diffupose.testing import requires_cpp
@@ -145,7 +146,7 @@ def test_the_gpu_stage_runs_all_tests_of_triton(gpu, tmp_path):
 
 
 @requires_cpp
-@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("triton", mostly_slow([False, True]))
 def test_benchmarks_are_written(tmp_path, triton, monkeypatch):
     """Every op and both networks at tiny sizes, with the floors of the same call; by Triton in its interpreter."""
     if triton:
@@ -343,6 +344,7 @@ def test_networks_that_are_timed_show_errors(gpu):
     assert 0.05 < float(out.std(dim=0).mean()) < 1.0
 
 
+@pytest.mark.slow
 def test_every_op_runs_on_cuda(gpu, emulated_cuda):
     """What the sanitizer watches, emulated: every op of the backend, and the engine in all its forms."""
     calls = gpu.every_op.calls(torch.device("cpu"), "cuda")

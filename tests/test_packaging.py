@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.compiled import locked
 from support.cuda_emulation import setup_module
 
 import diffupose
@@ -20,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600
-    )
+    with locked(ROOT / "build" / "setup"):  # builds at the same time would write the same object files
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600
+        )
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from support.cuda_engines import CONFIGS, MODES, RUNS, draw, few, packed_of, tab
 from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import SKELETON_OF, random_denoiser
 from support.random_layers import graph_conv, linear, program_of
+from support.sweeps import mostly_slow, sweep
 
 from diffupose import ops
 from diffupose.engines.layer_program import Attention, ScaleShift
@@ -30,10 +31,9 @@ def through_the_formulas(program, inputs, table, precision, **options):
     return ops.sample(Plain(), inputs, table, hypothesis_ids=torch.arange(3), backend="torch", **options)
 
 
-@pytest.mark.parametrize(("precision", "mode"), RUNS)
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-@pytest.mark.parametrize("name", ["paper", "base"])
-def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, sampler, precision, mode):
+@sweep(quick=5, run=RUNS, sampler=["ddpm", "ddim", "dpm++"], name=["paper", "base"])
+def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, sampler, run):
+    precision, mode = run
     config = CONFIGS[name]
     program = layer_program(random_denoiser(config))
     inputs = torch.randn(few(mode, 3), 17, config.num_condition_channels)
@@ -49,9 +49,9 @@ def test_the_chain_ends_where_that_of_the_formulas_does(gpu, one_thread, name, s
         assert (out - expected).square().mean().sqrt() < 4e-3
 
 
-@pytest.mark.parametrize(("precision", "mode"), RUNS)
-@pytest.mark.parametrize("name", ["paper", "base"])
-def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precision, mode):
+@sweep(quick=2, run=RUNS[::-1], name=["paper", "base"])
+def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, run):
+    precision, mode = run
     config = CONFIGS[name]
     packed = packed_of(layer_program(random_denoiser(config)), gpu, precision, mode)
     count, num_chains = (3, 3) if mode == "cluster" else (7, 5)
@@ -69,9 +69,7 @@ def test_a_hypothesis_is_the_same_bits_whatever_is_beside_it(gpu, name, precisio
     assert torch.equal(alone, expected[2:3, -1:])
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.parametrize("joints", [15, 16, 17])
-@pytest.mark.parametrize("name", CONFIGS)
+@sweep(quick=6, name=CONFIGS, mode=MODES[1:], joints=[17, 16, 15])
 def test_the_persistent_kernels_draw_what_layers_do(gpu, name, joints, mode):
     config = replace(CONFIGS[name], skeleton=SKELETON_OF[joints])
     program = layer_program(random_denoiser(config))
@@ -83,9 +81,7 @@ def test_the_persistent_kernels_draw_what_layers_do(gpu, name, joints, mode):
     assert (out - expected).square().mean().sqrt() < 4e-3
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.parametrize("joints", [1, 16, 17, 18])
-@pytest.mark.parametrize("width", [3, 33, 64, 129, 160])
+@sweep(quick=5, width=[3, 33, 64, 129, 160], mode=MODES[1:], joints=[17, 16, 1, 18])
 def test_the_persistent_kernels_run_any_layers(gpu, joints, width, mode):
     """Widths of parts of a block and of several, residuals in place and elsewhere, biases by joint, FiLM, attention."""
     scaled = ScaleShift(2, 2, 0, width, normalize=False)
@@ -115,6 +111,7 @@ def test_the_persistent_kernels_run_any_layers(gpu, joints, width, mode):
     assert error <= 2 * baseline + 1e-3 * largest
 
 
+@pytest.mark.slow
 def test_clusters_run_layers_of_many_channels(gpu):
     """More input channels than weights are held ahead for, and output channels for more rounds than one."""
     layers = (
@@ -155,7 +152,7 @@ def test_a_term_without_a_coefficient_may_be_anything(gpu, mode):
     assert torch.allclose(out, 2 * (0.25 * x + 0.5 * 0.5 * x))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", mostly_slow(MODES, 2))
 def test_a_frame_that_is_no_number_leaves_the_others_alone(gpu, mode):
     config = CONFIGS["base"]
     packed = packed_of(layer_program(random_denoiser(config)), gpu, "bfloat16", mode)

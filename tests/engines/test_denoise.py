@@ -9,6 +9,7 @@ import torch
 from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import SKELETON_OF, denoiser_config, in_float64, random_denoiser, random_inputs
 from support.random_layers import graph_conv, linear, program_of
+from support.sweeps import sweep
 
 from diffupose.engines.layer_program import Attention, LayerProgram, ScaleShift
 from diffupose.engines.programs import layer_program
@@ -40,13 +41,13 @@ def assert_runs_like_its_formula(program, count=5, precision="float32"):
 
 
 @requires_cpp
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
-@pytest.mark.parametrize(
-    ("joints", "c_in", "c_out"),
-    [(1, 3, 3), (17, 1, 5), (17, 5, 1), (15, 3, 33), (16, 129, 16), (17, 129, 384), (17, 384, 129), (64, 33, 31)],
+@sweep(
+    sizes=[(1, 3, 3), (17, 1, 5), (17, 5, 1), (15, 3, 33), (16, 129, 16), (17, 129, 384), (17, 384, 129), (64, 33, 31)],
+    activation=["none", "relu", "gelu"],
+    precision=["float32", "bfloat16"],
 )
-def test_graph_convolution(isa, joints, c_in, c_out, activation, precision):
+def test_graph_convolution(isa, sizes, activation, precision):
+    joints, c_in, c_out = sizes
     widths = (max(3, c_in), max(3, c_out))
     layer = graph_conv(0, 1, joints, c_in, c_out, activation=activation)
     program = program_of(layer, joints=joints, widths=widths)
@@ -56,12 +57,13 @@ def test_graph_convolution(isa, joints, c_in, c_out, activation, precision):
 
 
 @requires_cpp
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("joints", "c_in", "c_out"), [(1, 3, 3), (16, 1, 129), (17, 129, 384), (17, 384, 3), (64, 7, 33)]
+@sweep(
+    sizes=[(1, 3, 3), (16, 1, 129), (17, 129, 384), (17, 384, 3), (64, 7, 33)],
+    precision=["float32", "bfloat16"],
+    per_joint=[False, True],
 )
-@pytest.mark.parametrize("per_joint", [False, True], ids=["bias", "bias per joint"])
-def test_linear_layer(isa, joints, c_in, c_out, per_joint, precision):
+def test_linear_layer(isa, sizes, per_joint, precision):
+    joints, c_in, c_out = sizes
     layer = linear(0, 1, joints, c_in, c_out)
     layer = layer if per_joint else replace(layer, bias=layer.bias[0])
     program = program_of(layer, joints=joints, widths=(max(3, c_in), c_out))
@@ -97,9 +99,7 @@ def test_attention_for_any_number_of_joints_and_width_of_a_head(isa, joints, num
 
 
 @requires_cpp
-@pytest.mark.parametrize("normalize", [False, True], ids=["silu", "normalised"])
-@pytest.mark.parametrize("channels", [1, 3, 16, 33, 129, 384])
-@pytest.mark.parametrize("in_place", [False, True])
+@sweep(channels=[1, 3, 16, 33, 129, 384], normalize=[False, True], in_place=[False, True])
 def test_scale_and_shift(isa, channels, normalize, in_place):
     widths = (max(3, channels),) if in_place else (max(3, channels), max(3, channels))
     layer = ScaleShift(0, len(widths) - 1, 0, channels, normalize, eps=1e-5)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.plain_program import run_program, through_bfloat16
 from support.random_denoisers import denoiser_config, in_float64, random_denoiser
+from support.sweeps import sweep
 from support.tiny_lifters import people, tiny_lifter
 
 from diffupose.engines.layer_program import LayerProgram, Linear
@@ -83,10 +84,7 @@ def reference_steps(network, states, inputs, table, clip):
         yield following
 
 
-@pytest.mark.parametrize("clip", [None, 0.8])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", SMALL)
+@sweep(sampler=SAMPLERS, prediction_type=["epsilon", "sample", "v_prediction"], name=SMALL, clip=[None, 0.8])
 def test_given_the_network_a_step_is_the_same_bits_as_in_the_reference(
     one_thread, name, sampler, prediction_type, clip
 ):
@@ -99,9 +97,7 @@ def test_given_the_network_a_step_is_the_same_bits_as_in_the_reference(
         assert torch.equal(state, expected), f"step {step}"
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", SMALL)
+@sweep(sampler=SAMPLERS, prediction_type=["epsilon", "sample", "v_prediction"], name=SMALL)
 def test_every_step_is_as_exact_as_that_of_the_module(isa, one_thread, name, sampler, prediction_type):
     """Teacher-forced: each step starts from the engine's own state."""
     config = SMALL[name]
@@ -115,9 +111,7 @@ def test_every_step_is_as_exact_as_that_of_the_module(isa, one_thread, name, sam
         assert (state - exact).abs().max() <= bound, f"step {step}"
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", SMALL)
+@sweep(sampler=SAMPLERS, prediction_type=["sample", "v_prediction"], name=SMALL)
 def test_the_whole_chain_ends_where_that_of_the_module_does(isa, one_thread, name, sampler, prediction_type):
     config = SMALL[name]
     net, table = random_denoiser(config), table_of(sampler, 10, prediction_type)

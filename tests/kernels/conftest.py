@@ -5,18 +5,17 @@ The variable TRITON_INTERPRET counts when Triton is imported, which other tests 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from diffupose.ops._backend import TRITON_IS_INTERPRETED, available_backends
 
 # What needs a process in which Triton can run; test_in_interpreter.py starts one.
-collect_ignore = (
-    []
-    if available_backends()["triton"][0]
-    else [f"test_{name}.py" for name in ("captured_loop", "hypothesis_statistics", "lift", "modulated_graph_conv",
-                                         "philox_normal", "reverse_step", "fused_network", "launch")]
-)  # fmt: skip
+ANYWHERE = {"test_ahead_of_time.py", "test_in_interpreter.py"}
+IN_TRITON = sorted({path.name for path in Path(__file__).parent.glob("test_*.py")} - ANYWHERE)
+collect_ignore = [] if available_backends()["triton"][0] else IN_TRITON
 
 
 @pytest.fixture

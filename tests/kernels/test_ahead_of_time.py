@@ -7,15 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffupose.ops._backend import TRITON_IS_INTERPRETED
 
 SUPPORT = Path(__file__).parents[1] / "support"
-ARCHITECTURES = ("80", "90", "100")
 KERNELS = {
     "philox_normal_kernel",
     "reverse_step_kernel",
@@ -27,24 +26,31 @@ KERNELS = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(TRITON_IS_INTERPRETED, reason="this process interprets")
-def test_kernels_compile(pytestconfig):
-    # A process that does not interpret; what was compiled before is not compiled again.
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(pytestconfig.rootpath / ".pytest_cache" / "triton")
-    command = [sys.executable, SUPPORT / "compile_triton.py", SUPPORT / "triton_calls.py"]
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(TRITON_IS_INTERPRETED, reason="this process interprets"),
+]
 
-    def compile_for(architecture: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, architecture], capture_output=True, text=True, env=environment, check=False)
 
-    # A compiler has one thread: as many at once as there are architectures take half the time or less.
-    with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
-        results = list(pool.map(compile_for, ARCHITECTURES))
-    assert [result.returncode for result in results] == [0] * len(results), "".join(item.stderr for item in results)
-    rows = [json.loads(line) for result in results for line in result.stdout.splitlines()]
-    compiled = {(row["kernel"], row["arch"]) for row in rows}
-    assert compiled == {(kernel, int(architecture)) for kernel in KERNELS for architecture in ARCHITECTURES}
+@pytest.fixture
+def compiled(pytestconfig):
+    """Compile kernels in a process that does not interpret; what was compiled before is not compiled again."""
+
+    def compile_for(architecture: int, *options: str) -> list[dict[str, Any]]:
+        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        environment["TRITON_CACHE_DIR"] = str(pytestconfig.rootpath / ".pytest_cache" / "triton")
+        command = [sys.executable, SUPPORT / "compile_triton.py", *options, SUPPORT / "triton_calls.py"]
+        done = subprocess.run(
+            [*command, str(architecture)], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return compile_for
+
+
+def check(rows: list[dict[str, Any]], architecture: int) -> None:
+    assert {(row["kernel"], row["arch"]) for row in rows} == {(kernel, architecture) for kernel in KERNELS}
     for row in rows:
         assert row["spills"] == 0 and row["local"] == 0, row
         assert row["reg"] <= 255 and row["dynamic_shared"] <= 48 << 10, row
@@ -52,3 +58,15 @@ def test_kernels_compile(pytestconfig):
         if row["kernel"] in ("philox_normal_kernel", "reverse_step_kernel"):
             # The hardware's logarithm, square root, sine and cosine are not exact enough for the noise.
             assert row["approx"] == 0, row
+
+
+def test_every_kernel_compiles(compiled):
+    rows = compiled(90, "--once")
+    check(rows, 90)
+    assert len(rows) == len(KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_every_variant_compiles(compiled, architecture):
+    check(compiled(architecture), architecture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.sweeps import mostly_slow
 
 from diffupose import Lifter
 from diffupose.ops import _backend, available_backends
@@ -11,7 +12,7 @@ from diffupose.ops import _backend, available_backends
 
 @pytest.mark.parametrize(
     "settings",
-    [{"sampler": "ddpm"}, {"sampler": "dpm++"}, {"sampler": "ddim", "eta": 0.5, "flip": True}],
+    mostly_slow([{"sampler": "ddim", "eta": 0.5, "flip": True}, {"sampler": "ddpm"}, {"sampler": "dpm++"}]),
     ids=lambda settings: settings["sampler"],
 )
 def test_same_hypotheses(settings, monkeypatch, device):

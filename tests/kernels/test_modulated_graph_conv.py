@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.sweeps import sweep
 from torch.nn import functional
 
 from diffupose import ops, reference
@@ -121,9 +122,11 @@ def test_nan_stays_in_its_pose(device):
     assert bool(out[1].isnan().all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=shape_id)
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
-@pytest.mark.parametrize("extra", ["nothing", "residual", "film", "both"])
+@sweep(
+    extra=["nothing", "residual", "film", "both"],
+    activation=["none", "relu", "gelu"],
+    dtype=[torch.float32, torch.bfloat16],
+)
 def test_inference(extra, activation, dtype, device):
     """A folded BatchNorm, an activation, the residual, and scale and shift of a step, in one pass."""
     x, weight, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (2, 17, 4, 21), device=device)

@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from support.sweeps import sweep
 
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
 from diffupose.kernels.reverse_step import reverse_step as kernel
-from diffupose.testing import assert_parity, make_inputs, requires_cpp, requires_cuda, shape_id
+from diffupose.testing import assert_parity, make_inputs, requires_cpp, requires_cuda
 
 
 def fused(
@@ -31,9 +32,7 @@ SHAPES = [(1, 1, 1, 3), (0, 2, 17, 3), (33, 1, 15, 5), (3, 7, 16, 4), (1, 33, 17
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("dtype", DTYPES, ids=shape_id)
-@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+@sweep(shape=SHAPES, dtype=DTYPES, clip=[None, 0.5])
 def test_parity(shape, dtype, clip, device):
     inputs = list(make_inputs("reverse_step", shape, dtype=dtype, device=device))
     inputs[2] = inputs[2].float()  # the table stays as it is

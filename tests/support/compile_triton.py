@@ -84,7 +84,8 @@ def _dump(option: str, path: str) -> str:
 
 
 def main() -> None:
-    calls, *architectures = sys.argv[1:]
+    once = "--once" in sys.argv  # a kernel in the variant that comes first
+    calls, *architectures = [argument for argument in sys.argv[1:] if argument != "--once"]
     recorded: list[tuple[Any, ...]] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -100,7 +101,8 @@ def main() -> None:
         assert recorded, f"{name} launches nothing"
         for kernel, arguments, options in recorded:
             source, compiler_options = source_of(kernel, arguments, options)
-            key = (architecture, kernel.__name__, str(source.signature), str(source.constants), str(source.attrs))
+            variant = () if once else (str(source.signature), str(source.constants), str(source.attrs))
+            key = (architecture, kernel.__name__, *variant)
             if key in seen:
                 continue
             seen.add(key)

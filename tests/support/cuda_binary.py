@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.compiled import locked
 from support.cuda_emulation import setup_module
 
 
@@ -55,7 +56,8 @@ def cuda_extension() -> Path:
     """Build (what changed) and return the extension."""
     build = cuda_build()
     path = build.BUILD / "checked" / f"_cuda{build.EXT_SUFFIX}"
-    build.compile_extension("_cuda", path)
+    with locked(build.ROOT / "build" / "setup"):
+        build.compile_extension("_cuda", path)
     return path
 
 
@@ -164,7 +166,8 @@ def ptx_files() -> dict[str, str]:
     targets = {file.relative_to(build.CSRC).as_posix(): file for file in files}
     lines += [f"build ptx/{name}.ptx: ptx {build.ninja_path(str(file))}" for name, file in targets.items()]
     (build.BUILD / "ptx.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    subprocess.run([*build.find_ninja(), "-C", str(build.BUILD), "-f", "ptx.ninja"], check=True)
+    with locked(build.ROOT / "build" / "setup"):
+        subprocess.run([*build.find_ninja(), "-C", str(build.BUILD), "-f", "ptx.ninja"], check=True)
     return {name: (build.BUILD / "ptx" / f"{name}.ptx").read_text(encoding="utf-8") for name in targets}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from diffupose.testing import shape_id
+
 
 def pairwise(axes: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     """Return rows that hold every pair of values of two axes; every value stands in the first rows already.
@@ -42,7 +44,11 @@ def sweep(quick: int | None = None, **axes: Iterable[Any]) -> Callable[[Any], An
     """
     rows = pairwise([list(values) for values in axes.values()])
     cases = [
-        pytest.param(*row, marks=[] if quick is None or index < quick else pytest.mark.slow)
+        pytest.param(
+            *row,
+            id="-".join(map(shape_id, row)),
+            marks=[] if quick is None or index < quick else pytest.mark.slow,
+        )
         for index, row in enumerate(rows)
     ]
     return pytest.mark.parametrize(tuple(axes), cases)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.sweeps import mostly_slow
 from support.training_runs import environment, finish, read_board, read_checkpoint, read_log, start_train, to_flags
 
 STEPS = 50
@@ -24,7 +25,7 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-12))
 
 
-@pytest.mark.parametrize("preset", ["paper", "parallel"])
+@pytest.mark.parametrize("preset", mostly_slow(["paper", "parallel"]))
 def test_two_processes(mocap_path, tmp_path, preset):
     settings = {
         "preset": preset, "data": mocap_path, "hidden_dim": 32, "num_layers": 1, "device": "cpu", "steps": STEPS,

@@ -159,7 +159,7 @@ def cut_back(saved: int, logged: int) -> bool:
 @pytest.mark.parametrize(
     ("preset", "kills"),
     [
-        ("paper", [before_a_checkpoint, after_a_checkpoint, ahead, cut_back]),
+        pytest.param("paper", [before_a_checkpoint, after_a_checkpoint, ahead, cut_back], marks=pytest.mark.slow),
         ("parallel", [after_a_checkpoint, ahead]),
     ],
     ids=["paper", "parallel"],
@@ -178,6 +178,7 @@ def test_sigkill(settings, uninterrupted, tmp_path, preset, kills):
     assert_same_run(tmp_path, uninterrupted(preset))
 
 
+@pytest.mark.slow
 def test_sigkill_within_a_checkpoint(settings, uninterrupted, tmp_path):
     run = settings("paper", tmp_path)
     finish(start_train(run, script=DIE_IN_A_CHECKPOINT), code=-signal.SIGKILL)
