@@ -122,7 +122,7 @@ def test_five_steps_are_as_good_as_a_hundred(rig):
     assert scores[5] <= 1.01 * scores[100]
 
 
-def test_hypotheses_are_honest_before_any_factor(cell_and_result):
+def test_hypotheses_are_calibrated_before_any_factor(cell_and_result):
     """Errors are what the spread promises: not far from 1, here on a person who is easier than most."""
     for rig in RIGS:
         cell, result = cell_and_result(rig, True)

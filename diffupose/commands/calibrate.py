@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
     for cell in cells:
         hypotheses, poses_3d = cell.lift(lifter, num_hypotheses=10).hypotheses.cpu(), cell.views.poses_3d
         value = float(dispersion(hypotheses, poses_3d))
-        say(f"dispersion on {cell.name} keypoints, N = 10, before any factor: {value:.2f} (1 is honest)")
+        say(f"dispersion on {cell.name} keypoints, N = 10, before any factor: {value:.2f} (1 is calibrated)")
         error = float(expected_calibration_error(coverage(hypotheses, poses_3d, scale=scale))[0])
-        say(f"calibration error (ECE) with the factors, N = 10: {error:.3f} (0 is honest)")
+        say(f"calibration error (ECE) with the factors, N = 10: {error:.3f} (0 is calibrated)")
     say(f"covariance factors, by joint: {' '.join(f'{factor:.2f}' for factor in scale.tolist())}")
     say(f"calibrated model: {options.out}")

@@ -1,4 +1,4 @@
-"""Fit what makes a model's uncertainty honest, on people that it was not fitted on."""
+"""Calibrate a model's uncertainty on people that it was not fitted on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the predicted uncertainty right? Coverage of prediction regions, its error, dispersion and rank correlation."""
+"""Calibration of the uncertainty: coverage of prediction regions, its error, dispersion and rank correlation."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def region_level(
 
     The region at level a is ``(y - m)^T C^-1 (y - m) <= 3 (N^2 - 1) / (N (N - 3)) F(3, N - 3; a)``: Hotelling's region
     for one further draw from the Gaussian whose N draws gave m and C. If the truth is such a draw, the result is
-    uniform on 0..1. A singular C spans a plane, a line or a point; a target off it has level 1 and lies outside every
-    region, one on it is judged inside it, and a joint with neither spread nor error has level 0.
+    uniform on 0..1. A singular C spans a plane, a line or a point. A target off it has level 1: it lies outside every
+    region. A target on it is judged within it. A joint with neither spread nor error has level 0.
 
     Args:
         mean: Mean poses of shape ``[B, J, 3]``, in metres.
@@ -97,8 +97,7 @@ def region_level(
     if target.shape != mean.shape:
         raise ValueError(f"target must have the shape of mean {tuple(mean.shape)}, got {tuple(target.shape)}")
     if covariance.shape != (*mean.shape, 3):
-        expected = [*mean.shape, 3]
-        raise ValueError(f"covariance must have shape {expected}, got {tuple(covariance.shape)}")
+        raise ValueError(f"covariance must have shape {[*mean.shape, 3]}, got {tuple(covariance.shape)}")
     check_float("covariance", covariance)
     if num_hypotheses < 1:
         raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
@@ -107,13 +106,6 @@ def region_level(
         return target.new_full(mean.shape[:2], torch.nan)
     distance = squared_distance(target - mean, covariance) / factors  # [B, J]
     return level_of_distance(distance, num_hypotheses).to(target)
-
-
-def _coverage(reached: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return the share of poses within each level, shape ``[L, J]``; NaN poses are left out."""
-    known = ~reached.isnan()
-    inside = torch.stack([(reached <= level).sum(dim=0) for level in _check_levels(levels).tolist()])  # [L, J]
-    return inside.to(reached) / known.sum(dim=0)
 
 
 def coverage_from_moments(
@@ -125,7 +117,7 @@ def coverage_from_moments(
     levels: Sequence[float] = DEFAULT_LEVELS,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Return how often the target lies in the prediction region of each level, from a stored mean and covariance.
+    """Return how often the target lies in the region (``region_level``) of each level, from mean and covariance.
 
     Args:
         mean: Mean poses of shape ``[B, J, 3]``, in metres.
@@ -146,18 +138,16 @@ def coverage_from_moments(
         >>> zeros, unit = torch.zeros(1, 1, 3), torch.eye(3).reshape(1, 1, 3, 3)
         >>> coverage_from_moments(zeros, unit, zeros, num_hypotheses=10, levels=[0.5]).tolist()
         [[1.0]]
-
-    Reference:
-        See :func:`region_level`.
     """
     reached = region_level(mean, covariance, target, num_hypotheses=num_hypotheses, scale=scale)
-    return _coverage(reached, levels)
+    inside = torch.stack([(reached <= level).sum(dim=0) for level in _check_levels(levels).tolist()])  # [L, J]
+    return inside.to(reached) / (~reached.isnan()).sum(dim=0)
 
 
 def coverage(
     hypotheses: Tensor, target: Tensor, *, levels: Sequence[float] = DEFAULT_LEVELS, scale: Tensor | None = None
 ) -> Tensor:
-    """Return how often the target lies in the prediction region of each level.
+    """Return how often the target lies in the prediction region (``region_level``) of each level.
 
     Args:
         hypotheses: Poses of shape ``[B, H, J, 3]``, in metres.
@@ -176,16 +166,15 @@ def coverage(
         >>> hypotheses = torch.randn(100, 50, 17, 3)
         >>> coverage(hypotheses, torch.zeros(100, 17, 3)).shape
         torch.Size([19, 17])
-
-    Reference:
-        See :func:`region_level`.
     """
     hypotheses, target = check_hypotheses_pair(hypotheses, target)
     # In float64, because the covariance of 4 or 5 draws is often so thin that float32 would call it singular.
     exact = hypotheses.cpu().double()
-    mean, covariance = mean_of_hypotheses(exact), covariance_of_hypotheses(exact)
-    reached = region_level(mean, covariance, target.cpu().double(), num_hypotheses=exact.shape[1], scale=scale)
-    return _coverage(reached, levels).to(target)
+    mean, covariance, count = mean_of_hypotheses(exact), covariance_of_hypotheses(exact), exact.shape[1]
+    reached = coverage_from_moments(
+        mean, covariance, target.cpu().double(), num_hypotheses=count, levels=levels, scale=scale
+    )
+    return reached.to(target)
 
 
 def expected_calibration_error(
@@ -232,11 +221,11 @@ def _error_and_spread(hypotheses: Tensor, target: Tensor, root_joint: int) -> tu
 
 
 def dispersion(hypotheses: Tensor, target: Tensor, *, root_joint: int = 0) -> Tensor:
-    """Return how many times larger the errors are than the spread promises.
+    """Return the actual error divided by the error that the spread predicts; 1 is calibrated.
 
-    ``RMS error of the mean / (sqrt(1 + 1/N) RMS spread)``, the spread being the root of the trace of the unbiased
-    covariance, over poses and non-root joints. It is 1 if the truth is one more draw from the distribution of the
-    hypotheses, above 1 for too narrow a spread.
+    ``RMS error of the mean / (sqrt(1 + 1/N) RMS spread)`` over poses and non-root joints. The spread is the root of the
+    trace of the unbiased covariance. The value is 1 if the truth is one more draw from the distribution of the
+    hypotheses. It is above 1 if the spread is too narrow.
 
     Args:
         hypotheses: Poses of shape ``[B, H, J, 3]``, in metres.
