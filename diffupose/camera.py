@@ -30,6 +30,13 @@ def normalize_screen_coordinates(points: Tensor, image_size: Tensor) -> Tensor:
     return points / width * 2.0 - image_size / width
 
 
+def turn_about_vertical(points: Tensor, angle: Tensor) -> Tensor:
+    """Turn world points ``[..., 3]`` about the vertical axis z by angles ``[...]`` in radians."""
+    cosine, sine = angle.cos(), angle.sin()
+    x, y, z = points.unbind(-1)
+    return torch.stack((cosine * x - sine * y, sine * x + cosine * y, z), dim=-1)
+
+
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     """Return rotation matrices ``[..., 3, 3]`` of quaternions ``[..., 4]``, order w, x, y, z; any norm."""
     w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)

@@ -7,18 +7,12 @@ SemGCN (Apache-2.0); here it has seven significant digits, which moves a project
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-_Intrinsics = tuple[
-    str,
-    tuple[int, int],
-    tuple[float, float],
-    tuple[float, float],
-    tuple[float, float, float],
-    tuple[float, float],
-]
-_Extrinsics = tuple[tuple[float, float, float, float], tuple[float, float, float]]
+from diffupose.camera import quaternion_to_matrix
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class H36MCamera:
         return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
-_INTRINSICS: tuple[_Intrinsics, ...] = (
+_INTRINSICS: tuple[tuple[Any, ...], ...] = (  # the fields of H36MCamera but the last two
     ("54138969", (1000, 1002), (1145.0494, 1143.7811), (512.5415, 515.45148),
      (-0.2070989, 0.2477752, -0.00307515), (-0.0009756989, -0.001424472)),
     ("55011271", (1000, 1000), (1149.6757, 1147.5917), (508.84863, 508.06491),
@@ -64,7 +58,7 @@ _INTRINSICS: tuple[_Intrinsics, ...] = (
 )  # fmt: skip
 
 # Per subject and camera: orientation (w, x, y, z), then translation in metres. There is none for S2, S3 and S4.
-_EXTRINSICS: dict[str, tuple[_Extrinsics, ...]] = {
+_EXTRINSICS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "S1": (
         ((0.1407056, -0.1500702, -0.7552408, 0.6223280), (1.841107, 4.955285, 1.563445)),
         ((0.6157188, -0.7648363, -0.1483383, 0.1179474), (1.761279, -5.078007, 1.606265)),
@@ -142,14 +136,7 @@ def world_to_camera(points: np.ndarray, camera: H36MCamera) -> np.ndarray:
         True
     """
     points = _check_points(points, "points")
-    w, x, y, z = np.array(camera.orientation) / np.linalg.norm(camera.orientation)  # unit to seven digits only
-    rotation = np.array(
-        [
-            [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)],
-            [2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)],
-            [2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)],
-        ]
-    )
+    rotation = quaternion_to_matrix(torch.tensor(camera.orientation, dtype=torch.float64)).numpy()
     # A row times the matrix is its transpose, the inverse rotation, times the column.
     return np.asarray((points - np.array(camera.translation)) @ rotation)
 

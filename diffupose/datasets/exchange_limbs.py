@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffupose.camera import turn_about_vertical
 from diffupose.skeleton import H36M_17
 
 # Joints whose bones (from their parents) move together, and the pair whose horizontal line says where front is.
@@ -29,14 +30,12 @@ def exchange_limbs(positions: Tensor, generator: torch.Generator, probability: f
         line = positions[:, left, :2] - positions[:, right, :2]
         heading = torch.atan2(line[:, 1], line[:, 0])  # [B]
         turn = heading - heading[partner]  # from the partner's front to one's own
-        cosine, sine = turn.cos(), turn.sin()
         exchanged = torch.rand(batch, generator=generator, device=device) < probability
         for joint in joints:
             parent = H36M_17.parents[joint]
             bone = positions[:, joint] - positions[:, parent]  # [B, 3]
             other = bone[partner]
-            x, y, z = other.unbind(-1)
-            turned = torch.stack((cosine * x - sine * y, sine * x + cosine * y, z), dim=-1)
+            turned = turn_about_vertical(other, turn)
             length = bone.norm(dim=-1, keepdim=True) / other.norm(dim=-1, keepdim=True).clamp(min=1e-6)
             bone = torch.where(exchanged[:, None], length * turned, bone)
             result[:, joint] = result[:, parent] + bone

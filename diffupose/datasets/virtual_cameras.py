@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from diffupose.camera import project, quaternion_to_matrix
+from diffupose.camera import project, quaternion_to_matrix, turn_about_vertical
 from diffupose.datasets.cameras_h36m import H36M_CAMERAS
 from diffupose.skeleton import H36M_17
 
@@ -103,10 +103,8 @@ def turn_heading(positions: Tensor, generator: torch.Generator) -> Tensor:
     The root ends above the world's origin, the lowest joint on the floor z = 0.
     """
     angle = uniform(generator, positions.shape[0], high=2 * math.pi)
-    cosine, sine = angle.cos()[:, None], angle.sin()[:, None]  # [B, 1]
-    x, y = (positions[..., :2] - positions[:, :1, :2]).unbind(-1)
-    z = positions[..., 2] - positions[..., 2].amin(dim=1, keepdim=True)
-    return torch.stack((cosine * x - sine * y, sine * x + cosine * y, z), dim=-1)
+    origin = torch.cat((positions[:, 0, :2], positions[..., 2].amin(dim=1, keepdim=True)), dim=-1)  # [B, 3]
+    return turn_about_vertical(positions - origin[:, None], angle[:, None])
 
 
 def h36m_views(positions: Tensor, subjects: tuple[str, ...], generator: torch.Generator) -> Views:

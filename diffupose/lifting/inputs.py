@@ -59,21 +59,15 @@ def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> Pix
     xy = values[..., :2]
     # A NaN confidence is missing, and so is a negative one, the mark of some detectors.
     confidence = np.nan_to_num(values[..., 2], nan=0.0) if values.shape[-1] == 3 else np.ones(values.shape[:2])
-    too_large = np.abs(confidence) > MAX_CONFIDENCE
-    if too_large.any():
-        row, joint = np.argwhere(too_large)[0]
-        raise ValueError(
-            f"keypoints must have a confidence as third number, got {values[row, joint, 2]:g} in row {row}, joint "
-            f"{joint} (a 3D pose?)"
-        )
+    if wrong := _first(np.abs(confidence) > MAX_CONFIDENCE):
+        got = f"{values[wrong][2]:g} in row {wrong[0]}, joint {wrong[1]}"
+        raise ValueError(f"keypoints must have a confidence as third number, got {got} (a 3D pose?)")
     present = ~np.isnan(xy).any(axis=-1) & (confidence > 0)  # [B, J]
     seen = np.where(present[..., None], xy, 0.0)
-    if np.isinf(seen).any():
-        row, joint = np.argwhere(np.isinf(seen).any(axis=-1))[0]
-        raise ValueError(f"keypoints must be finite (NaN: missing), got infinity in row {row}, joint {joint}")
-    if (np.abs(seen) > MAX_COORDINATE).any():
-        row, joint = np.argwhere((np.abs(seen) > MAX_COORDINATE).any(axis=-1))[0]
-        raise ValueError(f"keypoints must be pixels, got {seen[row, joint].tolist()} in row {row}, joint {joint}")
+    if wrong := _first(np.isinf(seen).any(axis=-1)):
+        raise ValueError(f"keypoints must be finite (NaN: missing), got infinity in row {wrong[0]}, joint {wrong[1]}")
+    if wrong := _first((np.abs(seen) > MAX_COORDINATE).any(axis=-1)):
+        raise ValueError(f"keypoints must be pixels, got {seen[wrong].tolist()} in row {wrong[0]}, joint {wrong[1]}")
     if present.sum() > 2 and np.abs(seen).max() <= MAX_NORMALIZED:
         raise ValueError("keypoints must be pixels, got numbers within ±1.5: they look normalised already")
     pixels = np.where(present[..., None], xy, np.nan).astype(np.float32)
@@ -107,12 +101,10 @@ def check_image_size(image_size: Any, pixels: PixelInput) -> Tensor | None:
     if not (np.isfinite(values) & (values >= 1) & (values <= MAX_COORDINATE)).all():
         raise ValueError(f"image_size must hold positive pixels, got {values.ravel()[:2].tolist()}")
     size = torch.from_numpy(np.broadcast_to(values, (batch, 2)).astype(np.float32).copy())
-    outside = outside_image(pixels.usable_keypoints.numpy(), size.numpy())
-    if outside.any():
-        row, joint = np.argwhere(outside)[0].tolist()
+    if wrong := _first(outside_image(pixels.usable_keypoints.numpy(), size.numpy())):
         raise ValueError(
-            f"keypoints must lie in or near the image of {size[row].tolist()}, got "
-            f"{pixels.keypoints[row, joint].tolist()} in row {row}, joint {joint}"
+            f"keypoints must lie in or near the image of {size[wrong[0]].tolist()}, got "
+            f"{pixels.keypoints[wrong].tolist()} in row {wrong[0]}, joint {wrong[1]}"
         )
     return size
 
@@ -136,14 +128,18 @@ def check_intrinsics(intrinsics: Any, keypoints: Tensor) -> Tensor | None:
             f"intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, got {values[0].tolist()}"
         )
     rays = (keypoints.numpy(force=True) - values[:, None, :2, 2]) / focal[:, None]  # [B, J, 2]; NaN where missing
-    far = np.abs(rays) > _WIDEST_RAY
-    if far.any():
-        row, joint = np.argwhere(far.any(axis=-1))[0]
+    if wrong := _first((np.abs(rays) > _WIDEST_RAY).any(axis=-1)):
         raise ValueError(
-            f"intrinsics must be in pixels and fit the keypoints, but row {row}, joint {joint} would lie more than "
-            f"{np.degrees(np.arctan(_WIDEST_RAY)):.0f} degrees off the optical axis, got {values[0].tolist()}"
+            f"intrinsics must be in pixels and fit the keypoints, but row {wrong[0]}, joint {wrong[1]} would lie more "
+            f"than {np.degrees(np.arctan(_WIDEST_RAY)):.0f} degrees off the optical axis, got {values[0].tolist()}"
         )
     return torch.from_numpy(values.astype(np.float32))
+
+
+def _first(wrong: Any) -> tuple[int, int] | None:
+    """Return row and joint of the first True of ``wrong [B, J]``, if any."""
+    found = np.argwhere(wrong)
+    return (int(found[0, 0]), int(found[0, 1])) if len(found) else None
 
 
 def _as_float(values: Any, name: str) -> np.ndarray:

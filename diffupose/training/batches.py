@@ -93,6 +93,12 @@ class Shuffle:
         return torch.cat(parts)
 
 
+def subject_weights(subjects: np.ndarray) -> Tensor:
+    """Return a weight for each sample: the inverse square root of how many its subject has."""
+    _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    return torch.from_numpy(counts[inverse] ** -0.5)
+
+
 class MocapBatches:
     """Motion capture through virtual cameras, half ``h36m`` and half ``wild``, with bodies and noise varied."""
 
@@ -102,8 +108,7 @@ class MocapBatches:
         self.positions = torch.from_numpy(mocap.positions).to(device)
         weights = None
         if config.balance_subjects:
-            _, inverse, counts = np.unique(mocap.subject, return_inverse=True, return_counts=True)
-            weights = torch.from_numpy(counts[inverse] ** -0.5)
+            weights = subject_weights(mocap.subject)
         self.shuffle = Shuffle(self.num_samples, config.seed, weights)
 
     def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:

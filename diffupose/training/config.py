@@ -125,14 +125,7 @@ class TrainConfig:
         for name in ("lr", "lr_decay", "ema_power"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in (
-            "warmup_steps",
-            "weight_decay",
-            "grad_clip",
-            "ema_start",
-            "validate_every",
-            "workers",
-        ):
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "ema_start", "validate_every", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         # Beyond, there would be people without any joint.
@@ -213,15 +206,8 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check_type(key: str, value: Any, annotation: str) -> None:
-    accepted: tuple[type, ...] = (str,)
-    if annotation.startswith("bool"):
-        accepted = (bool,)
-    elif annotation.startswith("int"):
-        accepted = (int,)
-    elif annotation.startswith("float"):
-        accepted = (float, int)
-    elif annotation.startswith("tuple"):
-        accepted = (list, tuple)
+    kinds = {"bool": (bool,), "int": (int,), "float": (float, int), "tuple": (list, tuple)}
+    accepted: tuple[type, ...] = next((kinds[kind] for kind in kinds if annotation.startswith(kind)), (str,))
     optional = "None" in annotation and value is None
     if not optional and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
         raise ValueError(f"{key} must be {annotation}, got {value!r}")

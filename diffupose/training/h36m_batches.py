@@ -13,7 +13,7 @@ from diffupose.config import LifterConfig
 from diffupose.datasets.h36m import H36MSequence
 from diffupose.errors import InputError
 from diffupose.skeleton import SKELETONS
-from diffupose.training.batches import Shuffle, TrainBatch
+from diffupose.training.batches import Shuffle, TrainBatch, subject_weights
 from diffupose.training.config import TrainConfig
 
 
@@ -56,8 +56,7 @@ class H36MBatches:
         weights = None
         if config.balance_subjects:
             subjects = np.repeat([sequence.subject for sequence in sequences], lengths.numpy())[usable.cpu().numpy()]
-            _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-            weights = torch.from_numpy(np.tile(counts[inverse] ** -0.5, 2 if config.mirror else 1))
+            weights = subject_weights(subjects).repeat(2 if config.mirror else 1)
         self.shuffle = Shuffle(self.num_samples, config.seed, weights)
 
     def batch(self, step: int, batch_size: int | None = None) -> TrainBatch:
