@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import emulate_cuda  # noqa: E402
 import mutate_barriers  # noqa: E402
+from toolchain import find_compiler, find_ninja  # noqa: E402
 
 BUILD = ROOT / "build" / "emulated_cuda"
 # What must find each fault of tests/cpp/cuda_faults: the mode, the order and the reason.
@@ -42,9 +43,8 @@ RUNS = [(mode, order) for mode, orders in emulate_cuda.ORDERS.items() for order 
 def compiler(tmp_path_factory) -> list[str]:
     if os.environ.get("DIFFUPOSE_BUILD") == "none":
         pytest.skip("DIFFUPOSE_BUILD=none: nothing is compiled")
-    build = emulate_cuda.setup_module()
-    compiler = build.find_compiler()
-    if not compiler or not build.find_ninja():
+    compiler = find_compiler()
+    if not compiler or not find_ninja():
         pytest.skip("no C++ compiler or no ninja")
     folder = tmp_path_factory.mktemp("sanitizers")
     (folder / "main.cpp").write_text("int main() { return 0; }\n")

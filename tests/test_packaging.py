@@ -218,7 +218,7 @@ def test_in_place_build_leaves_its_reason(tmp_path, variable, reason):
     """As for `pip install -e .`, in a copy of what the build reads."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("csrc", "kernels"):
+    for name in ("csrc", "kernels", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "diffupose").mkdir()
     for name in ("__init__.py", "_source_hash.py"):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import filecmp
-import importlib.util
 import os
 import shlex
 import shutil
@@ -23,7 +22,8 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+
+from toolchain import find_compiler, find_ninja
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off", "-pthread"]
@@ -40,14 +40,6 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1",
 }
 EMULATION = "tests/cpp/cuda_emulation"
-
-
-def setup_module() -> ModuleType:
-    """Return setup.py as a module."""
-    spec = importlib.util.spec_from_file_location("diffupose_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +71,7 @@ class Workspace:
         self, folder: Path, root: Path = ROOT, sources: str = "csrc", cases: str = "tests/cpp/cuda_cases"
     ) -> None:
         self.folder, self.root, self.sources, self.cases = folder.resolve(), root, sources, cases
-        build = setup_module()
-        self.compiler, self.ninja = build.find_compiler(), build.find_ninja()
+        self.compiler, self.ninja = find_compiler(), find_ninja()
         if not self.compiler or not self.ninja:
             raise SystemExit("emulate_cuda needs a C++ compiler and ninja")
 
