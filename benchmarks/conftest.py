@@ -1,102 +1,89 @@
+"""The rows of the benchmarks, how one is timed, and the table that a run ends with.
+
+A benchmark module has ``cases(device, size)``, whose variants are its rows, and ``is_default(case, variant)``: the rest
+comes by ``--all-rows``. With ``--benchmark-disable`` every row but the compiled ones runs once, at tiny sizes.
+"""
+
 from __future__ import annotations
 
+import itertools
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import diffupose
+from benchmarks.workloads.case import Case
+from benchmarks.workloads.measure import matmul_rate
+from benchmarks.workloads.table import HEADER, aligned, times
+from diffupose.errors import BackendUnavailableError
+from diffupose.ops._backend import available_backends, cpp
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SECONDS = 0.5  # about as long as a row is timed, but for three rounds at least
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-rows", action="store_true", help="time all rows of the benchmarks, not only the default")
+    parser.addoption("--floors-json", metavar="PATH", help="write the rows of the closing table as JSON, too")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "variant" not in metafunc.fixturenames:
+        return
+    module, config = metafunc.module, metafunc.config
+    once, every = config.getoption("benchmark_disable"), config.getoption("all_rows")
+    rows, left_out = [], 0
+    for case in module.cases(DEVICE, "tiny" if once else "cpu"):
+        for variant in case.variants:
+            chosen = not variant.startswith("compile") if once else every or module.is_default(case.name, variant)
+            left_out += not chosen
+            if chosen:
+                rows.append(pytest.param(case, variant, id=f"{case.name}, {variant}"))
+    config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, 0) + left_out
+    metafunc.parametrize(("case", "variant"), rows)
 
 
 @pytest.fixture
-def timed(benchmark) -> Callable[..., Callable[[], Any]]:
-    """Return a function that binds a call so that it runs in inference mode and ends when the GPU is done."""
-    benchmark.extra_info.update(
-        diffupose=diffupose.__version__,
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        cpu=platform.processor() or platform.machine(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    )
+def time_row(benchmark) -> Callable[[Case, str], None]:
+    """Return a function that times a variant of a case, if its result is right."""
 
-    def bind(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        call = partial(function, *args, **kwargs)
+    def run(case: Case, variant: str) -> None:
+        benchmark.group = case.name
+        torch._dynamo.reset()  # each compiled one has its own share of the recompilation limit
+        try:
+            calls = case.variants[variant]()
+            error = case.error(variant, calls[0]())  # compilation and first-call costs come before the clock
+        except BackendUnavailableError as reason:
+            pytest.skip(str(reason))
+        assert error <= case.limit(variant)
+        turn = itertools.cycle(calls)
 
-        def run() -> Any:
-            with torch.inference_mode():
-                result = call()
-            if torch.cuda.is_available():
+        def call() -> None:
+            next(turn)()
+            if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            return result
 
-        run()  # compilation and first-call costs come before the clock
-        return run
-
-    return bind
-
-
-_RATIOS = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def floor_rate() -> Callable[[bool], float | None]:
-    """Return a function that measures the arithmetic floor, in bfloat16 or not, now."""
-    return peak_rate
-
-
-@pytest.fixture
-def compare(request) -> Callable[..., float]:
-    """Return a function that times calls in turn, round by round, and adds a line to the end of the report.
-
-    What else runs on the machine then slows all of them alike: the ratio is worth more than the times.
-    """
-
-    def run(title: str, calls: dict[str, Callable[[], Any]], *, rounds: int) -> float:
-        """Return how many times as fast the last call is as the first: the median over the rounds."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds + 1):
-            for name, call in calls.items():
-                begin = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - begin)
-        first, *_, last = (values[1:] for values in times.values())  # the first round warms up
-        ratio = statistics.median(a / b for a, b in zip(first, last, strict=True))
-        shown = ", ".join(f"{name} {1e3 * statistics.median(values[1:]):.3g} ms" for name, values in times.items())
-        request.config.stash.setdefault(_RATIOS, []).append(f"{title}: {shown}; ratio {ratio:.2f}")
-        return ratio
+        begin = time.perf_counter()
+        call()
+        once = time.perf_counter() - begin
+        iterations = max(1, round(1e-3 / once))
+        rounds = max(3, min(200, round(SECONDS / (once * iterations))))
+        benchmark.extra_info.update(variant=variant, flops=case.flops)
+        benchmark.pedantic(call, rounds=rounds, iterations=iterations)
 
     return run
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_RATIOS, [])
-    if lines:
-        terminalreporter.section("side by side (medians; ratio: how many times as fast the last is as the first)")
-        for line in lines:
-            terminalreporter.write_line(line)
-    _write_floors(terminalreporter, config)
-    if lines and (path := config.getoption("--ratios-json")):
-        Path(path).write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ratios-json", metavar="PATH", help="write the lines of 'side by side' as JSON, too")
-    parser.addoption("--floors-json", metavar="PATH", help="write the rows of 'achieved over floor' as JSON, too")
-
-
-def peak_rate(bfloat16: bool) -> float | None:
+def peak_rate(precision: str) -> float | None:
     """Return the operations a second of a loop that touches registers only, on all threads at once; None without it."""
-    from diffupose.ops._backend import available_backends, cpp
-
+    bfloat16 = precision == "bfloat16"
     if not available_backends()["cpp"][0] or (bfloat16 and cpp().active_isa() != "avx512_bf16"):
         return None
     threads = torch.get_num_threads()
@@ -104,58 +91,42 @@ def peak_rate(bfloat16: bool) -> float | None:
         return sum(pool.map(lambda _: cpp().peak_flops(bfloat16=bfloat16), range(threads)))
 
 
-def _best_product() -> float:
-    """Return the operations a second of torch's float32 product, the best of five: no floor may be below it."""
-    size = 1024
-    left, right = torch.randn(2, size, size).unbind(0)
-    rates = []
-    for _ in range(6):
-        begin = time.perf_counter()
-        left @ right
-        rates.append(2 * size**3 / (time.perf_counter() - begin))
-    return max(rates[1:])
-
-
-def _write_floors(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print ratios, and what was achieved over the floor, of benchmarks that say how many operations they need."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "floor_rate" in bench.extra_info]
-    if not benches:
-        return
-    product = _best_product()
-    groups: dict[str, dict[str, Any]] = {}
-    for bench in benches:
-        groups.setdefault(bench.group, {})[bench.extra_info["variant"]] = bench
+    benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]
+    if benches and not config.getoption("benchmark_disable"):
+        _write_table(terminalreporter, config, benches)
+    if config.stash.get(_LEFT_OUT, 0) and not config.getoption("benchmark_disable"):
+        terminalreporter.write_line(f"{config.stash[_LEFT_OUT]} more rows are timed by --all-rows")
+
+
+def _write_table(terminalreporter: pytest.TerminalReporter, config: pytest.Config, benches: list) -> None:
+    """Print times, ratios to eager PyTorch, and what was achieved over the floor, where operations are the floor."""
+    peaks = {precision: peak_rate(precision) for precision in ("float32", "bfloat16")}
+    # No floor may be below a product of PyTorch's.
+    product = matmul_rate(1024, torch.float32, torch.device("cpu"))
     rows = []
-    for group, variants in groups.items():
-        for name, bench in variants.items():
-            median, info = bench.stats.median, bench.extra_info
-            row = {"case": group, "variant": name, "milliseconds": 1e3 * median, "flops": info["flops"]}
-            for peer in ("eager", "compile"):
-                if peer in variants:
-                    row[f"times_{peer}"] = variants[peer].stats.median / median
-            if info["floor_rate"] is not None:
-                row |= {
-                    "floor_gflops": info["floor_rate"] / 1e9,
-                    "over_floor": info["flops"] / info["floor_rate"] / median,
-                }
-                row["void"] = info["floor_rate"] < product
-            rows.append(row)
-    terminalreporter.section("achieved over floor")
-    terminalreporter.write_line(f"best torch.mm {product / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
-    for row in rows:
-        text = f"{row['case']:<44} {row['variant']:<9} {row['milliseconds']:10.2f} ms"
-        text += "".join(
-            f" {row[f'times_{peer}']:6.2f} x {peer}" for peer in ("eager", "compile") if f"times_{peer}" in row
-        )
-        if "over_floor" in row:
-            text += f" {100 * row['over_floor']:5.1f} % of {row['floor_gflops']:.0f} GFLOP/s"
-            text += " VOID: slower than a product (is the machine busy?)" if row["void"] else ""
-        terminalreporter.write_line(text)
+    for bench in benches:
+        variant, flops, seconds = bench.extra_info["variant"], bench.extra_info["flops"], bench.stats.median
+        row = {"case": bench.group, "variant": variant, "milliseconds": 1e3 * seconds, "flops": flops}
+        peak = peaks["bfloat16" if "bf16" in variant else "float32"]
+        rows.append(row | ({"of_product_rate": flops / peak / seconds} if flops and peak else {}))
+    terminalreporter.section("times, beside eager PyTorch, and what was achieved over the floor")
+    for line in aligned(HEADER, times(rows)):
+        terminalreporter.write_line(line)
+    shown = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items() if peak)
+    threads = torch.get_num_threads()
+    terminalreporter.write_line(f"floor on {threads} threads: {shown or 'none'}; torch.mm {product / 1e9:.0f} GFLOP/s")
+    if any(peak and peak < product for peak in peaks.values()):
+        terminalreporter.write_line("VOID: a floor is slower than a product (is the machine busy?)")
     if path := config.getoption("--floors-json"):
-        content = {
-            "torch_mm_gflops": product / 1e9,
-            **{key: benches[0].extra_info[key] for key in ("diffupose", "torch", "threads", "cpu", "cpu_capability")},
-            "rows": rows,
+        machine = {
+            "diffupose": diffupose.__version__,
+            "torch": torch.__version__,
+            "threads": threads,
+            "cpu": platform.processor() or platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
         }
+        content = {"torch_mm_flops": product, "peaks": peaks, **machine, "rows": rows}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

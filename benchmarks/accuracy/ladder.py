@@ -1,6 +1,6 @@
 """The ladder: variants of model and recipe at equal data and equal samples, scored on the selection subjects.
 
-python benchmarks/accuracy/ladder.py --data mocap_train.npz [--only NAME ...] [--list]
+python -m benchmarks.accuracy.ladder --data mocap_train.npz [--only NAME ...] [--list]
 
 A queue of short runs. One that was stopped goes on where it was, one that has its result is not run again. Each result
 is a JSON file in ``benchmarks/results/ablation/`` with the command that made it. ``ladder_report.py`` makes the table
@@ -10,7 +10,6 @@ and the plots of ``docs/ablation.md`` from them. ``mocap_val.npz`` is never look
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -18,13 +17,12 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.accuracy.scores import RESULTS, score, write
 from diffupose import Lifter
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
 from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
-from diffupose.evaluation.mocap import score_hypotheses, undistorted
-from diffupose.files import atomic_path
+from diffupose.evaluation.mocap import undistorted
 
-RESULTS = Path(__file__).parents[1] / "results" / "ablation"
 RUNS = Path("runs/ablation")
 # Some cmu subjects carry cmu_01's bone lengths: bodies are ranked on two people of whom nothing is in the fit.
 BODY_SUBJECTS = ("uiprmd_s10", "uiprmd_s08")
@@ -42,7 +40,7 @@ PARALLEL = "--preset parallel --hidden-dim 64"
 
 @dataclass(frozen=True)
 class Rung:
-    """A variant: flags of ``diffupose train`` and settings of the lift."""
+    """A variant: flags of ``diffupose train``, and whether intrinsics are known at the lift."""
 
     name: str
     what: str
@@ -50,7 +48,7 @@ class Rung:
     model: str = ""
     seed: int = 0
     subjects: tuple[str, ...] = SELECTION_SUBJECTS
-    lift: tuple[tuple[str, object], ...] = ()
+    camera: bool = False
 
 
 _LADDER = (
@@ -81,7 +79,7 @@ _LADDER = (
     Rung("camera-cue", "angular size and direction as condition, half of the time", PARALLEL,
          "denoiser.camera_cue=true"),
     Rung("camera-cue-used", "the same model, with intrinsics at the lift", PARALLEL, "denoiser.camera_cue=true",
-         lift=(("intrinsics", True),)),
+         camera=True),
     Rung("regressor", "deterministic regressor of the trunk of parallel", PARALLEL, "diffusion.deterministic=true"),
     Rung("paper-1e-3", "the released network and recipe, learning rate 1e-3", f"{PAPER} --lr 1e-3"),
     Rung("paper-3e-4", "the same, 3e-4", f"{PAPER} --lr 3e-4"),
@@ -129,16 +127,11 @@ def run(rung: Rung, data: str) -> dict[str, object]:
     cells = calibration_cells(load_mocap(data, include=rung.subjects), NUM_POSES)
     if not lifter.config.diffusion.deterministic:
         lifter.prediction_error = measure_prediction_error(lifter, cells)
-    lift = dict(rung.lift)
-    use_intrinsics = bool(lift.pop("intrinsics", False))
     scores = {}
     for cell in cells:
-        keypoints, matrices = undistorted(cell) if use_intrinsics else (cell.keypoints, None)
-        result = lifter(
-            keypoints, image_size=cell.views.image_size, intrinsics=matrices, num_hypotheses=NUM_HYPOTHESES,
-            flip=False, progress=False, **lift,
-        )  # fmt: skip
-        scores[cell.name] = score_hypotheses(result.hypotheses, cell, lifter.covariance_scale)
+        keypoints, intrinsics = undistorted(cell) if rung.camera else (cell.keypoints, None)
+        result = cell.lift(lifter, keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES)
+        scores[cell.name] = score(lifter, cell, result)
     log = (folder / "log.csv").read_text().splitlines()
     names = log[0].split(",")
     rows = [dict(zip(names, line.split(","), strict=True)) for line in log[1:]]
@@ -176,14 +169,12 @@ def main() -> None:
         return
     if options.data is None or not Path(options.data).is_file():
         parser.error(f"--data must be an npz of motion capture, got {options.data}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for rung in chosen:
-        path = RESULTS / f"{rung.name}.json"
+        path = RESULTS / "ablation" / f"{rung.name}.json"
         if path.exists():
             continue
         result = run(rung, options.data)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(path, result)
         cells = result["cells"]
         print(rung.name, *(f"{name}: {row['mpjpe']:.1f} mm, energy {row['energy_score']:.1f}"  # type: ignore[index]
                            for name, row in cells.items()), f"{result['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -1,6 +1,6 @@
 """Make the tables and plots of ``docs/ablation.md`` from ``benchmarks/results/``.
 
-python benchmarks/accuracy/ladder_report.py
+python -m benchmarks.accuracy.ladder_report [--check]
 """
 
 from __future__ import annotations
@@ -8,23 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
+import sys
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-BEGIN, END = "<!-- {}: made by benchmarks/accuracy/ladder_report.py -->", "<!-- end of {} -->"
+from benchmarks.accuracy.scores import RESULTS
+from benchmarks.workloads.table import markdown, rewrite
+
+DOCS = RESULTS.parents[1] / "docs"
 CELLS = ("h36m noisy", "wild noisy")
 SEED = re.compile(r"-s\d+$")
-
-
-def table(header: list[str], rows: list[list[str]], names: int = 1) -> str:
-    """Return a Markdown table, the first columns, names, to the left."""
-    rule = ["---"] * names + ["---:"] * (len(header) - names)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def rungs() -> list[dict[str, Any]]:
@@ -49,7 +44,7 @@ def ladder() -> str:
     rows.sort(key=lambda row: float(row[5]) + float(row[6]))
     header = ["rung", "what", "parameters", "training, s", "curve", "MPJPE h36m", "MPJPE wild", "energy h36m",
               "energy wild", "dispersion"]  # fmt: skip
-    return table(header, rows, names=2)
+    return markdown(header, rows, names=2)
 
 
 def seeds() -> str:
@@ -69,7 +64,7 @@ def seeds() -> str:
         rows.append(row)
     rows.sort(key=lambda row: float(row[2].split()[0]) + float(row[3].split()[0]))
     header = ["rung", "seeds", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild"]
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def choices() -> str:
@@ -83,48 +78,53 @@ def choices() -> str:
     for (weight, temperature), errors in by_setting.items():
         name = f"camera: weight {weight:g}, " + (f"temperature {temperature:g}" if temperature else "all alike")
         rows.append([name, *(f"{errors[cell]:.1f}" for cell in CELLS)])
-    return table(["one pose out of ten", "MPJPE h36m", "MPJPE wild"], rows)
+    return markdown(["one pose out of ten", "MPJPE h36m", "MPJPE wild"], rows)
 
 
-def plots() -> str:
-    """Draw error against steps and against N; return the table behind them."""
-    rows = json.loads((RESULTS / "sampling.json").read_text())["rows"]
-    matplotlib.use("Agg")
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        curves.setdefault(row["curve"], []).append(row)
+def sampled() -> list[dict[str, Any]]:
+    """Return what was measured of samplers, by number of steps and of hypotheses."""
+    return json.loads((RESULTS / "sampling.json").read_text())["rows"]
 
-    def mean(row: dict[str, Any], key: str) -> float:
-        return sum(row["cells"][name][key] for name in CELLS) / len(CELLS)
 
-    for name, curve in curves.items():
-        if name in ("independent", "antithetic"):
-            axes[2].plot([r["num_hypotheses"] for r in curve], [mean(r, "mpjpe") for r in curve], "o-", label=name)
-        else:
-            steps = [r["num_inference_steps"] for r in curve]
-            axes[0].plot(steps, [mean(r, "mpjpe") for r in curve], "o-", label=name)
-            axes[1].plot(steps, [mean(r, "energy_score") for r in curve], "o-", label=name)
-    for axis, (x, y) in zip(
-        axes,
-        (("steps", "MPJPE of the mean of 10, mm"), ("steps", "energy score of 10, mm"),
-         ("hypotheses N", "MPJPE of the mean of N, mm")),
-        strict=True,
-    ):  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_xlabel(x)
-        axis.set_ylabel(y)
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
-    figure.savefig(DOCS / "ablation.png", dpi=80)
+def mean(row: dict[str, Any], key: str) -> float:
+    """Return a score's mean over the cells."""
+    return sum(row["cells"][name][key] for name in CELLS) / len(CELLS)
+
+
+def sampling() -> str:
+    """Return the table of samplers."""
     lines = [
         [row["curve"], str(row["num_inference_steps"]), str(row["num_hypotheses"]),
          *(f"{row['cells'][name][key]:.1f}" for key in ("mpjpe", "energy_score") for name in CELLS),
          "" if row["cells"][CELLS[0]].get("dispersion") is None else f"{mean(row, 'dispersion'):.2f}"]
-        for row in rows
+        for row in sampled()
     ]  # fmt: skip
     header = ["curve", "steps", "N", "MPJPE h36m", "MPJPE wild", "energy h36m", "energy wild", "dispersion"]
-    return table(header, lines)
+    return markdown(header, lines)
+
+
+def plot() -> None:
+    """Draw error against steps and against N."""
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in sampled():
+        curves.setdefault(row["curve"], []).append(row)
+    by_steps = ((axes[0], "num_inference_steps", "mpjpe"), (axes[1], "num_inference_steps", "energy_score"))
+    for name, curve in curves.items():
+        by_count = name in ("independent", "antithetic")
+        for axis, x, y in ((axes[2], "num_hypotheses", "mpjpe"),) if by_count else by_steps:
+            axis.plot([row[x] for row in curve], [mean(row, y) for row in curve], "o-", label=name)
+    for axis, x, y in zip(
+        axes,
+        ("steps", "steps", "hypotheses N"),
+        ("MPJPE of the mean of 10, mm", "energy score of 10, mm", "MPJPE of the mean of N, mm"),
+        strict=True,
+    ):
+        axis.set(xscale="log", xlabel=x, ylabel=y)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(DOCS / "ablation.png", dpi=80)
 
 
 def equal_samples() -> str:
@@ -148,7 +148,7 @@ def equal_samples() -> str:
     rows.sort(key=lambda row: -float(row[1]))
     header = ["recipe", "million samples", "parameters", "calls", "N", "MPJPE h36m", "MPJPE wild", "energy h36m",
               "energy wild"]  # fmt: skip
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def honesty() -> str:
@@ -169,25 +169,23 @@ def honesty() -> str:
                 rows.append([what, count, *("/".join(f"{row[key]:.{digits}f}" for row in scores)
                                             for key, digits in keys)])  # fmt: skip
     header = ["sampler", "N", "MPJPE", "energy", "dispersion", "rho", "in 50 %", "in 90 %", "ECE"]
-    return table(header, rows, names=2)
+    return markdown(header, rows, names=2)
 
 
-def main() -> None:
-    """Write the tables between their marks."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    path = DOCS / "ablation.md"
-    text = path.read_text(encoding="utf-8")
-    sections = {"ladder": ladder, "seeds": seeds}
-    if (RESULTS / "sampling.json").exists():
-        sections |= {"sampling": plots, "choices": choices}
-    if (RESULTS / "validation").exists():
-        sections |= {"equal samples": equal_samples, "honesty": honesty}
-    for name, make in sections.items():
-        begin, end, content = BEGIN.format(name), END.format(name), make()
-        before, rest = text.split(begin)
-        text = before + begin + "\n\n" + content + "\n\n" + end + rest.split(end)[1]
-    path.write_text(text, encoding="utf-8")
+def main() -> int:
+    """Write or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail where the document differs")
+    check = parser.parse_args().check
+    tables = {
+        "ladder": ladder(), "seeds": seeds(), "sampling": sampling(), "choices": choices(),
+        "equal samples": equal_samples(), "honesty": honesty(),
+    }  # fmt: skip
+    same = rewrite(DOCS / "ablation.md", tables, "benchmarks/accuracy/ladder_report.py", check=check)
+    if not check:
+        plot()
+    return 1 if check and not same else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

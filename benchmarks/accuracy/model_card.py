@@ -1,6 +1,6 @@
 """The figures of the model card and of ``docs/ablation.md`` that come from ``mocap_val.npz``, each with its command.
 
-python benchmarks/accuracy/model_card.py --data mocap_val.npz --reference mocap_train.npz [--runs FOLDER]
+python -m benchmarks.accuracy.model_card --data mocap_val.npz --reference mocap_train.npz [--runs FOLDER]
     [--only NAME ...]
 
 Every item is a JSON file in ``benchmarks/results/validation/``; one that exists is not made again. Items of the
@@ -11,7 +11,6 @@ bundled model need nothing else; those that compare recipes at equal samples nee
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 from collections.abc import Callable
@@ -23,16 +22,15 @@ from typing import Any
 import torch
 
 import diffupose
+from benchmarks.accuracy.scores import RESULTS, score, write
 from diffupose import Lifter
 from diffupose.camera import person_box
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, Mocap, load_mocap
 from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
 from diffupose.evaluation.fit_uncertainty import calibration_cells, measure_prediction_error
-from diffupose.evaluation.mocap import POSES_PER_CELL, evaluate_mocap, score_hypotheses, undistorted
-from diffupose.files import atomic_path
+from diffupose.evaluation.mocap import POSES_PER_CELL, evaluate_mocap, undistorted
 from diffupose.lifting.aggregation import reprojection_error
 
-RESULTS = Path(__file__).parents[1] / "results" / "validation"
 # Of `base` at equal samples: x, y, z. The bundled model takes more steps and less noise in each.
 NUM_STEPS, NOISE_FACTOR = 5, (20.0, 5.5, 5.3)
 
@@ -69,14 +67,8 @@ def noisy_cells(lifter: Lifter, mocap: Mocap, counts: tuple[int, ...], **setting
     cells: dict[str, Any] = {}
     for rig in RIGS:
         cell = make_cell(choose_poses(mocap, POSES_PER_CELL, 0), rig, True)
-        result = lifter(
-            cell.keypoints, image_size=cell.views.image_size, num_hypotheses=max(counts), flip=False, **settings
-        )
-        hypotheses = result.hypotheses.cpu()
-        cells[cell.name] = {
-            f"N={count}": score_hypotheses(hypotheses[:, :count], cell, lifter.covariance_scale.cpu())
-            for count in counts
-        }
+        result = cell.lift(lifter, num_hypotheses=max(counts), **settings)
+        cells[cell.name] = {f"N={count}": score(lifter, cell, result, count) for count in counts}
         cells["settings"] = result.meta
     return cells
 
@@ -87,11 +79,12 @@ def depth_and_reprojection(lifter: Lifter, mocap: Mocap, num_poses: int = 400) -
     for rig in RIGS:
         for noisy in (False, True):
             cell = make_cell(poses, rig, noisy)
-            result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=10, flip=False)
+            result = cell.lift(lifter, num_hypotheses=10)
             depth = result.hypotheses[:, :, [13, 16], 2].std(dim=1).mean()
             rows[cell.name] = {"wrist_depth_deviation_mm": 1000 * float(depth)}
-        keypoints, intrinsics = undistorted(make_cell(poses, rig, False))
-        result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=10, flip=False)
+        cell = make_cell(poses, rig, False)
+        keypoints, intrinsics = undistorted(cell)
+        result = cell.lift(lifter, keypoints, intrinsics=intrinsics, num_hypotheses=10)
         present = result.confidence > 0
         error, _ = reprojection_error(
             result.hypotheses.cpu(), result.keypoints_2d.cpu(), result.confidence.cpu(), intrinsics
@@ -138,17 +131,16 @@ def main() -> None:
     }
     if options.runs is not None:
         items |= {f"equal-samples-{name}": partial(of_a_run, name, options, mocap) for name in RUNS}
-    RESULTS.mkdir(parents=True, exist_ok=True)
     commit = (
         options.commit
         or subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     )
     for name, make in items.items():
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / "validation" / f"{name}.json"
         if path.exists() or (options.only is not None and name not in options.only):
             continue
         content = {
-            "command": "python benchmarks/accuracy/model_card.py --data mocap_val.npz --reference mocap_train.npz"
+            "command": "python -m benchmarks.accuracy.model_card --data mocap_val.npz --reference mocap_train.npz"
             + (" --runs runs" if name.startswith("equal-samples") else "")
             + f" --only {name}",
             "commit": commit,
@@ -156,8 +148,7 @@ def main() -> None:
             "machine": platform.machine() if options.device == "cpu" else torch.cuda.get_device_name(options.device),
             **make(),
         }
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write(path, content)
         print(path, flush=True)
 
 

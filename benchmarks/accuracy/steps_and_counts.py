@@ -1,6 +1,6 @@
 """Error against steps and against the number of hypotheses, for one model, on the selection subjects.
 
-python benchmarks/accuracy/steps_and_counts.py --data mocap_train.npz [--model mocap]
+python -m benchmarks.accuracy.steps_and_counts --data mocap_train.npz [--model mocap]
 
 Writes ``benchmarks/results/sampling.json``: noisy cells of both rigs, tier ``raw``; ``mocap_val.npz`` is never looked
 at. ``fixed_small`` rows are the plain solvers, ``analytic`` rows add the calibrated noise.
@@ -9,20 +9,18 @@ at. ``fixed_small`` rows are the plain solvers, ``analytic`` rows add the calibr
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.accuracy.scores import RESULTS, score, write
 from diffupose import Lifter
 from diffupose.datasets.mocap import SELECTION_SUBJECTS, load_mocap
 from diffupose.evaluation.fit_uncertainty import calibration_cells
-from diffupose.evaluation.mocap import score_hypotheses, score_poses, undistorted
-from diffupose.files import atomic_path
+from diffupose.evaluation.mocap import score_poses, undistorted
 from diffupose.lifting.aggregation import mean_by_reprojection
 
-RESULTS = Path(__file__).parents[1] / "results" / "sampling.json"
 STEPS, COUNTS = (1, 2, 3, 5, 7, 10, 25, 100), (1, 2, 5, 10, 20, 50)
 NUM_HYPOTHESES = 10
 # 0 stands for an infinite temperature: all hypotheses count alike.
@@ -48,15 +46,8 @@ def main() -> None:
     lifter = Lifter.from_pretrained(options.model, device=options.device)
     cells = calibration_cells(load_mocap(options.data, include=SELECTION_SUBJECTS), options.num_poses)
 
-    def score(count: int, **settings: Any) -> dict[str, Any]:
-        scores = {}
-        for cell in cells:
-            result = lifter(
-                cell.keypoints, image_size=cell.views.image_size, num_hypotheses=count, flip=False, progress=False,
-                **settings,
-            )  # fmt: skip
-            scores[cell.name] = score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())
-        return scores
+    def scores(count: int, **settings: Any) -> dict[str, Any]:
+        return {cell.name: score(lifter, cell, cell.lift(lifter, num_hypotheses=count, **settings)) for cell in cells}
 
     runs: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
         ({"curve": name, "num_inference_steps": steps}, NUM_HYPOTHESES, {**settings, "num_inference_steps": steps})
@@ -66,19 +57,18 @@ def main() -> None:
     default = lifter.sampling().num_inference_steps
     runs += [({"curve": "independent", "num_inference_steps": default}, count, {}) for count in COUNTS]
     rows = [
-        {**label, "num_hypotheses": count, "cells": score(count, **settings)}
+        {**label, "num_hypotheses": count, "cells": scores(count, **settings)}
         for label, count, settings in tqdm(runs, disable=None)
     ]
     # One pose out of ten, and with intrinsics the settings of ``mean_by_reprojection``.
     aggregation: dict[str, Any] = {}
     camera: list[dict[str, Any]] = []
     for cell in cells:
-        result = lifter(cell.keypoints, image_size=cell.views.image_size, num_hypotheses=NUM_HYPOTHESES, flip=False,
-                        progress=False)  # fmt: skip
+        result = cell.lift(lifter, num_hypotheses=NUM_HYPOTHESES)
         for method in ("mean", "medoid", "density"):
             aggregation.setdefault(method, {})[cell.name] = score_poses(result.best(method).cpu(), cell)
         keypoints, intrinsics = undistorted(cell)
-        result = lifter(keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES, flip=False, progress=False)
+        result = cell.lift(lifter, keypoints, intrinsics=intrinsics, num_hypotheses=NUM_HYPOTHESES)
         for weight in WEIGHTS:
             for temperature in TEMPERATURES:
                 poses_3d = mean_by_reprojection(
@@ -88,7 +78,7 @@ def main() -> None:
                 camera.append({"weight": weight, "temperature": temperature, "cell": cell.name,
                                "mpjpe": score_poses(poses_3d, cell)["mpjpe"]})  # fmt: skip
     content = {
-        "command": f"python benchmarks/accuracy/steps_and_counts.py --data {Path(options.data).name} "
+        "command": f"python -m benchmarks.accuracy.steps_and_counts --data {Path(options.data).name} "
         f"--model {Path(options.model).name}",
         "subjects": list(SELECTION_SUBJECTS),
         "num_poses": len(cells[0].source),
@@ -96,9 +86,7 @@ def main() -> None:
         "aggregation": aggregation,
         "camera": camera,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(RESULTS) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(RESULTS / "sampling.json", content)
 
 
 if __name__ == "__main__":

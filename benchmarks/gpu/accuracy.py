@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.every_op import backends
+from benchmarks.accuracy.scores import score
 from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
+from benchmarks.workloads.case import backends
 from diffupose import Lifter
 from diffupose.datasets.mocap import load_mocap
 from diffupose.errors import BackendUnavailableError
 from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
-from diffupose.evaluation.mocap import POSES_PER_CELL, score_hypotheses
+from diffupose.evaluation.mocap import POSES_PER_CELL
 
 LIMIT = 0.2  # millimetres
 HYPOTHESES = 10
@@ -31,11 +32,8 @@ def body(record: Record, arguments: Any) -> None:
         cell = make_cell(choose_poses(mocap, POSES_PER_CELL if on_gpu else 30, 0), rig, True)
 
         def error(backend: str, precision: str, cell: Any = cell) -> float:
-            result = lifter(
-                cell.keypoints, image_size=cell.views.image_size, num_hypotheses=HYPOTHESES, flip=False,
-                backend=backend, precision=precision,
-            )  # fmt: skip
-            return float(score_hypotheses(result.hypotheses.cpu(), cell, lifter.covariance_scale.cpu())["mpjpe"])
+            result = cell.lift(lifter, num_hypotheses=HYPOTHESES, backend=backend, precision=precision)
+            return score(lifter, cell, result)["mpjpe"]
 
         expected = error("torch", "float32")
         record.add(name=f"{cell.name} torch float32", mpjpe=expected)

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu import rates
 from benchmarks.gpu.record import Record, arguments_of, run_stage
-from benchmarks.workloads import lift_cases, op_cases, sample_cases
+from benchmarks.workloads import op_cases, sample_cases
 from benchmarks.workloads.case import Case
 from benchmarks.workloads.measure import Call, captured, kernel_microseconds, milliseconds
 from diffupose.errors import BackendUnavailableError
@@ -30,10 +30,10 @@ def body(record: Record, arguments: Any) -> None:
     if not measured:
         rates.body(record, arguments)
         measured = rates.by_name(record.content["rows"])
-    small = device.type != "cuda"  # nothing is learnt there but whether the code runs
+    size = "gpu" if device.type == "cuda" else "tiny"  # which shows whether the code runs, and no more
     # What matters most comes first; what torch.compile makes, which takes its time, last, but for one pose.
     for compiled in (False,) if arguments.no_compile else (False, True):
-        for case in cases(device, small, compiled):
+        for case in cases(device, size, compiled):
             for variant in case.variants:
                 late = variant.startswith("compile") and not ("B=1," in case.name and "paper" in case.name)
                 if late != compiled or (arguments.no_compile and variant.startswith("compile")):
@@ -43,17 +43,15 @@ def body(record: Record, arguments: Any) -> None:
             case.forget()
 
 
-def cases(device: torch.device, small: bool, compiled: bool = False) -> Iterator[Case]:
+def cases(device: torch.device, size: str, compiled: bool) -> Iterator[Case]:
     """Return all cases: the paper's network, the ops, whole lifts, the bundled network; if compiled, ops first."""
-    samples = list(sample_cases.cases(device, small))
-    if compiled:  # the passes of training before all others, of which nothing compiled has been timed before
-        ops = sorted(op_cases.cases(device, small), key=lambda case: "backward" not in case.name)
-        return itertools.chain(ops, samples)
+    samples, ops = list(sample_cases.cases(device, size)), op_cases.cases(device, size)
+    if compiled:  # the passes of training before all others
+        return itertools.chain(sorted(ops, key=lambda case: "backward" not in case.name), samples)
     first = [case for case in samples if "paper" in case.name]
     last = [case for case in samples if "paper" not in case.name]
-    crossover = [] if small else sample_cases.crossover(device)
-    lifts = lift_cases.cases(device, small)
-    return itertools.chain(first, op_cases.cases(device, small), lifts, last, crossover)
+    crossover = sample_cases.crossover(device) if size == "gpu" else []
+    return itertools.chain(first, ops, sample_cases.lifts(device, size), last, crossover)
 
 
 def row_of(case: Case, variant: str, device: torch.device, measured: dict[str, float]) -> dict[str, Any]:

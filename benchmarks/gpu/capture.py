@@ -18,8 +18,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.every_op import Call, backends, calls, flatten
+from benchmarks.gpu.every_op import calls
 from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
+from benchmarks.workloads.case import backends, tensors_of
+from benchmarks.workloads.measure import Call
 from diffupose.errors import BackendUnavailableError
 
 
@@ -55,12 +57,12 @@ def body(record: Record, arguments: Any) -> None:
 
 def capturable(backend: str, name: str) -> bool:
     """Return whether a call may stand in a graph: Triton's kernel reads the row of a step on the device only."""
-    return not (backend == "triton" and name == "reverse_step")
+    return not (backend == "triton" and "on the host" in name)
 
 
 def copied(result: Any) -> list[Tensor]:
     """Return the tensors of a result, safe from the next call."""
-    return [value.detach().clone() for value in flatten(result)]
+    return [value.detach().clone() for value in tensors_of(result)]
 
 
 def same(results: list[list[Tensor]], expected: list[Tensor]) -> bool:
@@ -82,7 +84,7 @@ def in_graph(call: Call, device: torch.device) -> list[list[Tensor]]:
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = flatten(call())
+        result = tensors_of(call())
     replays = []
     for _ in range(2):
         for value in result:
@@ -101,7 +103,7 @@ def on_two_streams(call: Call, device: torch.device) -> list[list[Tensor]]:
     for _ in range(4):
         for stream in streams:
             with torch.cuda.stream(stream):
-                results.append([value.detach() for value in flatten(call())])
+                results.append([value.detach() for value in tensors_of(call())])
     torch.cuda.synchronize(device)
     return results
 

@@ -10,94 +10,45 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.workloads.networks import sampler
+from benchmarks.workloads import op_cases
+from benchmarks.workloads.case import backends, tensors_of
+from benchmarks.workloads.measure import Call
+from benchmarks.workloads.networks import Chains
+from benchmarks.workloads.sample_cases import ENGINES, has_clusters
 from diffupose import ops
 from diffupose.errors import BackendUnavailableError
-from diffupose.ops._backend import _DEVICE_OF, TRITON_IS_INTERPRETED
 from diffupose.testing import make_inputs
-
-POSES, STEPS = 16, 2
-# The engines of a backend: precision and mode.
-FORMS: dict[str, tuple[tuple[str, str | None], ...]] = {
-    "cpp": (("float32", None), ("bfloat16", None)),
-    "cuda": (("float32", "layers"), ("bfloat16", "layers"), ("bfloat16", "persistent"), ("bfloat16", "cluster")),
-}
-Call = Callable[[], Any]
-
-
-def backends(device: torch.device) -> list[str]:
-    """Return the backends of our own code that run on a device, the reference left out."""
-    states = ops.available_backends()
-    kinds = dict(_DEVICE_OF) | ({"triton": "cpu"} if TRITON_IS_INTERPRETED else {})
-    return [name for name, where in kinds.items() if where == device.type and states[name][0]]
-
-
-def has_clusters(device: torch.device) -> bool:
-    """Return whether a device has clusters of blocks; emulated, the CPU has."""
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def calls(device: torch.device, backend: str) -> dict[str, Callable[[], Call]]:
     """Return what makes a call of each op, with inputs of its own; ``sample`` with both forms of the network."""
     found: dict[str, Callable[[], Call]] = {
-        "modulated_graph_conv": partial(_graph_conv, device, backend, False),
-        "modulated_graph_conv backward": partial(_graph_conv, device, backend, True),
-        "philox_normal": partial(_philox_normal, device, backend),
-        "reverse_step": partial(_reverse_step, device, backend, False),
-        "reverse_step by a row on the device": partial(_reverse_step, device, backend, True),
-        "hypothesis_statistics": partial(_hypothesis_statistics, device, backend),
+        case.name: lambda make=make: make()[0]
+        for case in op_cases.cases(device, "tiny", [backend])
+        for variant, make in case.variants.items()
+        if variant.startswith(backend)
     }
-    sizes = {"frames": 2, "hypotheses": POSES // 2, "steps": STEPS}
+    found["reverse_step by a row on the host, scaled"] = partial(_scaled_step, device, backend)
     for model in ("paper-64", "mocap"):
-        for precision, mode in FORMS.get(backend, ()):
+        for name, (precision, mode) in ENGINES.get(backend, {}).items():
             if mode == "cluster" and not has_clusters(device):
                 continue
             # The same kernel at half the width of ``mocap``: racecheck took more than two minutes over that.
             narrow = "base-64" if (model, mode) == ("mocap", "cluster") else model
-            name = f"sample {narrow} {precision}{f' {mode}' if mode else ''}"
-            found[name] = partial(sampler, narrow, backend, precision, mode, device, **sizes)
+            chains = Chains(narrow, 2, 8, 2, device)
+            found[f"sample {narrow} {name}"] = partial(chains.by_engine, backend, precision, mode)
     return found
 
 
-def _graph_conv(device: torch.device, backend: str, backward: bool) -> Call:
-    inputs = make_inputs("modulated_graph_conv", (POSES, 17, 24, 40), device=device, requires_grad=backward)
-    return partial(_gradients if backward else ops.modulated_graph_conv, *inputs, backend=backend)
-
-
-def _gradients(*inputs: Tensor, backend: str) -> tuple[Tensor, ...]:
-    out = ops.modulated_graph_conv(*inputs, backend=backend)
-    return torch.autograd.grad(out, inputs, torch.ones_like(out))
-
-
-def _philox_normal(device: torch.device, backend: str) -> Call:
-    return partial(ops.philox_normal, *make_inputs("philox_normal", (3, 5, 51), device=device), backend=backend)
-
-
-def _hypothesis_statistics(device: torch.device, backend: str) -> Call:
-    hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 7, 17), device=device)
-    return partial(
-        ops.hypothesis_statistics, hypotheses, keypoints_2d=keypoints, confidence=confidence, intrinsics=intrinsics,
-        backend=backend,
-    )  # fmt: skip
-
-
-def _reverse_step(device: torch.device, backend: str, on_device: bool) -> Call:
+def _scaled_step(device: torch.device, backend: str) -> Call:
     sample, output, table, step, x0_last, _, scale = make_inputs("reverse_step", (2, 8, 17, 5), device=device)
-    row = (table, torch.tensor([step], device=device)) if on_device else (table.cpu(), step)
     return partial(
-        ops.reverse_step, sample, output, *row, x0_last=x0_last, noise_scale=scale,
+        ops.reverse_step, sample, output, table.cpu(), step, x0_last=x0_last, noise_scale=scale,
         frame_ids=torch.arange(2, device=device), hypothesis_ids=torch.arange(8, device=device), backend=backend,
     )  # fmt: skip
-
-
-def flatten(result: Any) -> list[Tensor]:
-    """Return the tensors of a result."""
-    return [result] if isinstance(result, Tensor) else [value for value in result if value is not None]
 
 
 def main() -> int:
@@ -114,7 +65,7 @@ def main() -> int:
             if not re.search(arguments.select, name):
                 continue
             try:
-                result = flatten(make()())
+                result = tensors_of(make()())
             except BackendUnavailableError as error:
                 print(f"{backend} {name}: not run: {error}")
                 continue

@@ -45,7 +45,7 @@ def body(record: Record, arguments: Any) -> None:
     small = device.type != "cuda"
     now = {name: getattr(module, name) for name in OTHERS}
     for frames, hypotheses in ((4, 5), (2, 70)) if small else ((100_000, 10), (8192, 100), (8192, 32), (2048, 400)):
-        case = op_cases.hypothesis_statistics((frames, hypotheses, op_cases.JOINTS), True, device)
+        case = op_cases.statistics_with_view((frames, hypotheses, 17), device)
         for constants in settings(now):
             with mock.patch.multiple(module, **constants):
                 record.add(case=case.name, **constants, **row_of(case, "triton", device, measured))

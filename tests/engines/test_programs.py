@@ -1,4 +1,4 @@
-"""The layer programs of the networks: in float64 formulas they are the networks, and their cost is counted by hand."""
+"""The layer programs of the networks: in float64 formulas they are the networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from diffupose.config import BASE, PAPER
 from diffupose.engines.layer_program import Attention, GraphConv, Linear, ScaleShift
-from diffupose.engines.programs import denoiser_flops, has_program, layer_program
+from diffupose.engines.programs import has_program, layer_program
 from diffupose.networks.build import build_denoiser
 
 VARIANTS = {
@@ -115,21 +115,3 @@ def test_networks_without_a_program():
         assert not has_program(other), name
         with pytest.raises(ValueError, match="denoiser must be a network of this library in evaluation mode, got"):
             layer_program(other)
-
-
-@pytest.mark.parametrize(("width", "mega"), [(384, 92.7), (256, 41.8)])
-def test_operations_of_the_released_network(width, mega):
-    config = denoiser_config("paper", hidden_dim=width, num_layers=4)
-    assert denoiser_flops(build_denoiser(config), 17) / 1e6 == pytest.approx(mega, abs=0.05)
-
-
-def test_operations_of_the_base_network_by_hand():
-    width, joints, channels = 128, 17, 3 + BASE.denoiser.num_condition_channels
-    products = 2 * (2 * joints * width * width * 2)  # two graph convolutions, own and neighbours' weights
-    adjacency = 2 * (2 * joints * joints * width)
-    attention = 2 * joints * width * 3 * width + 2 * joints * width * width  # queries, keys, values; output
-    scores = 2 * (2 * joints * joints * width)  # q k^T and the weighted sum, over all heads
-    ends = 2 * joints * channels * width + 2 * joints * width * 3
-    expected = 4 * (products + adjacency + attention + scores) + ends
-    assert denoiser_flops(build_denoiser(BASE.denoiser), joints) == expected
-    assert (width, BASE.denoiser.num_layers, BASE.denoiser.num_heads) == (BASE.denoiser.hidden_dim, 4, 4)
