@@ -1,6 +1,6 @@
-"""One number for the C++ sources: compiled into the extension by ``setup.py`` and compared with the files at import.
+"""A hash of the C++ sources: ``setup.py`` compiles it into the extension, and an import compares it with the files.
 
-It is read by ``setup.py`` too, which must run without torch, hence a module of its own that needs nothing.
+``setup.py`` loads this file and must run without torch, so this module imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ def source_hash(csrc: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in csrc.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")):
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0")
-        # A checkout may carry Windows line ends: the same sources all the same.
+        # Windows line ends do not change the hash.
         digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()[:16]

@@ -155,8 +155,8 @@ def split_intrinsics(intrinsics: Tensor) -> tuple[Tensor, Tensor]:
 def estimate_translation(poses_3d: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor) -> Tensor:
     """Estimate where the root is, so that each pose projects onto the keypoints, by linear least squares.
 
-    Each joint gives two equations, ``tx - u tz = u Z - X`` and ``ty - v tz = v Z - Y``, where (u, v) is the joint's
-    viewing ray and (X, Y, Z) its root-relative position; they are weighted by the confidence. No ground truth is used.
+    Each joint gives two equations, ``tx - u tz = u Z - X`` and ``ty - v tz = v Z - Y``. Here (u, v) is the joint's
+    viewing ray and (X, Y, Z) its root-relative position. The confidence weighs them. No ground truth is used.
 
     Args:
         poses_3d: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
@@ -187,8 +187,8 @@ def estimate_translation(poses_3d: Tensor, keypoints_2d: Tensor, confidence: Ten
         ((w * right_u).sum(-1), (w * right_v).sum(-1), -(w * (u * right_u + v * right_v)).sum(-1)), dim=-1
     )  # [B, H, 3]
     solution, info = torch.linalg.solve_ex(matrix.expand(*right.shape[:2], 3, 3), right.unsqueeze(-1))
-    # Where all rays coincide, or there is only one, the depth is free: the matrix is singular but for rounding, which
-    # would choose a depth.
+    # If all rays coincide, or there is only one, the depth is free. The matrix is then singular up to rounding, and
+    # rounding would choose the depth.
     spread = (w * ((u - wu[..., None] / total[..., None]) ** 2 + (v - wv[..., None] / total[..., None]) ** 2)).sum(-1)
     usable = (info == 0) & (spread > 1e-20 * total)  # [B, H]
     return torch.where(usable.unsqueeze(-1), solution.squeeze(-1), torch.nan).to(dtype)

@@ -18,7 +18,7 @@ from diffupose.errors import BackendUnavailableError
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, without the usage above it; subparsers take its class."""
+    """A parser whose errors are one line, without the usage; subparsers take its class."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after printing one line that says what is wrong with the input."""
     options = make_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings(), _ending_orderly():
+        with warnings.catch_warnings(), _sigterm_as_exit():
             warnings.showwarning = _show_warning
             options.run(options)
     except (ValueError, OSError, BackendUnavailableError, FloatingPointError) as error:
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _ending_orderly() -> Iterator[None]:
-    """Let SIGTERM end the process as an exception would: what is half-written is removed."""
+def _sigterm_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into ``SystemExit``, so that half-written files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -73,7 +73,7 @@ def _ending_orderly() -> Iterator[None]:
 
 
 def _one_line(error: Exception, options: argparse.Namespace) -> str:
-    """Return the message, with the library's name of an argument at its start replaced by the flag."""
+    """Return the message in one line; an argument's name at its start becomes the flag."""
     message = " ".join(str(error).split()) or type(error).__name__
     first, space, rest = message.partition(" ")
     return f"--{first.replace('_', '-')}{space}{rest}" if first in vars(options) else message

@@ -14,7 +14,7 @@ from diffupose.errors import check_choice
 from diffupose.schedule import BetaSchedule, PredictionType, Sampler, TimestepSpacing, Variance
 from diffupose.skeleton import SKELETONS, Normalization
 
-# Beyond, it is a slip of the keyboard that would only run out of memory.
+# A larger number is a typing error and would run out of memory.
 _MOST_HYPOTHESES = 1_000_000
 
 Architecture = Literal["modulated_gcn", "parallel_gcn"]
@@ -89,8 +89,8 @@ class DiffusionConfig:
         beta_schedule: ``"cosine"`` or ``"linear"``.
         prediction_type: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
         clip_sample_range: Limit of x0 in data units, or None.
-        deterministic: No diffusion at all: the network regresses x0 from x_T = 0 at the last timestep, in one call. A
-            baseline; its hypotheses are all the same.
+        deterministic: No diffusion: the network regresses x0 from x_T = 0 at the last timestep, in one call. A baseline
+            whose hypotheses are all the same.
     """
 
     num_train_timesteps: int = 100
@@ -119,7 +119,7 @@ def check_antithetic(value: object) -> None:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The defaults of a lift; every one can be changed in the call.
+    """The defaults of a lift; a call can change each of them.
 
     ``variance`` is ``"fixed_small"``, or ``"analytic"`` for checkpoints that hold their prediction error (see
     ``step_table``). ``antithetic`` is always False: files of 0.1.0 hold it.
@@ -246,8 +246,8 @@ def _number(name: str, value: object, low: float, high: float) -> None:
 # The released network, exactly: row-normalised adjacency, no mask P, time only after the trunk, metres clipped to 1.
 PAPER = LifterConfig()
 
-# Graph convolutions beside attention, time in every block, standardised x0 predicted directly, few steps. It learns in
-# an hour of CPU what the released recipe does not in many.
+# Graph convolutions beside attention, with the time in every block. The network predicts standardised x0, and few steps
+# are enough. One hour on a CPU trains it better than many hours train the released recipe.
 PARALLEL = LifterConfig(
     denoiser=DenoiserConfig(
         architecture="parallel_gcn", condition_channels=3, hidden_dim=96, adjacency_normalization="symmetric"
@@ -259,7 +259,7 @@ PARALLEL = LifterConfig(
     name="parallel",
 )
 
-# What people get: the same, wider. Its architecture is frozen: kernels are built for it.
+# The bundled model: PARALLEL, wider. Kernels are built for this architecture, so it does not change.
 BASE = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, hidden_dim=128), name="base")
 
 PRESETS = {"paper": PAPER, "parallel": PARALLEL, "base": BASE}

@@ -20,7 +20,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: If the folder of ``path`` does not exist.
         IsADirectoryError: If ``path`` ends like a folder.
-        OSError: If ``path`` is a device or a pipe, which a rename would do away with.
+        OSError: If ``path`` is a device or a pipe, which a rename would replace.
     """
     _refuse_folder_name(path)
     target = _behind_links(path)
@@ -34,7 +34,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        # Nobody knows the temporary file's name.
+        # The caller does not know the temporary file's name.
         if error.errno is not None and error.filename is not None and Path(error.filename) == temporary:
             raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
         raise
@@ -48,13 +48,13 @@ def check_output(
     others: Mapping[str, str | os.PathLike[str] | None] | None = None,
     suffixes: Sequence[str] = (),
 ) -> None:
-    """Refuse a file that could not be written or that is needed, before the work that fills it.
+    """Refuse an output that cannot be written or that is needed, before the work that fills it.
 
     Args:
         path: File to be written.
         name: Option that it comes from, for the message.
-        others: Files by option (None: not given) that are read or written, too.
-        suffixes: Endings that it may have, in lower case; none: any.
+        others: Other inputs and outputs by option; None is one that was not given.
+        suffixes: The endings that are allowed, in lower case; none given allows all.
 
     Raises:
         OSError: If its folder does not exist or may not be written to, or the path is a folder, a device or a pipe.
@@ -78,7 +78,7 @@ def check_output(
     if not os.access(target.absolute().parent, os.W_OK):
         raise PermissionError(f"{name}: the folder {str(target.parent)!r} may not be written to")
     try:
-        # The rights do not tell everything: /sys takes no file from anybody.
+        # Permissions are not enough: /sys takes files from nobody.
         with tempfile.TemporaryFile(dir=target.absolute().parent):
             pass
     except OSError as error:
@@ -87,7 +87,7 @@ def check_output(
 
 
 def _refuse_folder_name(path: str | os.PathLike[str]) -> None:
-    # pathlib drops what tells: it takes "poses.npz/" for "poses.npz".
+    # pathlib drops the last slash: it takes "poses.npz/" for "poses.npz".
     if os.path.basename(path) in ("", ".", ".."):
         raise IsADirectoryError(f"{os.fspath(path)!r} is the name of a folder, not of a file")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffupose.skeleton import h36m_joints
 
 # Mean of the training motion capture seen through Human3.6M's training cameras at random headings, left and right
-# averaged: centre of the box 0, half its longer side 1. With random headings the limbs hide the torso's width.
+# averaged: centre of the box 0, half its longer side 1. Random headings average the torso's width away.
 _MEAN_POSE_2D = (
     (0.0, 0.0185), (-0.0004, 0.0186), (-0.0005, 0.4617), (-0.0005, 0.9332), (0.0004, 0.0186), (0.0005, 0.4617),
     (0.0005, 0.9332), (0.0, -0.2944), (0.0, -0.6417), (0.0, -0.8056), (0.0, -0.9692), (0.0008, -0.6296),

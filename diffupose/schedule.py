@@ -182,10 +182,10 @@ def step_table(
         prediction_type: What the network's output means.
         timestep_spacing: The grid; each step goes to the grid's actual next timestep, the last one to clean data.
         prediction_error: Mean squared error of the predicted x0 at each timestep, ``[T]`` or per joint and axis
-            ``[T, J, 3]``, in data units: variance ``"analytic"``. A step replaces x0, which has a posterior variance,
-            by its mean; the missing c_0^2 times that variance is added to s^2 (Bao et al. 2022), without which few
-            steps have too little spread. Depth and the ends of the limbs miss most. None is ``"fixed_small"``: no
-            addition.
+            ``[T, J, 3]``, in data units: variance ``"analytic"``. A step takes the mean of x0 for x0, and so loses
+            c_0^2 times the posterior variance of x0. That is added to s^2 (Bao et al. 2022): without it, few steps give
+            too little spread. It is largest for depth and the ends of the limbs. None is ``"fixed_small"``: nothing is
+            added.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -1,4 +1,4 @@
-"""Skeletons: which joints there are, how they hang together, and which are left and right of the person."""
+"""Skeletons: the joints, the bones between them, and which joints are left and right of the person."""
 
 from __future__ import annotations
 

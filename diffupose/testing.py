@@ -111,7 +111,7 @@ def _outputs_and_gradients(function: Callable[..., Any], inputs: Sequence[Any]) 
     named = {name: out.detach() for name, out in outputs.items()}
     differentiable = [out for out in outputs.values() if out.requires_grad]
     if differentiable:
-        # The same weights for every dtype and function, so that the gradients are of one and the same number.
+        # The same weights for every dtype and function, so that all gradients are of the same sum.
         generator = torch.Generator().manual_seed(0)
         weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in differentiable]
         torch.autograd.backward(differentiable, [w.to(o) for w, o in zip(weights, differentiable, strict=True)])
@@ -168,7 +168,7 @@ def assert_parity(
 
 
 def _with_names_of(reference: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` under the signature of ``reference``: a partial or a compiled function has none."""
+    """Return ``function`` with the signature of ``reference``: a partial or a compiled function has none."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)

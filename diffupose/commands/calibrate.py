@@ -14,8 +14,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "calibrate",
         help="fit a model's uncertainty",
-        description="Measure a model's prediction error (for variance analytic) and fit the factors of its covariance, "
-        "on noisy keypoints of people that it was not fitted on; write a model that holds both.",
+        description="Measure a model's prediction error (for variance analytic) and fit the factors of its covariance. "
+        "Both use noisy keypoints of people that the model was not fitted on. Write a model that holds both.",
     )
     parser.add_argument("--model", required=True, metavar="PATH", help="lifter of a training run")
     parser.add_argument("--data", required=True, metavar="NPZ", help="motion capture")
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--set must look like eta=0.5, with one of {', '.join(known)}, got {item!r}")
     values = override(lifter.config.to_dict(), [f"sampling.{item}" for item in options.set])["sampling"]
     sampling = lifter.sampling(**{name: values[name] for name in (item.partition("=")[0] for item in options.set)})
-    # What cannot be sampled is told before minutes of measuring.
+    # Settings that cannot be sampled are reported before minutes of measuring.
     inference_timesteps(lifter.schedule.num_train_timesteps, sampling.num_inference_steps, sampling.timestep_spacing)
     lifter.config = replace(lifter.config, sampling=sampling)
     if factors != [1.0] and lifter.config.sampling.variance != "analytic":

@@ -1,4 +1,4 @@
-"""What ``diffupose env`` prints: versions, machine, and which backends run here and why the others do not."""
+"""``diffupose env``: versions, the machine, which backends run here, and why the others do not."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def _gpus() -> list[str]:
 
 
 def _instruction_sets() -> str:
-    """Return which instruction set the C++ engine takes and which it could, to be put behind what it is."""
+    """Return which instruction set the C++ engine uses and which run here, as an end of its line."""
     try:
         extension = cpp()
         return f", {extension.active_isa()} (runs here: {', '.join(extension.usable_isas())})"
     except BackendUnavailableError:
         return ""
-    except ValueError as error:  # what DIFFUPOSE_ISA names cannot be used
+    except ValueError as error:  # DIFFUPOSE_ISA names one that cannot be used
         return f"; {error}"
 
 

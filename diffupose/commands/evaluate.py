@@ -18,9 +18,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     mocap = data_sets.add_parser(
         "mocap",
         help="motion capture through virtual cameras",
-        description="Tier raw has no intrinsics, tier camera has them; in neither does the truth take part in the "
-        "poses. Errors in millimetres; rows and columns named oracle use the ground truth. Without --data: a bundled "
-        "sample of 300 poses of one person.",
+        description="Tier raw has no intrinsics, tier camera has them. Errors are in millimetres. Only rows and "
+        "columns named oracle choose poses by the ground truth. Without --data: a bundled sample of 300 poses of one "
+        "person.",
     )
     mocap.add_argument("--data", metavar="NPZ", help="motion capture to evaluate on")
     mocap.add_argument("--reference", metavar="NPZ", help="training motion capture for the baselines")
@@ -55,7 +55,7 @@ def run_mocap(options: argparse.Namespace) -> None:
     if options.regressor is not None:
         try:
             regressor = Lifter.from_pretrained(options.regressor, device=options.device)
-        except FileNotFoundError as error:  # it names the argument of the call, which another flag has here
+        except FileNotFoundError as error:  # its message names --model
             raise FileNotFoundError(f"--regressor {str(error).removeprefix('model ')}") from None
     with resources.as_file(resources.files("diffupose") / "data" / "sample_uiprmd.npz") as sample:
         if options.data is None:

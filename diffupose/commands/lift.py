@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     _check_output(options.out, (".npz", ".json"), "--out", inputs)
     if options.plot is not None:
         _check_output(options.plot, (".png", ".pdf", ".svg"), "--plot", {**inputs, "--out": options.out})
-    # torch loads while nothing can go wrong any more with the names above.
+    # Loading torch takes seconds: wrong paths were reported before.
     from diffupose.lifting.lifter import Lifter
 
     lifter = Lifter.from_pretrained(options.model, device=options.device)
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
     for line in _summary(result, lifter):
         say(line)
     result.meta["source_format"], result.meta["source_layout"] = keypoints.source_format, keypoints.source_layout
-    # Both files appear, or none of them.
+    # Either both files appear or neither.
     with nullcontext() if options.plot is None else atomic_path(options.plot) as picture:
         if picture is not None:
             _plot(picture, result, keypoints)
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_output(path: str, suffixes: tuple[str, ...], name: str, others: dict[str, str | None]) -> None:
-    """Refuse an output that could not be written, or that is needed, before any work is done."""
+    """Refuse an output that cannot be written, or that is an input, before any work is done."""
     check_output(path, name, others, suffixes)
     folder = others["the input"]
     if path.endswith(SUFFIX) and folder is not None and Path(path).resolve().parent == Path(folder).resolve():

@@ -1,4 +1,4 @@
-"""Printing that never costs the work: what a command says is less than what it writes."""
+"""Printing that cannot fail: a command's messages matter less than its files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 def say(text: str) -> None:
     """Print a line to standard output, at once.
 
-    Characters that its encoding lacks are written as escapes. A reader that went away (``| head -1``) ends the messages
-    and nothing else; so does a full disk, which is said on standard error.
+    Characters that its encoding lacks are written as escapes. If the reader goes away (``| head -1``), messages stop
+    and the work goes on. A full disk does the same, with a warning on standard error.
     """
     stream = sys.stdout
     if stream is None:  # closed by the caller (``>&-``)
@@ -25,6 +25,6 @@ def say(text: str) -> None:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             print(f"diffupose: warning: standard output failed: {error.strerror or error}", file=sys.stderr)
-        # What is left in the buffer must not fail again when Python ends.
+        # The rest of the buffer must not fail again when Python ends.
         with open(os.devnull, "wb") as sink, contextlib.suppress(OSError):
             os.dup2(sink.fileno(), stream.fileno())

@@ -13,10 +13,10 @@ _LIMBS = (((12, 13), (14, 11)), ((15, 16), (14, 11)), ((2, 3, 5, 6), (1, 4)))
 
 
 def exchange_limbs(positions: Tensor, generator: torch.Generator, probability: float) -> Tensor:
-    """Return poses whose limbs point, seen from their own trunk, as those of other people of the batch do.
+    """Return poses whose limbs have the directions, relative to the trunk, of other people of the batch.
 
-    The left arm, the right arm and the legs are each exchanged with the given probability; bones keep their lengths and
-    directions their angle to the vertical.
+    The left arm, the right arm and the legs are each exchanged with the given probability. Bones keep their lengths;
+    directions keep their angle to the vertical.
 
     Args:
         positions: World frame (z up), metres, ``[B, 17, 3]``.

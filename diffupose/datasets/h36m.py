@@ -22,7 +22,7 @@ TEST_SUBJECTS = ("S9", "S11")
 _NUM_CAMERAS = 4
 _NUM_RECORDED_JOINTS = 32
 _KEPT_JOINTS = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)  # of 32, in the order of H36M_17
-_MAX_METRES = 50.0  # nobody walked further than a few metres from the world's origin; millimetres are in the thousands
+_MAX_METRES = 50.0  # people stay within a few metres of the world's origin; millimetres would be in the thousands
 
 # Left joints, then right joints, as text: how a file without a layout name is recognised.
 _SYMMETRY_LAYOUTS = {
@@ -95,7 +95,7 @@ def _guess_layout(path: str | os.PathLike[str]) -> str:
         return str(metadata["layout_name"])
     symmetry = metadata.get("keypoints_symmetry")
     if isinstance(symmetry, (list, tuple)) and len(symmetry) == 2:
-        # The stacked-hourglass files say only this, and "sh_ft_h36m" holds MPII's joints despite its name.
+        # Stacked-hourglass files have no other mark, and "sh_ft_h36m" holds MPII's joints despite its name.
         sides = [np.asarray(side).tolist() for side in symmetry]
         return _SYMMETRY_LAYOUTS.get(str(sides), "unknown")
     stem = Path(path).stem.lower()
@@ -183,7 +183,7 @@ def _detections(detections: Any, num_frames: int, name: str, skeleton: Skeleton)
             f"{name}: the 2D file has 16 joints (no Neck/Nose), the skeleton {skeleton.name} has 17: pass "
             "skeleton=H36M_16, or use a 2D file of 17 joints"
         )
-    # Detections may run on after the last pose, never stop before it.
+    # Detections may have more frames than the poses, never fewer.
     if len(array) < num_frames:
         raise InputError(f"{name}: the 2D file has {len(array)} frames, the 3D file {num_frames}")
     array = _drop_neck(array[:num_frames], skeleton)

@@ -11,10 +11,10 @@ import numpy as np
 from diffupose.errors import InputError
 from diffupose.skeleton import H36M_17
 
-# Never fitted on: variants are selected and uncertainty is calibrated on these people.
+# Models are selected and uncertainty is calibrated on these people: no model is trained on them.
 SELECTION_SUBJECTS = ("uiprmd_s10", "cmu_01")
 
-# Who is in the bundled sample to be evaluated on; its other people are training poses for the baselines.
+# The people of the bundled sample to evaluate on; its other people are training poses of the baselines.
 SAMPLE_SUBJECTS = ("uiprmd_s06",)
 
 
@@ -111,7 +111,7 @@ def _read(path: str | os.PathLike[str]) -> list[np.ndarray]:
         except InputError:
             raise
         except Exception as error:
-            # A damaged file makes zipfile, zlib and NumPy raise a dozen kinds of errors.
+            # A damaged file raises many kinds of errors in zipfile, zlib and NumPy.
             reason = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else str(error)
             raise InputError(f"{name} is not a readable npz of plain arrays: {reason}") from None
     if not all(isinstance(array, np.ndarray) for array in arrays):

@@ -105,7 +105,7 @@ def _empty_bytes() -> bytes:
 
 
 def _builder(kind: type, argument: tuple[type, ...]) -> Callable[..., Any]:
-    """Return ``kind`` as a function of at most one argument of these types: ``str`` of anything can take for ever."""
+    """Return ``kind`` as a function of at most one argument of these types: ``str`` of any object may never end."""
 
     def build(*args: object) -> Any:
         if len(args) > 1 or not all(isinstance(arg, argument) for arg in args):
@@ -116,7 +116,7 @@ def _builder(kind: type, argument: tuple[type, ...]) -> Callable[..., Any]:
 
 
 def _allowed_globals() -> dict[tuple[str, str], Any]:
-    """Return what a pickle may name, each with what it gets instead."""
+    """Return the globals that a pickle may name, each with its stand-in."""
     allowed: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,  # only ever an argument of _reconstruct, never called
         ("numpy", "dtype"): _plain_dtype,
@@ -139,8 +139,8 @@ def _allowed_globals() -> dict[tuple[str, str], Any]:
 _GLOBALS = _allowed_globals()
 _CALLABLE = tuple(value for value in _GLOBALS.values() if value is not np.ndarray)
 
-# Python's own unpickler, since the C one cannot be told which state an object may receive. What builds instances of
-# classes is taken out: arrays and containers need none of it.
+# Python's own unpickler: the C one cannot restrict the state that an object receives. Opcodes that build instances of
+# classes are refused: arrays and containers need none.
 _REFUSED = (
     pickle.INST + pickle.OBJ + pickle.NEWOBJ + pickle.NEWOBJ_EX + pickle.EXT1 + pickle.EXT2 + pickle.EXT4
     + pickle.PERSID + pickle.BINPERSID + pickle.NEXT_BUFFER + pickle.READONLY_BUFFER
@@ -258,7 +258,7 @@ def load_object_array(path: str | os.PathLike[str], key: str) -> Any:
             raise InputError(f"{key!r} in {name!r} asks for {error}") from error
         except zipfile.BadZipFile as error:
             raise InputError(f"{name!r} is not an npz file or is damaged: {error}") from error
-        # A damaged or hostile pickle can fail in any way; none of them is more than a bad file.
+        # A damaged or hostile pickle can fail in any way: each of them means a bad file.
         except Exception as error:
             reason = str(error) or type(error).__name__
             raise InputError(f"{key!r} in {name!r} cannot be read: {reason}") from error

@@ -1,8 +1,8 @@
 """Seeded virtual cameras and detector noise: from world-frame motion capture to images of people.
 
-All draws come from one ``torch.Generator`` on the device of the poses, for the whole batch at once; a process that
-works on a slice of the batch draws the whole and keeps its slice, so results do not depend on how many processes there
-are. Frames and units as in ``diffupose.camera``.
+All draws come from one ``torch.Generator`` on the device of the poses, for the whole batch at once. A process that
+works on a slice draws the whole batch and keeps its slice, so the number of processes changes nothing. Frames and units
+are those of ``diffupose.camera``.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def wild_views(positions: Tensor, ranges: CameraRanges, generator: torch.Generat
     distance = uniform(generator, batch, low=ranges.distance[0], high=ranges.distance[1])
     aim = positions[:, 0] + normal(generator, batch, 3, sd=ranges.aim_sd)  # [B, 3]
     zero, one = torch.zeros_like(pitch), torch.ones_like(pitch)
-    # Looking along world y, tilted down by the pitch; heading was drawn before, so the azimuth is free.
+    # The camera looks along world y, tilted down by the pitch. The person's heading is random already.
     right = torch.stack((one, zero, zero), dim=-1)
     forward = torch.stack((zero, pitch.cos(), -pitch.sin()), dim=-1)
     down = torch.stack((zero, -pitch.sin(), -pitch.cos()), dim=-1)
@@ -185,7 +185,7 @@ def detect(
     missing |= chosen & (uniform(generator, batch, 1) < LIMB_PROBABILITY * missing_scale[:, None])
     seen = replace(views, keypoints_2d=noisy)
     cut = seen.outside if drop_outside is None else seen.outside & drop_outside[:, None]
-    # Never more than half missing: such a person is unusable to everyone, so the outside joints stay.
+    # Joints outside stay if more than half would be missing: such a person could not be used.
     cut &= ((cut | missing).float().mean(dim=1) <= 0.5)[:, None]
     return replace(seen, present=views.present & ~(missing | cut))
 
@@ -219,9 +219,9 @@ def _see(
     *,
     distorted: bool,
 ) -> Views:
-    # A point behind the camera has no image; the clamp keeps it finite and ``usable`` refuses the view.
+    # A point behind the camera has no image: the clamp keeps it finite, and ``usable`` is False for such a view.
     in_front = torch.cat((points[..., :2], points[..., 2:].clamp(min=0.05)), dim=-1)
-    # Without a lens the rays must not be clamped either (``project``); asking the numbers would stall a GPU.
+    # Without distortion ``project`` must not clamp the rays. Looking at the coefficients would stall a GPU.
     keypoints = project(in_front, focal, center, *((radial, tangential) if distorted else ()))
     present = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     return Views(

@@ -1,4 +1,4 @@
-"""What is evaluated on: fixed cells of people, cameras and detector noise, and the baselines."""
+"""The data of an evaluation, fixed cells of people, cameras and detector noise; and the baselines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from diffupose.lifting.result import LiftResult
 
 Rig = Literal["h36m", "wild"]
 RIGS: tuple[Rig, ...] = ("h36m", "wild")
-# Streams of random numbers below 1000: one per rig, 500 more for its noise, and the bank's own.
+# Random streams, below 1000: that of a rig is its index, that of its noise 500 more; the bank has its own.
 _NOISE_STREAM, _BANK_STREAM = 500, 900
 
 
@@ -51,7 +51,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: ``"h36m noisy"``."""
+        """As in tables: ``"h36m noisy"``."""
         return f"{self.rig} {'noisy' if self.noisy else 'clean'}"
 
     @property
@@ -117,9 +117,9 @@ def _draw(positions: Tensor, rig: Rig, generator: torch.Generator) -> Views:
 class PoseBank:
     """Training poses as a lifter meets them: the mean pose and the nearest pose by 2D.
 
-    Each training pose is seen once by a training camera, every other one by Human3.6M's and the rest by random ones;
-    like the lifter, the bank is not told which rig it is asked about. Poses are looked up in the frame of a camera that
-    looks at the person and turned back by the assumed focal length, as a lifter's predictions are in the ``raw`` tier.
+    Each training pose is seen once: every other one by a training camera of Human3.6M, the rest by random cameras. Like
+    the lifter, the bank does not know the rig. Its poses are those of a camera that looks at the person. They are
+    turned back by the assumed focal length, as a lifter's predictions are in the ``raw`` tier.
     """
 
     def __init__(self, mocap: Mocap, seed: int = 0) -> None:
@@ -151,7 +151,7 @@ class PoseBank:
         query = _normalized(cell.views).flatten(1) * present
         chosen = []
         for q, mask in zip(query.split(250), present.split(250), strict=True):
-            # |q - b|^2 over the mask, without the term that is the same for all of the bank.
+            # |q - b|^2 over the mask, without |q|^2, which is the same for the whole bank.
             chosen.append((mask @ bank.square().T - 2.0 * q @ bank.T).argmin(dim=1))
         return self.poses_3d[torch.cat(chosen)] @ _assumed_turn(cell.views)
 
@@ -163,7 +163,7 @@ def _normalized(views: Views) -> Tensor:
 
 
 def _assumed_turn(views: Views) -> Tensor:
-    """Return the turns ``[B, 3, 3]`` that take row-vector poses back, from nothing but keypoints and image size."""
+    """Return rotations ``[B, 3, 3]`` that take row-vector poses back to the camera, by the assumed focal length."""
     center, _ = person_box(views.keypoints_2d, views.present)
     focal = ASSUMED_FOCAL * views.image_size.amax(dim=1, keepdim=True)
     return rotation_to_ray(viewing_ray(center, focal, views.image_size / 2))

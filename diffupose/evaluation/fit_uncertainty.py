@@ -69,7 +69,7 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
                 error = (p * noisy + q * output - x0).square().mean(dim=0).double().cpu().numpy()  # [J, 3]
                 total[index] += error / (_NUM_DRAWS * len(cells))
     total = 0.5 * (total + total[:, list(lifter.skeleton.flip_permutation)])
-    # Geometrically: predicting epsilon, the error spans orders of magnitude.
+    # Logarithms are interpolated: with prediction type epsilon the error spans orders of magnitude.
     logarithms = np.log(total.clip(1e-12)).reshape(len(grid), -1)
     every = np.stack([np.interp(np.arange(last + 1), grid, column) for column in logarithms.T], axis=-1)
     return torch.from_numpy(np.exp(every).reshape(last + 1, *total.shape[1:])).float()
@@ -78,9 +78,9 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
 def fit_covariance_scale(lifter: Lifter, cells: Sequence[Cell], num_hypotheses: int = NUM_HYPOTHESES) -> Tensor:
     """Return one factor per joint ``[J]`` that brings the coverage of the covariance's regions nearest to nominal.
 
-    The factor minimises the joint's largest |empirical - nominal| over the levels 0.05 ... 0.95, all cells together, at
-    the model's default sampler and steps; the root's is 1. Errors have heavier tails than a normal distribution: the
-    smallest mean difference would leave the regions of high levels too small.
+    The factor minimises the joint's largest |empirical - nominal| over the levels 0.05 ... 0.95, over all cells, at the
+    model's default sampler and steps. The root's factor is 1. Errors have heavier tails than a normal distribution, so
+    the smallest mean difference would leave the regions of high levels too small.
     """
     distances = []
     for cell in cells:

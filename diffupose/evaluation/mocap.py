@@ -1,6 +1,6 @@
-"""Scores of a lifter on the cells of ``evaluation_cells``.
+"""Scores of a lifter on the cells of an evaluation.
 
-Tier ``raw`` has no intrinsics, tier ``camera`` has them; in neither does the truth take part in the poses.
+Tier ``raw`` has no intrinsics, tier ``camera`` has them. In neither does the lifter see the ground truth.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def score_hypotheses(hypotheses: Tensor, cell: Cell, covariance_scale: Tensor) -
             "coverage_50": by_level[0.5],
             "coverage_90": by_level[0.9],
         }
-        # Without any spread the dispersion is infinite and the correlation undefined: JSON has no number for that.
+        # Without any spread the dispersion is infinite and the correlation undefined, which JSON cannot hold.
         scores |= {name: float(value) if bool(value.isfinite()) else None for name, value in calibration.items()}
     return scores
 
@@ -105,7 +105,7 @@ def evaluate_mocap(
         ``{"settings": ..., "cells": {cell: {row: scores}}}``, ready for JSON; errors in millimetres.
 
     Raises:
-        ValueError: If an argument does not fit; before anything long is begun.
+        ValueError: If an argument does not fit, before any long work.
     """
     if tier not in TIERS:
         raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")

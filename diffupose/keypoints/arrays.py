@@ -113,7 +113,7 @@ def _load(content: bytes, name: str) -> tuple[str, dict[str, np.ndarray]]:
         return "lift" if "poses_3d" in keys else "npz", fields
     except InputError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds of error on a damaged file
+    except Exception as error:  # a damaged file raises many kinds of error
         if "allow_pickle" in str(error):
             raise InputError(
                 f"{name}: holds pickled objects, which are never loaded; save plain arrays of numbers"
@@ -124,7 +124,7 @@ def _load(content: bytes, name: str) -> tuple[str, dict[str, np.ndarray]]:
 def _layout(
     fields: Mapping[str, np.ndarray], num_joints: int, layout: Layout | None, name: str
 ) -> tuple[Layout, tuple[str, ...]]:
-    """Find the joint order: as asked, by the file's joint names, or by the number of joints."""
+    """Return the joint order: the one asked for, or by the file's joint names, or by the number of joints."""
     if layout is None and "joint_names" in fields:
         names = tuple(str(joint) for joint in fields["joint_names"].ravel())
         for known in LAYOUTS.values():

@@ -1,4 +1,4 @@
-"""Refusing what would become a wrong pose in silence."""
+"""Checks of files whose content would silently give wrong poses."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def image_size_pair(value: Any, where: str) -> tuple[float, float]:
         pair = np.asarray(value)
     except (ValueError, OverflowError):
         pair = np.empty(0)
-    # NumPy turns a bool beside a float into a number, hence the look at the elements.
+    # NumPy turns a bool beside a float into a number, so the elements are looked at.
     has_bool = isinstance(value, (tuple, list)) and any(isinstance(element, bool) for element in value)
     if has_bool or pair.dtype.kind not in "iuf" or pair.shape != (2,):
         raise InputError(f"{where} must be two numbers (width, height) in pixels, got {short(value)}")
@@ -96,7 +96,7 @@ def image_size_pair(value: Any, where: str) -> tuple[float, float]:
 
 
 def short(value: Any) -> str:
-    """Return a value as it may stand in a message."""
+    """Return a short text of a value, for messages."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
     scalars = isinstance(value, list) and len(value) < 5 and all(np.isscalar(element) for element in value)
@@ -138,8 +138,8 @@ def check_points(points: np.ndarray, image_size: np.ndarray | None, detections: 
         )
     if image_size is not None:
         outside = outside_image(coordinates, image_size)  # [B, J]
-        # A few joints that went astray make one person unusable, which is the lifter's to say; a person who is there
-        # as a whole has another image's size.
+        # A few stray joints make one person unusable, which the lifter reports. If most joints of a person lie outside,
+        # the size is that of another image.
         whole = 2 * outside.sum(axis=1) >= (points[..., 2] > 0).sum(axis=1)
         problem = f"is more than {SIDES_OUTSIDE:g} image sizes outside the image"
         _refuse_first((outside & whole[:, None])[..., None], problem, points, detections, name)
@@ -155,5 +155,5 @@ def _refuse_first(wrong: np.ndarray, problem: str, points: np.ndarray, detection
 
 
 def _place(detections: Detections, row: int, joint: int) -> str:
-    """Say where a joint stands."""
+    """Return where a joint stands in the file."""
     return f"{detections.describe(int(row))}, joint {joint} ({detections.layout.joint_names[joint]})"

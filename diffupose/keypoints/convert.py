@@ -119,8 +119,8 @@ def _to_h36m(points: np.ndarray, layout: Layout, head_rule: str) -> np.ndarray:
         neck = _along(thorax, _mean(joint("Nose"), ears), _NECK_FACTOR)
         head = _along(thorax, ears, _HEAD_FACTOR)
         if has("HeadTop"):
-            # The ears come first, so that one picture gives one head whatever the detector; joint 10 is not the real
-            # top of the head but a few centimetres below it, so the top is only drawn on when no ear is there.
+            # The ears come first, so that a picture gives the same head for each detector. Joint 10 lies a few
+            # centimetres below the top of the head, so the top is used only if no ear is there.
             head = _first(head, _along(thorax, joint("HeadTop"), _HEAD_TOP_FACTOR))
     right_leg, left_leg = ([joint(side + name) for name in ("Hip", "Knee", "Ankle")] for side in "RL")
     left_arm, right_arm = ([joint(side + name) for name in ("Shoulder", "Elbow", "Wrist")] for side in "LR")

@@ -26,7 +26,7 @@ def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     parts = []
     for position, part in enumerate(_DIGITS.split(text)):
         if position % 2:
-            # Digits without leading zeros compare by length first: no conversion, whose length Python limits.
+            # Digits without leading zeros compare by length first. Python limits the digits that int() converts.
             digits = part.lstrip("0")
             parts.append((0, len(digits), digits))
         elif part:

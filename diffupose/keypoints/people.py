@@ -1,4 +1,4 @@
-"""Rows: which person of an image is which, whose noise is whose, and which joints are trusted."""
+"""Rows: the rank of a person in the image, the id that seeds its noise, and which joints count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def frame_ids(image_ids: Sequence[str], person: Sequence[int] | np.ndarray) -> n
         >>> frame_ids(["7"], [0])
         array([8929030650072864538])
     """
-    # A JSON escape can make half a surrogate pair, which strict UTF-8 refuses.
+    # JSON can hold half a surrogate pair, which strict UTF-8 refuses.
     digests = [
         hashlib.blake2b(f"{image}\0{int(number)}".encode("utf-8", "surrogatepass")).digest()[:8]
         for image, number in zip(image_ids, person, strict=True)
@@ -58,8 +58,8 @@ def apply_threshold(
 ) -> tuple[np.ndarray, float | None, int, tuple[str, ...]]:
     """Make joints below the threshold missing, where confidences are scores in 0..1.
 
-    The threshold is for joints, not for people: a lifter can use the good joints of a person whom the detector doubts,
-    and can not use a bad joint of one whom it is sure of. A person goes only when no joint is left.
+    The threshold is for joints, not for people: a lifter can use the good joints of a doubtful person, but not a bad
+    joint of a certain one. A person is left out only when no joint is left.
 
     Returns:
         Points with confidences in 0..1, the threshold that was applied, how many joints it took, and notes.
@@ -84,7 +84,7 @@ def apply_threshold(
                 f"{name}: all joints are below the score threshold {threshold:g} (the highest has {highest:.3g})"
             )
         return kept, threshold, int(below.sum()), ()
-    # Models learn confidences in 0..1; flags and peaks of a heatmap would be far outside.
+    # Models learn confidences in 0..1; flags and heatmap peaks are larger.
     capped = points.copy()
     capped[..., 2] = np.minimum(confidence, 1.0)
     return capped, None, 0, notes

@@ -1,4 +1,4 @@
-"""Which numbers can be the 2D pose of a person in an image: one set of limits for files and for the Lifter."""
+"""Limits of what can be the 2D pose of a person in an image, the same for files and for the Lifter."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from diffupose.skeleton import Skeleton
 
-# No image is larger; a coordinate beyond is a mistake.
+# No image is larger: a larger coordinate is a mistake.
 MAX_COORDINATE = 1e6
 MAX_NORMALIZED = 1.5
-# Beyond this many longer image sides outside the image, the size or the keypoints are those of something else.
+# Farther outside the image than this many longer sides, the size or the keypoints belong to something else.
 SIDES_OUTSIDE = 3.0
-# The third number is a confidence, or at most a peak of a heatmap: beyond, it is a depth.
+# The third number is a confidence or a heatmap's peak: a larger one is a depth.
 MAX_CONFIDENCE = 1e3
-# Of 100,000 views from everywhere, with detector noise and up to half of the joints missing, the worst has a box 3.2
-# times as large as without its farthest joint, and 3.1 times as large as without two. A foot found a body length below
-# a picture of head and arms comes to 4.9.
+# 100,000 views from all sides, with detector noise and up to half of the joints missing, were measured. The largest box
+# was 3.2 times as large as without its farthest joint, and 3.1 times as large as without two. A foot that is detected a
+# body length below a picture of head and arms gives 4.9.
 _STRETCH = 5.0
-# Detectors have none of these: they are means of other joints, and follow one that went astray.
+# Detectors do not give these joints: they are means of others, and move with a stray one.
 _DERIVED = ("Hip", "Pelvis", "Spine", "Thorax", "Neck/Nose")
 
 _FEW, _POINT = "more than half of the joints missing", "all joints at one point"
@@ -28,8 +28,8 @@ _STRAY = "a joint too far from all others"
 def why_unusable(keypoints: np.ndarray, skeleton: Skeleton) -> list[str | None]:
     """Return for each row of ``keypoints [B, J, 2]`` (NaN: missing) why it cannot be lifted, or None if it can.
 
-    A row must have half of its joints, at more than one point, in pixels, and no joint (or two) so far away that the
-    box of the person would be 5 times as large as without it: the others would shrink to nothing beside it.
+    A row must have half of its joints, at more than one point, in pixels. No joint, nor two of them, may be so far away
+    that the box of the person would be 5 times as large as without: normalisation would shrink the others to a point.
     """
     present = ~np.isnan(keypoints).any(axis=-1)  # [B, J]
     size, largest = _box_side(keypoints), np.abs(np.nan_to_num(keypoints)).max(axis=(1, 2), initial=0.0)  # [B]
@@ -37,7 +37,7 @@ def why_unusable(keypoints: np.ndarray, skeleton: Skeleton) -> list[str | None]:
     limbs = keypoints[:, measured]
     stray = _stretched(keypoints, 2) | (_stretched(limbs, 1) & (present[:, measured].sum(axis=1) > 3))
     problems: list[str | None] = [None] * len(keypoints)
-    # Of several, the last one is said.
+    # If several apply, the last one is kept.
     for text, rows in (
         (_STRAY, stray),
         (_SMALL, largest <= MAX_NORMALIZED),
@@ -61,7 +61,7 @@ def _box_side(points: np.ndarray) -> np.ndarray:
 def _stretched(points: np.ndarray, count: int) -> np.ndarray:
     """Return ``[B]`` whether the ``count`` joints farthest from the middle one stretch the box out of proportion."""
     missing = np.isnan(points).any(axis=-1)  # [B, J]
-    # Sorting puts NaN last: the middle of those that are there, which one or two strays cannot move far.
+    # The median, since one or two strays cannot move it far; sorting puts NaN last.
     middle = np.sort(points, axis=1)[np.arange(len(points)), np.maximum((~missing).sum(axis=1) - 1, 0) // 2]
     distance = np.where(missing, -1.0, np.abs(points - middle[:, None]).max(axis=-1))
     farthest = np.argsort(-distance, axis=1, kind="stable")[:, :count]

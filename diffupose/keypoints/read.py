@@ -1,4 +1,4 @@
-"""The one function that reads keypoint files: by their content, whatever their name is."""
+"""The function that reads keypoint files; it recognises the format by the content, not by the name."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def read_keypoints(
     else:
         num_frames = int(frame.max()) + 1
 
-    # People without a single joint in the file are nobody. Those that the threshold empties below keep their rank, so
-    # that another threshold leaves everybody else's number, and with it the noise, as it was.
+    # People without any joint in the file are left out first. Those whose joints all fall below the threshold keep
+    # their rank, so that the threshold changes neither the numbers nor the noise of others.
     rows = np.flatnonzero((points[..., 2] > 0).any(axis=-1))
     points, frame = points[rows], frame[rows]
     if detections.person is None:
@@ -145,7 +145,7 @@ def _load(path: Path, layout: Layout | None) -> Detections:
 
 
 def _looks_like(document: Any) -> str:
-    """Name the tool that a document of another format is from, if its keys tell."""
+    """Return which tool wrote a document of another format, if its keys show that."""
     sample = document[0] if isinstance(document, list) and document else document
     if not isinstance(sample, dict):
         return f" (the JSON is {short(document)})"

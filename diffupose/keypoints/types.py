@@ -1,4 +1,4 @@
-"""What reading a keypoint file gives, and the form the single readers hand over."""
+"""What a keypoint file gives: ``Keypoints`` for callers, ``Detections`` from the reader of one format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Keypoints:
         num_frames: Images known, with those that show nobody.
         num_empty_frames: Images without a row.
         score_threshold: The threshold applied to the confidence of each joint; None if scores were not usable.
-        num_below_threshold: Joints of the file that were below it, and are missing therefore.
+        num_below_threshold: Joints of the file that are missing because they were below it.
         notes: What was assumed, in words.
     """
 

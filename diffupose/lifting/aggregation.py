@@ -21,7 +21,7 @@ __all__ = [
 def medoid_of_hypotheses(hypotheses: Tensor) -> Tensor:
     """Return the hypothesis with the smallest mean joint distance to the others.
 
-    Unlike the mean it is a pose that was really sampled, with bones of their own length.
+    Unlike the mean it is one of the samples, so its bones keep their lengths.
 
     Args:
         hypotheses: Poses of shape ``[B, H, J, 3]``, in metres.
@@ -44,8 +44,8 @@ def best_by_reprojection(hypotheses: Tensor, keypoints_2d: Tensor, confidence: T
 def density_pick_of_hypotheses(hypotheses: Tensor) -> Tensor:
     """Return the hypothesis where the others lie densest, by a Gaussian kernel over whole poses.
 
-    The bandwidth is half the median distance between two hypotheses of the row, so that with one cluster it is near the
-    medoid, and with several in the heaviest.
+    The bandwidth is half the median distance between two hypotheses of the row. With one cluster the result is near the
+    medoid; with several it lies in the heaviest.
 
     Args:
         hypotheses: Poses of shape ``[B, H, J, 3]``, in metres.
@@ -54,7 +54,7 @@ def density_pick_of_hypotheses(hypotheses: Tensor) -> Tensor:
         Poses of shape ``[B, J, 3]``, in metres.
     """
     flat = hypotheses.flatten(2)
-    # Not by a table of differences, which would be 3 J times as large; nor by products, which lose small distances.
+    # A table of differences would be 3 J times as large, and matrix products lose small distances.
     distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")  # [B, H, H]
     count = hypotheses.shape[1]
     if count < 2:

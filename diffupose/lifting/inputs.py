@@ -24,7 +24,7 @@ class PixelInput:
         keypoints: ``[B, J, 2]`` float32 pixels; NaN where missing.
         confidence: ``[B, J]``; 0 where missing.
         present: ``[B, J]`` booleans.
-        usable: ``[B]``: ``why_unusable`` has nothing to say.
+        usable: ``[B]``: True where ``why_unusable`` gives no reason.
     """
 
     keypoints: Tensor
@@ -57,7 +57,7 @@ def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> Pix
     values = values.reshape(-1, *values.shape[-2:])
     values = _fit_joints(values, skeleton)
     xy = values[..., :2]
-    # A NaN confidence is missing, and so is a negative one, the mark of some detectors.
+    # A NaN confidence means missing. So does a negative one, which some detectors write.
     confidence = np.nan_to_num(values[..., 2], nan=0.0) if values.shape[-1] == 3 else np.ones(values.shape[:2])
     if wrong := _first(np.abs(confidence) > MAX_CONFIDENCE):
         got = f"{values[wrong][2]:g} in row {wrong[0]}, joint {wrong[1]}"
@@ -186,10 +186,10 @@ def check_frame_ids(frame_ids: object, batch: int) -> Tensor:
         return torch.arange(batch)
     values = frame_ids.cpu() if isinstance(frame_ids, Tensor) else frame_ids
     if isinstance(values, (list, tuple)) and all(type(value) is int and -(2**63) <= value < 2**64 for value in values):
-        # NumPy has no integer type for small ids beside one above 2^63, and takes floats.
+        # NumPy would make floats of small ids beside one above 2^63.
         values = np.array([value % 2**64 for value in values], dtype=np.uint64)
     array = np.asarray(values)
     if array.shape != (batch,) or array.dtype.kind not in "iu":
         raise ValueError(f"frame_ids must be {batch} integers, got shape {array.shape} of {array.dtype}")
-    # The bit pattern is what counts: ids above 2^63 arrive as unsigned.
+    # Ids above 2^63 arrive as unsigned: the bit pattern is kept.
     return torch.from_numpy(array.astype(np.uint64).view(np.int64).copy())

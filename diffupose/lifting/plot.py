@@ -30,9 +30,9 @@ def plot_poses(
 ) -> None:
     """Draw one row per person: the input keypoints, and all hypotheses from the front and from the side.
 
-    Hypotheses are thin and translucent, the aggregate is thick; the person's left is blue, the right orange. Metres
-    have one length all over the picture, and the keypoints are drawn at the size of the front view. Where hypotheses
-    differ is mostly the depth, so that they spread in the side view.
+    Hypotheses are thin and translucent, the aggregate is thick. The person's left is blue, the right orange. A metre
+    has one length in the whole picture, and the keypoints are drawn at the size of the front view. Hypotheses differ
+    mostly in depth, so they spread in the side view.
 
     Args:
         path: The picture to write, ``.png``, ``.pdf`` or ``.svg``. It appears whole or not at all.
@@ -43,7 +43,7 @@ def plot_poses(
         skeleton: The joints and bones.
         labels: One name per row of ``keypoints``, cut to its end where it is long; default ``"pose 0"``, ``"pose 1"``
             and so on where there are several.
-        max_people: How many rows at most. Poses that hold NaN are passed over; a footer counts what is not shown.
+        max_people: The most rows. Poses that hold NaN are left out; a footer counts the poses that are not shown.
 
     Raises:
         ValueError: If the suffix is not supported, a shape does not fit, ``max_people`` is below 1, no pose is finite
@@ -72,7 +72,7 @@ def plot_poses(
     farthest = float(np.abs(poses_3d[shown]).max())
     if farthest > _MAX_EXTENT:
         raise ValueError(f"poses_3d must be root-relative and in metres, got a joint {farthest:.4g} from the root")
-    # Only now: a wrong argument is told without loading matplotlib.
+    # Loading matplotlib takes long: wrong arguments were reported before.
     from diffupose.lifting.plot_page import DPI, Row, draw_page
 
     rows = [

@@ -29,7 +29,7 @@ _PANEL_WIDTH = (_WIDTH - _LEFT_MARGIN - _RIGHT_MARGIN - 2 * _GAP) / 3
 _MAX_PANEL_HEIGHT, _HEADER, _ROW_GAP, _FOOTER = 3.6, 0.86, 0.6, 0.6
 
 _PADDING = 0.12  # metres around a pose
-_REACH = 0.75  # metres: how far a stray hypothesis may widen a panel before it is cut off
+_REACH = 0.75  # metres by which stray hypotheses may widen a panel; beyond they are cut off
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Row:
 
 
 def _box(points: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Return (left, right, top, bottom) of the points and of the samples, where these are not astray."""
+    """Return (left, right, top, bottom) of the points and of the samples, which widen it by at most ``_REACH``."""
     low, high = points.min(0), points.max(0)
     flat = samples.reshape(-1, 2)
     low = np.clip(flat.min(0), low - _REACH, low)
@@ -98,7 +98,7 @@ def _box(points: np.ndarray, samples: np.ndarray) -> np.ndarray:
 
 
 def draw_page(rows: Sequence[Row], skeleton: Skeleton, footer: str) -> Figure:
-    """Return the figure, on an Agg canvas of its own: no pyplot, no window, nothing global."""
+    """Return the figure on an Agg canvas of its own, without pyplot, a window or global state."""
     spans = [row.bottom - row.top for row in rows]
     scale = min(_PANEL_WIDTH / max(row.width for row in rows), _MAX_PANEL_HEIGHT / max(spans))  # inches per metre
     page = _HEADER + scale * sum(spans) + _ROW_GAP * (len(rows) - 1) + _FOOTER
@@ -116,7 +116,7 @@ def draw_page(rows: Sequence[Row], skeleton: Skeleton, footer: str) -> Figure:
             figure.add_axes((left / _WIDTH, y / page, _PANEL_WIDTH / _WIDTH, height / page)) for left in lefts
         )
         _draw_input(image, row, skeleton, half_width)
-        # Out of the page points -z in the front view and +x in the side view: neither is mirrored.
+        # The axis towards the reader is -z in the front view and +x in the side view, so neither is mirrored.
         _, front_box, side_box = row.boxes
         _draw_view(front, row, skeleton, half_width, front_box, horizontal=0, nearness=-row.pose[:, 2])
         _draw_view(side, row, skeleton, half_width, side_box, horizontal=2, nearness=row.pose[:, 0])
@@ -241,7 +241,7 @@ def _prepare(axes: Axes, x_limits: tuple[float, float], y_limits: tuple[float, f
 
 
 def _half_metres(low: float, high: float) -> np.ndarray:
-    """Return the multiples of 0.5 between two limits, not so near to them that a label would stand out."""
+    """Return the multiples of 0.5 between two limits, with a margin for their labels."""
     margin = 0.04 * (high - low)
     return 0.5 * np.arange(np.ceil(2 * (low + margin)), np.floor(2 * (high - margin)) + 1)
 
@@ -259,7 +259,7 @@ def _draw_scale_bar(axes: Axes, start: float, length: float, text: str) -> None:
 
 
 def _note(axes: Axes, text: str) -> None:
-    """Write a small text above the right end of a panel, as it stands: a dollar sign starts no formula."""
+    """Write a small text above the right end of a panel; a dollar sign starts no formula."""
     axes.annotate(
         text, (1, 1), (0, 8.6), "axes fraction", "offset points", ha="right", va="baseline", size=10, color=_INK,
         parse_math=False,

@@ -82,8 +82,8 @@ def p_mpjpe(predicted: Tensor, target: Tensor) -> Tensor:
     centered = predicted - predicted.mean(dim=-2, keepdim=True)
     target_centered = target - target_center
     correlation = centered.transpose(-1, -2) @ target_centered  # [..., 3, 3]
-    # The 3x3 decompositions run in float64 on the CPU: exact enough for flat poses, and there on every device. The
-    # SVD refuses NaN; such a pose is NaN in the end through its own coordinates.
+    # The 3x3 decompositions run in float64 on the CPU: exact enough for flat poses, and available for every device.
+    # The SVD refuses NaN; the error of such a pose becomes NaN by its own coordinates.
     finite = correlation.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     safe = torch.where(finite, correlation, 0.0).cpu().double()
     u, singular, vh = torch.linalg.svd(safe)
@@ -123,7 +123,7 @@ def n_mpjpe(predicted: Tensor, target: Tensor) -> Tensor:
     predicted, target = check_pair(predicted, target)
     product = (predicted * target).sum(dim=(-2, -1))
     power = predicted.square().sum(dim=(-2, -1))
-    # A pose of zeros stays one under any scale.
+    # A pose of zeros stays zero under any scale.
     scale = torch.where(power == 0, 1.0, product / torch.where(power == 0, 1.0, power))
     return mpjpe(scale[..., None, None] * predicted, target)
 

@@ -42,7 +42,7 @@ def squared_distance(error: Tensor, covariance: Tensor) -> Tensor:
     NaN where an entry is not finite.
     """
     precision = torch.finfo(covariance.dtype).eps
-    # 3x3 decompositions: float64 on the CPU is there for every device. They refuse NaN.
+    # 3x3 decompositions in float64 on the CPU work for every device. They refuse NaN.
     error, covariance = error.cpu().double(), covariance.cpu().double()
     finite = covariance.isfinite().flatten(-2).all(dim=-1) & error.isfinite().all(dim=-1)
     covariance = torch.where(finite[..., None, None], covariance, torch.eye(3, dtype=torch.float64))
@@ -168,7 +168,7 @@ def coverage(
         torch.Size([19, 17])
     """
     hypotheses, target = check_hypotheses_pair(hypotheses, target)
-    # In float64, because the covariance of 4 or 5 draws is often so thin that float32 would call it singular.
+    # In float64: the covariance of 4 or 5 draws is often so flat that it would be singular in float32.
     exact = hypotheses.cpu().double()
     mean, covariance, count = mean_of_hypotheses(exact), covariance_of_hypotheses(exact), exact.shape[1]
     reached = coverage_from_moments(

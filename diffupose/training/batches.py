@@ -1,4 +1,4 @@
-"""Training batches, drawn on the training device; what a batch holds depends on the seed and the step only."""
+"""Training batches, drawn on the training device. A batch depends on the seed and the step only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Batches(Protocol):
 
 def step_generator(seed: int, stream: int, step: int, device: torch.device) -> torch.Generator:
     """Return a generator that depends on (seed, stream, step) only, so that a run can resume anywhere."""
-    # splitmix64 keeps neighbouring steps apart.
+    # splitmix64: neighbouring steps get unrelated seeds.
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step * 0x8CB92BA72F3D8DD7) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
@@ -64,7 +64,7 @@ def step_generator(seed: int, stream: int, step: int, device: torch.device) -> t
 
 
 class Shuffle:
-    """Which sample stands at each position of an endless sequence of epochs, each in an order of its own."""
+    """The sample at each position of an endless sequence of epochs; each epoch has its own order."""
 
     def __init__(self, num_samples: int, seed: int, weights: Tensor | None = None) -> None:
         self.num_samples, self.seed, self.weights = num_samples, seed, weights
@@ -129,11 +129,11 @@ class MocapBatches:
         positions = turn_heading(positions, generator)
         half = len(index) // 2
         ranges = TRAINING_RANGES if config.vary_cameras else EVALUATION_RANGES
-        # A person may stand anywhere in the batch, so the halves are as good as a draw per person.
+        # Samples are shuffled, so two halves are as good as a draw for each person.
         published = choose_views([h36m_views(positions[:half], TRAINING_SUBJECTS, generator)])
         wild = choose_views([wild_views(positions[half:], ranges, generator) for _ in range(3)])
         views = concatenate(published, wild)
-        # Some people are seen perfectly: clean keypoints must work, too.
+        # Some people get no noise: clean keypoints must work, too.
         level = (uniform(generator, len(index)) * 1.15 - 0.15).clamp(min=0.0)
         most_missing = config.noise_scale if config.missing_scale is None else config.missing_scale
         if config.noise_scale > 0 or most_missing > 0:
@@ -148,7 +148,7 @@ class MocapBatches:
             image_size=views.image_size,
             focal=views.focal,
             center=views.center,
-            # The cue must not become indispensable: half of the people have none.
+            # Half of the people have no cue, so that the model works without it.
             calibrated=uniform(generator, len(index)) < 0.5 if self.model.denoiser.camera_cue else False,
         )
         joints = h36m_joints(SKELETONS[self.model.denoiser.skeleton].num_joints)
@@ -158,8 +158,8 @@ class MocapBatches:
 def pose_statistics(batches: Batches) -> tuple[Tensor, Tensor]:
     """Return mean and deviation per joint and axis ``[J, 3]``, in metres, over some of the training data.
 
-    Deviations are at least 5 cm: the root, which never moves, must not be divided by nothing.
+    Deviations are at least 5 cm: the root never moves, and the poses are divided by them.
     """
-    # Batches of their own size: in those of a run with few samples a step, this would take minutes.
+    # The batch size is fixed: with that of a run of few samples a step, this would take minutes.
     poses = torch.cat([batches.batch(step, 1_000).poses_3d for step in range(50)])
     return poses.mean(dim=0), poses.std(dim=0).clamp(min=0.05)

@@ -53,20 +53,20 @@ class TrainConfig:
         mirror: Augmentation: flipped samples.
         vary_bodies: Augmentation: other lengths of bones.
         vary_cameras: Augmentation: the wide ranges of cameras.
-        exchange_limbs: Probability that an arm, or the legs, take the directions of somebody else's.
+        exchange_limbs: Probability that an arm, or the legs, take the directions of another person's.
         noise_scale: Upper end of the detector noise level, in evaluation levels, at most 10; 0 leaves keypoints exact.
         missing_scale: Upper end of the level at which joints are missing, likewise; without it, ``noise_scale``.
-        ema_decay: Decay of the averaged weights: min(ema_decay, 1 - (1 + n)^-ema_power) n steps behind ``ema_start``.
+        ema_decay: Decay of the averaged weights: min(ema_decay, 1 - (1 + n)^-ema_power) n steps after ``ema_start``.
         ema_every: Steps between two averages.
-        ema_start: Steps in which nothing is averaged yet.
-        ema_power: How soon the decay rises.
+        ema_start: Steps before the first average.
+        ema_power: A larger power lets the decay rise sooner.
         seed: Seed of weights, data and noise.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ...
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
         validate_every: Steps between two validations; 0 means never.
         workers: Processes that draw batches on the CPU, ahead of time; 0 draws them on the training device. On a GPU
-            drawing takes longer than learning: let some (4, say) do it.
+            drawing takes longer than an optimiser step: use 4, say.
         cuda_graph: On a GPU, replay each step's gradients as a CUDA graph.
         compile: Compile the network with ``torch.compile``.
         precision: ``bfloat16`` takes the matrix products of the network in bfloat16 (weights, loss and averages stay
@@ -128,7 +128,7 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ema_start", "validate_every", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        # Beyond, there would be people without any joint.
+        # At a higher level some people would have no joint left.
         for name in ("noise_scale", "missing_scale"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 10:

@@ -27,9 +27,9 @@ def start_processes(device: str) -> tuple[int, int]:
 def wait_for_all(num_processes: int) -> None:
     """Return when every process is here.
 
-    Call it after the last exchange, before the process ends: gloo's own threads let go of an exchange's tensors a
-    moment after it is done, which takes Python's lock, and a thread that waits for that lock while the interpreter
-    ends aborts the process. What a barrier exchanges is no Python object.
+    Call it after the last exchange, before the process ends. gloo's threads release the tensors of an exchange a moment
+    after it is done, and take Python's lock for that. A thread that waits for the lock while the interpreter ends
+    aborts the process. A barrier exchanges no Python object.
     """
     if num_processes > 1:
         dist.barrier()

@@ -1,4 +1,4 @@
-"""Loss and gradients of a batch; on a GPU as a CUDA graph, since asking for its kernels takes longer than they do."""
+"""Loss and gradients of a batch. A GPU replays a CUDA graph: launching its kernels takes longer than running them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffupose.engines.cuda_graph import capture
 
-_WARM_UP = 3  # calls that load and choose kernels: a graph cannot
+_WARM_UP = 3  # calls before the capture, in which kernels are loaded and chosen
 
 
 class Gradients:
@@ -18,8 +18,8 @@ class Gradients:
     Args:
         loss: From tensors to the loss, a scalar; always the same shapes.
         parameters: What the gradients are of.
-        as_graph: Whether calls behind the first ones replay a CUDA graph. The gradients stay the same tensors then,
-            and every call writes them anew.
+        as_graph: Whether calls after the first ones replay a CUDA graph, which writes into the same gradient tensors
+            each time.
     """
 
     def __init__(self, loss: Callable[..., Tensor], parameters: Iterable[nn.Parameter], as_graph: bool) -> None:
@@ -52,14 +52,14 @@ class Gradients:
         return loss.detach()
 
     def _aside(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Compute on another stream, as a capture does: what PyTorch keeps for a stream must not be the default's."""
+        """Compute on a side stream, as a capture does: buffers that PyTorch keeps per stream must not be shared."""
         current = torch.cuda.current_stream(tensors[0].device)
         stream = torch.cuda.Stream(tensors[0].device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             loss = self._compute(tensors)
         current.wait_stream(stream)
-        # What was made there is used here.
+        # These tensors were made on the side stream and are used on this one.
         for tensor in (loss, *(parameter.grad for parameter in self._parameters)):
             if tensor is not None:
                 tensor.record_stream(current)

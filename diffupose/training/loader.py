@@ -1,4 +1,4 @@
-"""Batches drawn ahead by other processes, so that the training device does not wait for them."""
+"""Batches drawn in advance by other processes, so that the training device does not wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffupose.training.batches import Batches, TrainBatch
 
-_AHEAD = 4  # batches a worker
+_AHEAD = 4  # batches that a worker draws in advance
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor]]):
@@ -33,9 +33,9 @@ def load_batches(batches: Batches, first: int, last: int, workers: int, device: 
     Args:
         batches: Source; on the CPU where there are workers.
         first: The first step.
-        last: The step behind the last one.
-        workers: Processes that draw; 0 draws here, when asked. A batch is the same either way: it depends on its step
-            and on the device of its source.
+        last: The step after the last one.
+        workers: Processes that draw; 0 draws in this process, on demand. A batch is the same either way: it depends on
+            its step and on the device of its source.
         device: Where the batches are needed.
     """
     if workers == 0:

@@ -23,9 +23,9 @@ def joint_weights(skeleton: Skeleton) -> Tensor:
 class DiffusionLoss(nn.Module):
     """Loss of the denoiser on a batch: noise the poses, predict, compare.
 
-    The difference of ``[prediction, reconstructed 2D]`` from ``[target, 2D]`` is taken elementwise (L1 or squared),
-    weighted by joint, the reconstruction channels times λ, and averaged over *all* channels, so that with five of them
-    the effective weight of the reconstruction is 2/3 λ of that of two separate means.
+    The difference of ``[prediction, reconstructed 2D]`` from ``[target, 2D]`` is taken elementwise (L1 or squared). It
+    is weighted by joint, and by λ in the reconstruction channels. The mean is over *all* channels: with five of them,
+    the reconstruction weighs 2/3 λ compared with two separate means.
     """
 
     element_weight: Tensor
@@ -39,7 +39,7 @@ class DiffusionLoss(nn.Module):
         skeleton = SKELETONS[model.denoiser.skeleton]
         weight = torch.ones(skeleton.num_joints, 3)
         if model.standardize_poses:
-            # Between metres (joints that move far count most) and deviations (all joints alike).
+            # In metres joints that move far would dominate, in deviations all would count alike: this lies between.
             weight = (pose_scale / pose_scale.mean()).cpu().clamp(min=0.2)
         weight = torch.cat((weight, torch.full((skeleton.num_joints, 2), config.reconstruction_weight)), dim=-1)
         if config.joint_weights:

@@ -66,7 +66,7 @@ class RunState:
 
 
 def save_checkpoint(folder: Path, state: RunState, config: TrainConfig, model: LifterConfig, num_samples: int) -> None:
-    """Write the lifter of the averaged weights, then everything a run needs to go on as if it had never stopped."""
+    """Write the lifter of the averaged weights, then all that a run needs to resume to the same bits."""
     epoch, position = divmod(state.step * config.batch_size, num_samples)
     content = {
         "format": 1,
@@ -79,12 +79,12 @@ def save_checkpoint(folder: Path, state: RunState, config: TrainConfig, model: L
         "pose_mean": state.pose_mean,
         "pose_scale": state.pose_scale,
         "running": state.running,
-        # Data and noise depend on the seed and the step only; where the shuffle stands is stored to be checked.
+        # Data and noise depend on the seed and the step only; the position is stored for a check.
         "sampler": {"seed": config.seed, "epoch": epoch, "position": position, "num_samples": num_samples},
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    # The checkpoint comes last: a run killed in between goes on from the one before and writes both again.
+    # The checkpoint comes last: a run killed before it resumes from the previous one and writes both again.
     save_lifter_file(folder / LIFTER_NAME, state.ema.model, model, state.pose_mean, state.pose_scale)
     with atomic_path(folder / CHECKPOINT_NAME) as temporary:
         torch.save(content, temporary)
@@ -141,5 +141,5 @@ class CsvLog:
 
 
 def _is_complete(row: dict[str, str]) -> bool:
-    # A run killed while it wrote leaves a torn last line.
+    # A run that is killed while it writes leaves an incomplete last line.
     return None not in row and all(value is not None for value in row.values()) and row["step"].isdigit()

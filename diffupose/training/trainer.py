@@ -66,7 +66,7 @@ class _Trainer:
         self.config, self.rank, self.num_processes = config, rank, num_processes
         self.device = find_device(config.device)
         if str(self.device) == "cuda":
-            self.device = torch.device("cuda", torch.cuda.current_device())  # one of this process's own
+            self.device = torch.device("cuda", torch.cuda.current_device())  # that of this process
         self.folder = Path(config.output)
         if (self.folder / CHECKPOINT_NAME).exists() and not resume:
             raise InputError(f"{self.folder} already holds a run: resume it with --resume, or choose another --output")
@@ -80,14 +80,14 @@ class _Trainer:
             check_same_run(saved, config, self.model, self.batches.num_samples)
         elif resume and rank == 0:
             print(f"diffupose: {self.folder} holds no run to resume: starting from step 0", file=sys.stderr)
-        if rank == 0:  # not before: what cannot be trained leaves no folder
+        if rank == 0:  # only now: a run that cannot start leaves no folder
             self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(self.model.denoiser).to(self.device)
         pose_mean, pose_scale = (item.to(self.device) for item in self._statistics(saved))
         self.loss = DiffusionLoss(self.model, config, pose_mean, pose_scale).to(self.device)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        # On a GPU one kernel instead of a dozen; elsewhere the bits of earlier runs.
+        # One kernel on a GPU; on a CPU the other form keeps the bits of earlier runs.
         fused = True if self.device.type == "cuda" else None
         optimizer = kind(self.denoiser.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         ema = ExponentialMovingAverage(self.denoiser, config)
@@ -137,7 +137,7 @@ class _Trainer:
                 state.running |= {"loss": 0.0, "gradient_norm": 0.0, "count": 0.0}
             if self.rank == 0 and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
                 if board is not None:
-                    board.flush()  # what the checkpoint knows must survive as long as the checkpoint
+                    board.flush()  # steps that the checkpoint counts must be logged
                 save_checkpoint(self.folder, state, config, self.model, self.batches.num_samples)
         bar.close()
         if board is not None:
@@ -168,7 +168,7 @@ class _Trainer:
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)
         values = {"loss": float(average(loss, self.num_processes)), "gradient norm": float(norm)}
-        # Before the step: what is not finite would spoil the weights, and the next checkpoint with them.
+        # Before the step: a value that is not finite would spoil the weights and the next checkpoint.
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"the {name} is {value} at step {step}: try a smaller --lr or --grad-clip 1")
@@ -223,5 +223,5 @@ def _tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         print("TensorBoard is not installed: logging to CSV only (pip install diffupose[train])", file=sys.stderr)
         return None
-    # TensorBoard hides what an earlier run logged at ``purge_step`` and later.
+    # TensorBoard hides what an earlier run logged from ``purge_step`` on.
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -1,4 +1,4 @@
-"""The validation curve: a small evaluation on people who are never fitted on."""
+"""The validation curve: a small evaluation on people who are not trained on."""
 
 from __future__ import annotations
 
