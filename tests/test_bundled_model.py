@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 import torch
+from support.sweeps import mostly_slow
 
 from diffupose import Lifter
 from diffupose.camera import person_box, project
@@ -74,7 +75,7 @@ VALIDATION = os.environ.get("DIFFUPOSE_MOCAP_VAL")
 
 
 @pytest.mark.parametrize("rig", RIGS)
-@pytest.mark.parametrize("count", [10, 50])
+@pytest.mark.parametrize("count", mostly_slow([10, 50]))
 @pytest.mark.parametrize(("source", "tolerance"), [("sample", 0.15), ("validation", 0.05)])
 def test_covariance_is_calibrated(lifter, rig, count, source, tolerance):
     """The regions hold what they promise on noisy keypoints; with half or twice the spread they would not."""
@@ -111,7 +112,7 @@ def lift_more(cell, count, **settings):
 
 
 @pytest.mark.filterwarnings("ignore:the covariance was calibrated for num_inference_steps")
-@pytest.mark.parametrize("rig", RIGS)
+@pytest.mark.parametrize("rig", mostly_slow(RIGS))
 def test_five_steps_are_as_good_as_a_hundred(rig):
     cell = make_cell(choose_poses(sample_poses(include=SAMPLE_SUBJECTS), 60, seed=1), rig, True)
     scores = {

@@ -88,7 +88,7 @@ void run(int64_t joints, int64_t heads, int64_t channels, int64_t condition_chan
             sample.coefficients = table.data();
             sample.noise_scale = scale.data();
             sample.parameters = parameters.data();
-            sample.noise = {7, frame_ids.data(), hypothesis_ids.data(), true};
+            sample.noise = {7, frame_ids.data(), hypothesis_ids.data()};
             sample.clip = 2.0f;
             sample.num_frames = frames;
             sample.num_hypotheses = hypotheses;
@@ -125,7 +125,7 @@ bool long_chain(int64_t frames, int threads, int64_t steps, const std::function<
     sample.condition = none.data();
     sample.coefficients = table.data();
     sample.parameters = parameters.data();
-    sample.noise = {7, ids.data(), ids.data(), false};
+    sample.noise = {7, ids.data(), ids.data()};
     sample.clip = 2.0f;
     sample.num_frames = frames;
     sample.num_hypotheses = 1;
