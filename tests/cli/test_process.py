@@ -36,7 +36,7 @@ def test_as_a_process(model):
     assert np.abs(again["hypotheses"] - np.load("poses.npz")["hypotheses"]).max() < 1e-5
 
 
-def test_messages_that_nobody_reads_do_not_cost_the_poses(model):
+def test_poses_are_written_when_nobody_reads_the_messages(model):
     """`| head -1`, and a full disk behind `>`."""
     arguments = ("lift", good(), "--model", model, *SIZE, "--out", "poses.npz")
     reader, writer = os.pipe()

@@ -161,7 +161,7 @@ class TestScoreHypotheses:
 
 
 class TestEvaluateMocap:
-    def test_the_truth_scores_nothing(self, people):
+    def test_the_truth_has_no_error(self, people):
         scores = evaluate_mocap(Oracle(people, torch.zeros(1, 10, 1, 3)), people, None)
         assert list(scores["cells"]) == CELLS
         for rows in scores["cells"].values():

@@ -75,7 +75,7 @@ def test_neck_and_mid_hip_fall_back():
     np.testing.assert_array_equal(converted, convert_keypoints(pose("coco"), "coco", H36M_17))
 
 
-def test_head_top_stands_in_for_ears():
+def test_head_top_is_used_without_ears():
     converted = convert_keypoints(pose("halpe26", LEar=MISSING, REar=MISSING), "halpe26", H36M_17)
     np.testing.assert_allclose(converted[10, :2], (100, 96 + 0.90 * (36 - 96)))
     assert converted[9, 2] == 0

@@ -62,7 +62,7 @@ def test_reprojection_finds_the_true_pose(scene):
     assert torch.equal(best, hypotheses[rows, truth])
 
 
-def test_missing_joints_have_no_say(scene):
+def test_missing_joints_have_no_weight(scene):
     hypotheses, keypoints, truth, _ = scene
     confidence = torch.ones(3, 17)
     confidence[:, 5:8] = 0.0

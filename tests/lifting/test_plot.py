@@ -183,7 +183,7 @@ def test_nan_hypotheses_are_skipped_too(tmp_path):
     assert "1 of 2 shown, 1 without a pose" in svg_text(tmp_path, keypoints, hypotheses, poses_3d, H36M_17)
 
 
-def test_a_skipped_person_leaves_no_trace(tmp_path):
+def test_a_skipped_person_changes_no_other(tmp_path):
     keypoints, hypotheses, poses_3d = make_people(2)
     poses_3d[0] = np.nan
     hypotheses[0] += 7.0

@@ -178,7 +178,7 @@ class TestMocap:
         assert len(set(map(tuple, views.image_size.tolist()))) > 3
 
     @pytest.mark.parametrize("wide", [True, False])
-    def test_nobody_who_is_evaluated_on_lends_a_camera(self, make_batches, monkeypatch, wide):
+    def test_training_has_no_camera_of_the_evaluation(self, make_batches, monkeypatch, wide):
         used = []
 
         def record(name):
