@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.camera import ASSUMED_FOCAL, person_box, rotation_to_ray, viewing_ray
+from diffupose.camera import ASSUMED_FOCAL
+from diffupose.conditioning import Conditioning, condition
+from diffupose.config import PARALLEL
 from diffupose.datasets.mocap import Mocap
 from diffupose.datasets.virtual_cameras import (
     EVALUATION_RANGES,
@@ -135,35 +137,32 @@ class PoseBank:
             raise InputError(
                 f"no camera sees anybody of the reference, people of up to {size:.3g} m: are the positions in metres?"
             )
-        self.keypoints = _normalized(views)  # [F, J, 2]
-        center, _ = person_box(views.keypoints_2d, views.present)
-        turn = rotation_to_ray(viewing_ray(center, views.focal, views.center))
-        self.poses_3d = views.poses_3d @ turn.transpose(1, 2)  # [F, J, 3]
+        seen = _conditioning(views, views.focal, views.center)
+        self.keypoints = seen.inputs[..., :2]  # [F, J, 2]
+        self.poses_3d = views.poses_3d @ seen.rotation.transpose(1, 2)  # [F, J, 3]
 
     def mean_pose(self, cell: Cell) -> Tensor:
         """Return the mean of the bank for each row of a cell, ``[B, J, 3]``."""
-        return self.poses_3d.mean(dim=0) @ _assumed_turn(cell.views)
+        return self.poses_3d.mean(dim=0) @ _as_assumed(cell.views).rotation
 
     def nearest_pose(self, cell: Cell) -> Tensor:
         """Return the pose whose keypoints are nearest over the present joints, for each row, ``[B, J, 3]``."""
         bank = self.keypoints.flatten(1)  # [F, 2 J]
         present = cell.views.present.unsqueeze(-1).expand(-1, -1, 2).flatten(1).float()
-        query = _normalized(cell.views).flatten(1) * present
+        seen = _as_assumed(cell.views)
+        query = seen.inputs[..., :2].flatten(1) * present
         chosen = []
         for q, mask in zip(query.split(250), present.split(250), strict=True):
             # |q - b|^2 over the mask, without |q|^2, which is the same for the whole bank.
             chosen.append((mask @ bank.square().T - 2.0 * q @ bank.T).argmin(dim=1))
-        return self.poses_3d[torch.cat(chosen)] @ _assumed_turn(cell.views)
+        return self.poses_3d[torch.cat(chosen)] @ seen.rotation
 
 
-def _normalized(views: Views) -> Tensor:
-    center, scale = person_box(views.keypoints_2d, views.present)
-    normalized = (views.keypoints_2d - center.unsqueeze(1)) / scale.unsqueeze(1)
-    return torch.where(views.present.unsqueeze(-1), normalized, 0.0)
+def _conditioning(views: Views, focal: Tensor, center: Tensor) -> Conditioning:
+    """Return views as a model with ``person`` normalisation gets them."""
+    return condition(views.keypoints_2d, views.present, PARALLEL, focal=focal, center=center)
 
 
-def _assumed_turn(views: Views) -> Tensor:
-    """Return rotations ``[B, 3, 3]`` that take row-vector poses back to the camera, by the assumed focal length."""
-    center, _ = person_box(views.keypoints_2d, views.present)
-    focal = ASSUMED_FOCAL * views.image_size.amax(dim=1, keepdim=True)
-    return rotation_to_ray(viewing_ray(center, focal, views.image_size / 2))
+def _as_assumed(views: Views) -> Conditioning:
+    """Return views as they are without intrinsics: the focal length is assumed."""
+    return _conditioning(views, ASSUMED_FOCAL * views.image_size.amax(dim=1, keepdim=True), views.image_size / 2)

@@ -173,14 +173,11 @@ def format_table(scores: dict[str, Any]) -> str:
             label = f"mean of {name}" if name.startswith("N=") and name != "N=1" else name
             lines.append([cell, label, *text, *(f"{row['mpjpe_by_source'][source]:.1f}" for source in sources)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    rows_text = []
-    for line in lines:
-        cells_text = (
-            text.ljust(width) if index < 2 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        rows_text.append("| " + " | ".join(cells_text) + " |")
-    return "\n".join(rows_text)
+    sides = ["<", "<", *">" * (len(header) - 2)]
+    padded = (
+        [f"{text:{side}{width}}" for text, side, width in zip(line, sides, widths, strict=True)] for line in lines
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def undistorted(cell: Cell) -> tuple[Tensor, Tensor]:
