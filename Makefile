@@ -22,14 +22,14 @@ test-all: venv-dev
 lint: venv-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'benchmarks/*.cu')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*')
 	$(BIN)/python -m mypy diffupose
 	$(BIN)/lint-imports --no-cache --no-logo
 
 format: venv-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'benchmarks/*.cu')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*')
 
 bench: venv-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.cuda_binary import (
@@ -179,18 +178,3 @@ print(module.runtime_version() // 1000)
         [*cuda_build().find_nvcc(), "--version"], capture_output=True, text=True, check=True
     ).stdout
     assert f"release {done.stdout.strip()}." in release
-
-
-@pytest.mark.slow
-def test_kernels_that_judge_racecheck_compile(tmp_path):
-    """Each case meets at the barriers that its name says."""
-    build = cuda_build()
-    compiler, nvcc = build.find_compiler(), build.find_nvcc()
-    source = Path(__file__).parents[1] / "benchmarks" / "gpu" / "arrivals.cu"
-    command = [*nvcc, "-ccbin", compiler[0], "-std=c++17", "-arch=sm_90a", "-Werror", "all-warnings", "-ptx"]
-    subprocess.run([*command, source, "-o", tmp_path / "arrivals.ptx"], check=True)
-    text = (tmp_path / "arrivals.ptx").read_text()
-    kernels = text.split(".entry")[1:]
-    arrive = [len(re.findall(r"\bbar(?:rier)?\.arrive\s", part)) > 0 for part in kernels]
-    waits = [len(re.findall(r"mbarrier\.test_wait", part)) > 0 for part in kernels]
-    assert sorted(zip(arrive, waits, strict=True)) == [(False, False), (False, True), (True, False)]

