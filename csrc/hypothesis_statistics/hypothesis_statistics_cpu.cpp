@@ -53,13 +53,10 @@ class View {
    public:
     explicit View(int64_t joints)
         : joints_(joints),
-          doubles_(static_cast<std::size_t>(3 * joints)),
-          floats_(static_cast<std::size_t>(8 * joints)) {
-        double** of_doubles[] = {&frame_.u, &frame_.v, &frame_.w};
-        for (int i = 0; i < 3; ++i) *of_doubles[i] = doubles_.data() + i * joints;
-        float** of_floats[] = {&frame_.seen_x, &frame_.seen_y, &frame_.weight, &frame_.share,
-                               &frame_.ray_x,  &frame_.ray_y,  &variances_,    &offsets_};
-        for (int i = 0; i < 8; ++i) *of_floats[i] = floats_.data() + i * joints;
+          seen_(static_cast<std::size_t>(joints)),
+          variances_(static_cast<std::size_t>(joints)),
+          offsets_(static_cast<std::size_t>(joints)) {
+        frame_.of = seen_.data();
     }
     View(const View&) = delete;
     View& operator=(const View&) = delete;
@@ -67,14 +64,13 @@ class View {
     const SeenFrame& frame() const { return frame_; }
 
     void look(const double* keypoints, const double* confidence, const double* camera, float part) {
-        for (int64_t j = 0; j < joints_; ++j) frame_.look_at_joint(keypoints, confidence, camera, part, j);
+        for (int64_t j = 0; j < joints_; ++j) frame_.of[j].look(keypoints + 2 * j, confidence[j], camera, part);
         frame_.sum_up(camera, joints_);
     }
 
-    // Multiplies the shares by S / (S + R): S is a joint's variance across the image over the hypotheses, R the squared
-    // distance of its keypoint from their mean, or that of all joints on average if that is more.
+    // Multiplies the shares by what the hypotheses say of them, see SeenJoint::trust.
     void trust(const float* poses, const float* roots, int64_t count) {
-        float mean_offset = 0.0f, present = 0.0f;
+        float *variances = variances_.data(), *offsets = offsets_.data(), mean_offset = 0.0f, present = 0.0f;
         for (int64_t j = 0; j < joints_; ++j) {
             float mean_x = 0.0f, mean_y = 0.0f;
             const auto seen = [&](int64_t h, int axis) {
@@ -87,12 +83,12 @@ class View {
                 const float x = seen(h, 0) - mean_x, y = seen(h, 1) - mean_y;
                 variance += x * x + y * y;
             }
-            variances_[j] = variance / static_cast<float>(count);
-            offsets_[j] = frame_.offset(j, mean_x, mean_y);
-            if (frame_.weight[j] > 0.0f) mean_offset += offsets_[j], present += 1.0f;
+            variances[j] = variance / static_cast<float>(count);
+            offsets[j] = frame_.of[j].offset(mean_x, mean_y);
+            if (frame_.of[j].weight > 0.0f) mean_offset += offsets[j], present += 1.0f;
         }
         mean_offset /= present;
-        for (int64_t j = 0; j < joints_; ++j) frame_.trust(j, variances_[j], offsets_[j], mean_offset);
+        for (int64_t j = 0; j < joints_; ++j) frame_.of[j].trust(variances[j], offsets[j], mean_offset);
     }
 
     // sum += factor * the pose moved towards its rays, root-relative.
@@ -104,7 +100,7 @@ class View {
         float first[3] = {};
         for (int64_t j = 0; j < joints_; ++j) {
             float moved[3];
-            frame_.move(pose, j, root, moved);
+            frame_.of[j].move(pose + 3 * j, root, moved);
             if (j == 0) std::copy_n(moved, 3, first);
             for (int axis = 0; axis < 3; ++axis) sum[3 * j + axis] += factor * (moved[axis] - first[axis]);
         }
@@ -112,10 +108,9 @@ class View {
 
    private:
     int64_t joints_;
-    std::vector<double> doubles_;
-    std::vector<float> floats_;
+    std::vector<SeenJoint> seen_;
+    std::vector<float> variances_, offsets_;
     SeenFrame frame_ = {};
-    float *variances_, *offsets_;
 };
 
 // exp(-error / (temperature side)) over their sum; all alike where no hypothesis can be placed.

@@ -17,9 +17,7 @@ constexpr int kRoots = 512;
 static_assert(kRoots % kBlock == 0, "every pass must give a thread the same hypotheses");
 
 struct Shared {
-    double u[kMaxJoints], v[kMaxJoints], w[kMaxJoints];
-    float seen_x[kMaxJoints], seen_y[kMaxJoints], weight[kMaxJoints], share[kMaxJoints], ray_x[kMaxJoints],
-        ray_y[kMaxJoints];
+    SeenJoint seen[kMaxJoints];
     SeenFrame frame;
     float center[kMaxJoints][3];  // of a joint: its mean, then where it is seen
     float offsets[kMaxJoints];
@@ -28,11 +26,9 @@ struct Shared {
     float roots[kRoots][3];
 };
 
-// With pointers that the compiler knows to be shared.
+// With a pointer that the compiler knows to be shared.
 __device__ __forceinline__ SeenFrame in_shared(Shared& shared, SeenFrame frame) {
-    frame.u = shared.u, frame.v = shared.v, frame.w = shared.w;
-    frame.seen_x = shared.seen_x, frame.seen_y = shared.seen_y, frame.weight = shared.weight;
-    frame.share = shared.share, frame.ray_x = shared.ray_x, frame.ray_y = shared.ray_y;
+    frame.of = shared.seen;
     return frame;
 }
 
@@ -149,16 +145,16 @@ __device__ __forceinline__ void judge(Shared& shared, SeenFrame& seen, const Fra
     }
     leave(shared, variance);
     if (thread < frame.joints) {
-        shared.offsets[thread] = seen.offset(thread, shared.center[thread][0], shared.center[thread][1]);
+        shared.offsets[thread] = seen.of[thread].offset(shared.center[thread][0], shared.center[thread][1]);
     }
     __syncthreads();
     if (thread < frame.joints) {
         float mean_offset = 0.0f, present = 0.0f;
         for (int j = 0; j < frame.joints; ++j) {
-            if (seen.weight[j] > 0.0f) mean_offset += shared.offsets[j], present += 1.0f;
+            if (seen.of[j].weight > 0.0f) mean_offset += shared.offsets[j], present += 1.0f;
         }
         const float spread = sum_of(shared, frame, thread, 0) / static_cast<float>(frame.count);
-        seen.trust(thread, spread, shared.offsets[thread], mean_offset / present);
+        seen.of[thread].trust(spread, shared.offsets[thread], mean_offset / present);
     }
 }
 
@@ -201,8 +197,9 @@ __global__ void __launch_bounds__(kBlock, 4)
                               static_cast<double>(intrinsics[2]), static_cast<double>(intrinsics[5])};
     SeenFrame seen = in_shared(shared, {});
     if (thread < joints) {
-        seen.look_at_joint(static_cast<const T*>(view.keypoints_2d) + 2 * b * joints,
-                           static_cast<const T*>(view.confidence) + b * joints, camera, view.weight, thread);
+        const int64_t at = b * joints + thread;
+        seen.of[thread].look(static_cast<const T*>(view.keypoints_2d) + 2 * at,
+                             static_cast<const T*>(view.confidence)[at], camera, view.weight);
     }
     moments(shared, frame, outputs.mean + b * joints * 3, outputs.covariance + b * joints * 9);
     if (thread == 0) {
@@ -222,8 +219,8 @@ __global__ void __launch_bounds__(kBlock, 4)
             float base[3] = {},
                   moved[3] = {pose[3 * frame.joint], pose[3 * frame.joint + 1], pose[3 * frame.joint + 2]};
             if (is_placed(root)) {
-                seen.move(pose, 0, root, base);
-                seen.move(pose, frame.joint, root, moved);
+                seen.of[0].move(pose, root, base);
+                seen.of[frame.joint].move(pose + 3 * frame.joint, root, moved);
             }
             for (int axis = 0; axis < 3; ++axis) refined[axis] += errors[h] * (moved[axis] - base[axis]);
         });

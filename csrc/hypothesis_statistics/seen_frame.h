@@ -1,4 +1,5 @@
-// What is seen of one frame, and how well a pose fits it: the formulas that the C++ and the CUDA code share.
+// What is seen of one frame, and how well a pose fits it: the formulas that the C++ code and the CUDA kernel for many
+// hypotheses share.
 #pragma once
 
 #include <cmath>
@@ -11,30 +12,52 @@ namespace diffupose {
 // Not from <limits>, whose functions CUDA code cannot call.
 constexpr float kNan = NAN, kInfinity = INFINITY;
 
-struct SeenFrame {
-    // Of each joint. For the root's position in float64: normal equations lose digits.
-    double *u, *v, *w;
-    // For the errors, in pixels, and for the way to the viewing rays.
-    float *seen_x, *seen_y, *weight, *share, *ray_x, *ray_y;
-    // Of all of them.
-    double total, mean_u, mean_v, spread;
-    float fx, fy, cx, cy, total_weight, half_side;
+struct SeenJoint {
+    double u, v, w;                                     // for the root's position: normal equations lose digits
+    float seen_x, seen_y, weight, share, ray_x, ray_y;  // for errors, in pixels, and for the way to the viewing rays
 
     template <typename T>
-    DIFFUPOSE_HOST_DEVICE void look_at_joint(const T* keypoints, const T* confidence, const double* camera, float part,
-                                             int64_t j) {
-        w[j] = static_cast<double>(confidence[j]);
-        const bool present = w[j] > 0.0;
-        const double x = present ? static_cast<double>(keypoints[2 * j]) : 0.0;
-        const double y = present ? static_cast<double>(keypoints[2 * j + 1]) : 0.0;
-        u[j] = present ? (x - camera[2]) / camera[0] : 0.0;
-        v[j] = present ? (y - camera[3]) / camera[1] : 0.0;
-        seen_x[j] = static_cast<float>(x), seen_y[j] = static_cast<float>(y);
-        weight[j] = static_cast<float>(w[j]);
-        share[j] = part * (1.0f < weight[j] ? 1.0f : weight[j]);
-        ray_x[j] = present ? (seen_x[j] - static_cast<float>(camera[2])) / static_cast<float>(camera[0]) : 0.0f;
-        ray_y[j] = present ? (seen_y[j] - static_cast<float>(camera[3])) / static_cast<float>(camera[1]) : 0.0f;
+    DIFFUPOSE_HOST_DEVICE void look(const T* keypoint, T confidence, const double* camera, float part) {
+        w = static_cast<double>(confidence);
+        const bool present = w > 0.0;
+        const double x = present ? static_cast<double>(keypoint[0]) : 0.0;
+        const double y = present ? static_cast<double>(keypoint[1]) : 0.0;
+        u = present ? (x - camera[2]) / camera[0] : 0.0;
+        v = present ? (y - camera[3]) / camera[1] : 0.0;
+        seen_x = static_cast<float>(x), seen_y = static_cast<float>(y);
+        weight = static_cast<float>(w);
+        share = part * (1.0f < weight ? 1.0f : weight);
+        ray_x = present ? (seen_x - static_cast<float>(camera[2])) / static_cast<float>(camera[0]) : 0.0f;
+        ray_y = present ? (seen_y - static_cast<float>(camera[3])) / static_cast<float>(camera[1]) : 0.0f;
     }
+
+    // Squared distance of the keypoint from where the hypotheses have it on average.
+    DIFFUPOSE_HOST_DEVICE float offset(float mean_x, float mean_y) const {
+        return (mean_x - ray_x) * (mean_x - ray_x) + (mean_y - ray_y) * (mean_y - ray_y);
+    }
+
+    // Multiplies the share by S / (S + R), 0 where that is no number. S is the joint's variance across the image over
+    // the hypotheses. R is the squared distance of its keypoint from their mean, or the average over all joints if that
+    // is more.
+    DIFFUPOSE_HOST_DEVICE void trust(float variance, float offset, float mean_offset) {
+        const float larger = offset > mean_offset ? offset : mean_offset;
+        const float part = variance / (variance + larger);
+        share = std::isfinite(part) ? share * part : 0.0f;
+    }
+
+    // This joint of a placed pose, moved towards its ray.
+    DIFFUPOSE_HOST_DEVICE void move(const float* joint, const float* root, float* moved) const {
+        const float x = joint[0] + root[0], y = joint[1] + root[1], z = joint[2] + root[2];
+        moved[0] = x + share * (ray_x * z - x);
+        moved[1] = y + share * (ray_y * z - y);
+        moved[2] = z;
+    }
+};
+
+struct SeenFrame {
+    SeenJoint* of;  // each joint
+    double total, mean_u, mean_v, spread;
+    float fx, fy, cx, cy, total_weight, half_side;
 
     // After all joints.
     DIFFUPOSE_HOST_DEVICE void sum_up(const double* camera, int64_t joints) {
@@ -44,16 +67,16 @@ struct SeenFrame {
         double sum_u = 0.0, sum_v = 0.0;
         total = 0.0, total_weight = 0.0f;
         for (int64_t j = 0; j < joints; ++j) {
-            total += w[j], sum_u += w[j] * u[j], sum_v += w[j] * v[j];
-            total_weight += weight[j];
-            if (!(w[j] > 0.0)) continue;
-            low_x = seen_x[j] < low_x ? seen_x[j] : low_x, high_x = high_x < seen_x[j] ? seen_x[j] : high_x;
-            low_y = seen_y[j] < low_y ? seen_y[j] : low_y, high_y = high_y < seen_y[j] ? seen_y[j] : high_y;
+            total += of[j].w, sum_u += of[j].w * of[j].u, sum_v += of[j].w * of[j].v;
+            total_weight += of[j].weight;
+            if (!(of[j].w > 0.0)) continue;
+            low_x = of[j].seen_x < low_x ? of[j].seen_x : low_x, high_x = high_x < of[j].seen_x ? of[j].seen_x : high_x;
+            low_y = of[j].seen_y < low_y ? of[j].seen_y : low_y, high_y = high_y < of[j].seen_y ? of[j].seen_y : high_y;
         }
         mean_u = sum_u / total, mean_v = sum_v / total;
         spread = 0.0;
         for (int64_t j = 0; j < joints; ++j) {
-            spread += w[j] * ((u[j] - mean_u) * (u[j] - mean_u) + (v[j] - mean_v) * (v[j] - mean_v));
+            spread += of[j].w * ((of[j].u - mean_u) * (of[j].u - mean_u) + (of[j].v - mean_v) * (of[j].v - mean_v));
         }
         const float width = high_x - low_x, height = high_y - low_y, half = 0.5f * (width < height ? height : width);
         half_side = half < 1e-6f ? 1e-6f : half;
@@ -68,10 +91,10 @@ struct SeenFrame {
         double right_x = 0.0, right_y = 0.0, right_z = 0.0;
         for (int64_t j = 0; j < joints; ++j) {
             const double z = static_cast<double>(pose[3 * j + 2]);
-            const double x = u[j] * z - static_cast<double>(pose[3 * j]);
-            const double y = v[j] * z - static_cast<double>(pose[3 * j + 1]);
-            right_x += w[j] * x, right_y += w[j] * y;
-            right_z -= w[j] * ((u[j] - mean_u) * x + (v[j] - mean_v) * y);
+            const double x = of[j].u * z - static_cast<double>(pose[3 * j]);
+            const double y = of[j].v * z - static_cast<double>(pose[3 * j + 1]);
+            right_x += of[j].w * x, right_y += of[j].w * y;
+            right_z -= of[j].w * ((of[j].u - mean_u) * x + (of[j].v - mean_v) * y);
         }
         const double z = right_z / spread;
         root[0] = static_cast<float>(right_x / total + mean_u * z);
@@ -83,37 +106,17 @@ struct SeenFrame {
     DIFFUPOSE_HOST_DEVICE float error(const float* pose, int64_t joints, const float* root) const {
         float sum = 0.0f;
         for (int64_t j = 0; j < joints; ++j) {
-            if (!(weight[j] > 0.0f)) continue;
+            if (!(of[j].weight > 0.0f)) continue;
             const float z = pose[3 * j + 2] + root[2];
             float distance = kInfinity;  // behind the camera there is no image
             if (z > 1e-3f) {
-                const float x = fx * ((pose[3 * j] + root[0]) / z) + cx - seen_x[j];
-                const float y = fy * ((pose[3 * j + 1] + root[1]) / z) + cy - seen_y[j];
+                const float x = fx * ((pose[3 * j] + root[0]) / z) + cx - of[j].seen_x;
+                const float y = fy * ((pose[3 * j + 1] + root[1]) / z) + cy - of[j].seen_y;
                 distance = std::sqrt(x * x + y * y);
             }
-            sum += distance * weight[j];
+            sum += distance * of[j].weight;
         }
         return sum / total_weight;
-    }
-
-    // Squared distance of a joint's keypoint from where the hypotheses have it on average.
-    DIFFUPOSE_HOST_DEVICE float offset(int64_t j, float mean_x, float mean_y) const {
-        return (mean_x - ray_x[j]) * (mean_x - ray_x[j]) + (mean_y - ray_y[j]) * (mean_y - ray_y[j]);
-    }
-
-    // Multiplies a joint's share by S / (S + R), 0 where it has no value.
-    DIFFUPOSE_HOST_DEVICE void trust(int64_t j, float variance, float offset, float mean_offset) {
-        const float larger = offset > mean_offset ? offset : mean_offset;
-        const float part = variance / (variance + larger);
-        share[j] = std::isfinite(part) ? share[j] * part : 0.0f;
-    }
-
-    // A joint of a placed pose, moved towards its ray.
-    DIFFUPOSE_HOST_DEVICE void move(const float* pose, int64_t j, const float* root, float* moved) const {
-        const float x = pose[3 * j] + root[0], y = pose[3 * j + 1] + root[1], z = pose[3 * j + 2] + root[2];
-        moved[0] = x + share[j] * (ray_x[j] * z - x);
-        moved[1] = y + share[j] * (ray_y[j] * z - y);
-        moved[2] = z;
     }
 };
 

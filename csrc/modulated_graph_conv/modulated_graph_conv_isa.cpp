@@ -150,34 +150,34 @@ void backward_of(const GraphConvParameters& parameters, const Out* grad_out, con
     }
 }
 
+// Calls function(Hidden{}, Out{}) with the types of two storages; where hidden is float32, so is out.
+template <typename Function>
+void with_storages(Storage hidden, Storage out, const Function& function) {
+    if (hidden == Storage::float32) {
+        function(float{}, float{});
+    } else if (out == Storage::float32) {
+        function(Bfloat16{}, float{});
+    } else {
+        function(Bfloat16{}, Bfloat16{});
+    }
+}
+
 void forward(const GraphConvParameters& parameters, ConstArray hidden, Array out, GraphConvSizes sizes, PoseRange range,
              float* scratch) {
-    const bool half_hidden = hidden.storage == Storage::bfloat16, half_out = out.storage == Storage::bfloat16;
-    if (half_hidden && half_out) {
-        forward_of(parameters, static_cast<const Bfloat16*>(hidden.data), static_cast<Bfloat16*>(out.data), sizes,
-                   range, scratch);
-    } else if (half_hidden) {
-        forward_of(parameters, static_cast<const Bfloat16*>(hidden.data), static_cast<float*>(out.data), sizes, range,
-                   scratch);
-    } else {
-        forward_of(parameters, static_cast<const float*>(hidden.data), static_cast<float*>(out.data), sizes, range,
-                   scratch);
-    }
+    with_storages(hidden.storage, out.storage, [&](auto of_hidden, auto of_out) {
+        forward_of(parameters, static_cast<const decltype(of_hidden)*>(hidden.data),
+                   static_cast<decltype(of_out)*>(out.data), sizes, range, scratch);
+    });
 }
 
 void backward(const GraphConvParameters& parameters, ConstArray grad_out, ConstArray hidden, void* grad_hidden,
               const GraphConvSums& sums, GraphConvSizes sizes, PoseRange range, float* scratch) {
-    const bool half_hidden = hidden.storage == Storage::bfloat16, half_out = grad_out.storage == Storage::bfloat16;
-    if (half_hidden && half_out) {
-        backward_of(parameters, static_cast<const Bfloat16*>(grad_out.data), static_cast<const Bfloat16*>(hidden.data),
-                    static_cast<Bfloat16*>(grad_hidden), sums, sizes, range, scratch);
-    } else if (half_hidden) {
-        backward_of(parameters, static_cast<const float*>(grad_out.data), static_cast<const Bfloat16*>(hidden.data),
-                    static_cast<Bfloat16*>(grad_hidden), sums, sizes, range, scratch);
-    } else {
-        backward_of(parameters, static_cast<const float*>(grad_out.data), static_cast<const float*>(hidden.data),
-                    static_cast<float*>(grad_hidden), sums, sizes, range, scratch);
-    }
+    with_storages(hidden.storage, grad_out.storage, [&](auto of_hidden, auto of_out) {
+        using Hidden = decltype(of_hidden);
+        backward_of(parameters, static_cast<const decltype(of_out)*>(grad_out.data),
+                    static_cast<const Hidden*>(hidden.data), static_cast<Hidden*>(grad_hidden), sums, sizes, range,
+                    scratch);
+    });
 }
 
 }  // namespace
