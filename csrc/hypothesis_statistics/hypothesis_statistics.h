@@ -1,14 +1,20 @@
-// hypothesis_statistics: mean and unbiased covariance of every joint over the hypotheses, and with 2D keypoints how
-// well each hypothesis projects, as a weight, and the weighted mean of the hypotheses moved towards their viewing rays.
+// hypothesis_statistics: mean and unbiased covariance of every joint over the hypotheses. With 2D keypoints (a view)
+// also a weight for each hypothesis, by how well it projects, and the weighted mean of the hypotheses, each moved
+// towards its viewing rays first.
 //
 // The formulas stand in diffupose/reference/hypothesis_statistics.py.
+//
+// CUDA keeps the view, because nothing that is measured is as fast. On an H200, with 100,000 frames of 10 hypotheses
+// and with 8,192 frames of 100: CUDA 0.17 and 0.12 ms, Triton 0.31 and 0.19 ms (its former kernel; the present one was
+// never measured), torch.compile 7.7 and 4.3 ms, PyTorch 15.6 and 10.0 ms. LiftResult.best("reprojection_mean") calls
+// it with tensors on the GPU; evaluation moves the hypotheses to the CPU first.
 #pragma once
 
 #include <cstdint>
 
 namespace diffupose {
 
-// With fewer the covariance is NaN: they cannot span 3D.
+// With fewer hypotheses the covariance is NaN: they cannot span 3D.
 constexpr int64_t kMinHypotheses = 4;
 
 struct HypothesisSizes {
@@ -23,11 +29,11 @@ struct Reprojection {
     const double* confidence;    // [B, J], 0 where missing
     const double* cameras;       // [B, 4], fx, fy, cx, cy in pixels; or [1, 4] where they are shared
     bool shared_camera;
-    float weight;       // of the way to the viewing ray that the keypoint deserves
+    float weight;       // part of the way to its viewing ray that a joint moves at most
     float temperature;  // in sides of the keypoints' box
 };
 
-// The result is the same bit for bit whatever num_threads is, and a frame's whatever stands beside it.
+// A frame's result has the same bits for any num_threads and any batch.
 void launch_hypothesis_statistics(const float* hypotheses,  // [B, H, J, 3]
                                   const Reprojection& reprojection,
                                   float* mean,           // [B, J, 3]

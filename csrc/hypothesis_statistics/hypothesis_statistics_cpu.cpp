@@ -26,8 +26,8 @@ void moments(const float* x, int64_t count, int64_t joints, float* mean, float* 
         std::fill_n(covariance, 3 * numel, kNan);
         return;
     }
-    // Products of a number with itself, its next and its second next: of every three, the six that are wanted. What the
-    // last ones take from behind the pose is not used.
+    // Products of each number with itself, the next and the one after that: of every three numbers, the six products of
+    // a covariance. The last joint also multiplies numbers behind the pose; these products are not used.
     float *centered = scratch, *own = centered + numel + 2, *next = own + numel, *second = next + numel;
     std::fill_n(scratch, 4 * numel + 2, 0.0f);
     for (int64_t h = 0; h < count; ++h) {
@@ -113,7 +113,7 @@ class View {
     SeenFrame frame_ = {};
 };
 
-// exp(-error / (temperature side)) over their sum; all alike where no hypothesis can be placed.
+// Errors become weights: exp(-error / (temperature side)) over their sum, or equal if no hypothesis can be placed.
 void weigh(float* errors, int64_t count, float side, float temperature) {
     float lowest = kInfinity;
     for (int64_t h = 0; h < count; ++h) {

@@ -6,13 +6,14 @@
 namespace diffupose {
 namespace {
 
-// What staged_frames_cuda.cu does not take: frames with too many hypotheses.
+// Frames with more hypotheses than staged_frames_cuda.cu takes.
 //
-// A block for each frame, whose hypotheses it reads some five times: from memory once, then from the caches (50 poses
-// of 17 joints are 10 KB). Sums over hypotheses: a thread takes one joint and every n-th hypothesis, so that a warp
-// reads neighbours, and one thread a joint adds the shares in their order. What needs a whole pose, a thread for each.
+// Each frame has a thread block. It reads the hypotheses about five times: once from memory, then from the caches (50
+// poses of 17 joints are 10 KB). For sums over hypotheses, a thread takes one joint and every n-th hypothesis, so that
+// the threads of a warp read neighbours; then one thread for each joint adds the partial sums in order. Work on whole
+// poses takes a thread for each hypothesis.
 constexpr int kBlock = 128, kMaxJoints = static_cast<int>(kCudaStatisticsMaxJoints), kSums = 6;
-// Roots that are kept; with more hypotheses they are computed again for each pass.
+// Roots that shared memory holds. With more hypotheses, each pass computes the roots again.
 constexpr int kRoots = 512;
 static_assert(kRoots % kBlock == 0, "every pass must give a thread the same hypotheses");
 
@@ -36,10 +37,10 @@ struct Frame {
     const float* poses;  // [H, J, 3]
     int64_t count;       // H
     int joints;
-    int joint, first, step;  // of this thread's sums: a joint, and hypotheses first, first + step, ...; or step 0
+    int joint, first, step;  // this thread sums over hypotheses first, first + step, ... of a joint; step 0: over none
 };
 
-// The sum over the shares of all threads with one joint.
+// The sum over the partial sums of all threads with one joint.
 __device__ __forceinline__ float sum_of(const Shared& shared, const Frame& frame, int joint, int which) {
     float sum = 0.0f;
     for (int i = joint; i < frame.joints * frame.step; i += frame.joints) sum += shared.sums[i][which];
@@ -51,7 +52,7 @@ __device__ __forceinline__ void leave(Shared& shared, const float (&sums)[kCount
     for (int i = 0; i < kCount; ++i) shared.sums[threadIdx.x][i] = sums[i];
 }
 
-// The roots of hypotheses first, first + 1, ... as far as they are kept; and their errors, if wanted.
+// Places the next kRoots hypotheses, from `first` on: their roots and, with kErrors, their errors.
 template <bool kErrors>
 __device__ __forceinline__ void place(Shared& shared, const SeenFrame& seen, const Frame& frame, int64_t first,
                                       float* errors) {
@@ -115,9 +116,8 @@ __device__ __forceinline__ void moments(Shared& shared, const Frame& frame, floa
     }
 }
 
-// Errors of all hypotheses, and every joint's share of the way to its ray times S / (S + R): S is its variance across
-// the image over the hypotheses, R the squared distance of its keypoint from their mean, or that of all joints on
-// average if that is more. The shares are visible to all after the next barrier.
+// Errors of all hypotheses, and every joint's share of the way to its ray, see SeenJoint::trust. All threads see the
+// shares after the next barrier.
 __device__ __forceinline__ void judge(Shared& shared, SeenFrame& seen, const Frame& frame, float* errors) {
     const int thread = static_cast<int>(threadIdx.x), joint = frame.joint;
     float means[2] = {}, variance[1] = {};
@@ -158,8 +158,8 @@ __device__ __forceinline__ void judge(Shared& shared, SeenFrame& seen, const Fra
     }
 }
 
-// Errors become exp(-error / (temperature side)) over their sum; all alike where no hypothesis can be placed. Each
-// thread reads and writes its own ones.
+// Errors become weights: exp(-error / (temperature side)) over their sum, or equal if no hypothesis can be placed. Each
+// thread reads and writes its own hypotheses.
 __device__ __forceinline__ void weigh(Shared& shared, float* errors, int64_t count, float scale) {
     const int thread = static_cast<int>(threadIdx.x);
     float lowest = kInfinity, total = 0.0f;
@@ -234,10 +234,10 @@ __global__ void __launch_bounds__(kBlock, 4)
     }
 }
 
-// Mean and covariance alone: a thread for each joint of a frame. Eight hypotheses at a time, read from memory once and
-// from the cache again: their mean and products of differences from it, which are then joined to those before (Chan et
-// al. 1983): no digits are lost however long the sum. In differences from the first hypothesis, so that equal ones have
-// exactly that mean and a covariance of zero.
+// Mean and covariance without a view: a thread for each joint of a frame. It takes eight hypotheses at a time, computes
+// their mean and the products of differences from it, and joins these to the former ones (Chan et al. 1983), so that
+// long sums lose no digits. All values are differences from the first hypothesis: equal hypotheses have exactly that
+// mean and a covariance of zero.
 __global__ void __launch_bounds__(kBlock) moments_kernel(const float* __restrict__ hypotheses, float* __restrict__ mean,
                                                          float* __restrict__ covariance, HypothesisSizes sizes) {
     constexpr int kPart = 8;

@@ -7,14 +7,14 @@ namespace diffupose {
 
 constexpr int64_t kCudaStatisticsMaxJoints = 64;
 
-// What is seen of the frames, as callers have it: nothing is copied to convert it.
+// What is seen of the frames, in the caller's dtype: a conversion would cost a copy.
 struct CudaReprojection {
     const void* keypoints_2d;  // [B, J, 2] pixels, or null
     const void* confidence;    // [B, J], 0 where missing
     const void* intrinsics;    // [B, 3, 3] in pixels; or [3, 3] where it is shared
-    bool float64;              // else these are float32
+    bool float64;              // otherwise these are float32
     bool shared_camera;
-    float weight;       // of the way to the viewing ray that the keypoint deserves
+    float weight;       // part of the way to its viewing ray that a joint moves at most
     float temperature;  // in sides of the keypoints' box
 };
 
@@ -25,7 +25,7 @@ struct StatisticsOutputs {
     float* weighted_mean;  // [B, J, 3], with keypoints
 };
 
-// All pointers are on the device. A frame's result is the same bit for bit at every call and whatever stands beside it.
+// All pointers are on the device. A frame's result has the same bits at every call and in any batch.
 void launch_hypothesis_statistics_cuda(const float* hypotheses, const CudaReprojection& view,
                                        const StatisticsOutputs& outputs, HypothesisSizes sizes, void* stream);
 

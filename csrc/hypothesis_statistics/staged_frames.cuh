@@ -1,5 +1,5 @@
-// What staged_frames_cuda.cu is made of: a block's shared memory, and what is done with hypotheses as wholes, which is
-// to read them, to place them, and to weigh them.
+// Parts of staged_frames_cuda.cu: the layout of a block's shared memory, and the work on whole hypotheses: reading,
+// placing and weighing them.
 #pragma once
 
 #include "common/cuda.h"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kBlock = 256;
 constexpr unsigned kAll = 0xffffffffu;
-// Of an item's thread: sums over its hypotheses. Of an item: its covariance.
+// Sums that a thread keeps over the hypotheses of its item, and the numbers of an item's covariance.
 constexpr int kMomentSums = 9, kViewSums = 9, kResults = 9;
 // Two blocks fit a multiprocessor of any GPU that has 228 KiB of shared memory, one wherever there are 99 KiB.
 constexpr int kMaxSharedBytes = 96 << 10;
@@ -22,18 +22,18 @@ constexpr int kMaxSharedBytes = 96 << 10;
 // What all hypotheses of a frame share.
 struct SharedFrame {
     float mean_u, mean_v, inverse_total;
-    float fy_over_fx, scale;  // of errors in units of fx, by which they become costs
-    float root_depth;         // weighted sum of the hypotheses that can be placed
-    float lost;               // how many cannot
-    float usual;              // squared distance of a keypoint from where the hypotheses have it
+    float fy_over_fx, scale;  // cost = scale * error in units of fx
+    float root_depth;         // weighted sum over the hypotheses that can be placed
+    float lost;               // number of hypotheses that cannot be placed
+    float usual;              // mean over joints of the squared distance between keypoint and hypotheses
 };
 
 // How a block's shared memory is divided, in bytes from its beginning.
 struct Plan {
-    int frames, row;  // frames of a block, numbers between hypotheses: odd, so that threads find them in other banks
+    int frames, row;  // frames of a block; numbers between two hypotheses: odd, so that threads use different banks
     int parts;        // threads of an item
-    int few, apart;   // hypotheses whose mean sums of squares are taken off from, and how far they are apart
-    float per_items, per_joints, per_count, per_few, per_degree;  // inverses; of the degrees of freedom the last
+    int few, apart;   // number of hypotheses in the shift (see shift_of), and the distance between two of them
+    float per_items, per_joints, per_count, per_few, per_degree;  // inverses; the last, of the degrees of freedom
     int poses, shifts, roots, rays, slopes, exact, kept, offsets, bases, end;
 };
 
@@ -46,11 +46,11 @@ inline Plan plan_of(const HypothesisSizes& sizes, bool view) {
     Plan plan = {};
     if (sizes.num_hypotheses > kMaxSharedBytes / (12 * joints)) return plan;
     const int count = static_cast<int>(sizes.num_hypotheses), narrow = kBlock / joints;
-    // As many hypotheses as are placed at a time, or twice as many where two frames would not be.
+    // As many hypotheses as are placed at a time; twice as many if two frames have more than that.
     const int placed = (count > kBlock / 4 ? kBlock : kBlock / 2) / count,
               staged = kMaxSharedBytes / 2 / (12 * joints * count);
     const int fitting = placed < staged ? placed : staged, most = fitting < 1 ? 1 : fitting < narrow ? fitting : narrow;
-    // Every block should begin at a multiple of 16 bytes, of which four frames are one.
+    // Every block should begin at a multiple of 16 bytes; four frames always do.
     const auto aligned = [&](int frames) { return frames * count * numel % 4 == 0; };
     plan.frames = most;
     while (plan.frames > 1 && !aligned(plan.frames)) --plan.frames;
@@ -58,7 +58,7 @@ inline Plan plan_of(const HypothesisSizes& sizes, bool view) {
     plan.row = numel | 1;
     const int items = plan.frames * joints, hypotheses = plan.frames * count;
     plan.parts = kBlock / items < count ? kBlock / items : count;
-    // Sums of squares lose digits by how far that mean is off, in parts of the spread, and the more there are of them.
+    // Sums of squares lose digits if the shift is far from the mean, relative to the spread, and if there are many.
     const int few = (count + 5) / 6, most_few = 8;
     plan.few = few < most_few ? few : most_few, plan.apart = count / plan.few;
     plan.per_items = 1.0f / static_cast<float>(items);
@@ -97,13 +97,13 @@ struct alignas(8) Slope {
 
 // --- Arithmetic ------------------------------------------------------------------------------------------------------
 
-// 1 / x to twice as many digits as float32 has: one step of Newton's.
+// 1 / x to twice the digits of float32, by one Newton step.
 __device__ __forceinline__ double inverse_of(double x) {
     const double near = static_cast<double>(nearly_inverse(static_cast<float>(x)));
     return near + near * (1.0 - x * near);
 }
 
-// Over kLanes neighbours, which all get it, as all threads of a warp call it.
+// The sum over kLanes neighbouring lanes, for each of them. All threads of the warp must call it.
 template <int kLanes, typename T>
 __device__ __forceinline__ T lanes_sum(T value) {
 #pragma unroll
@@ -123,13 +123,13 @@ __device__ __forceinline__ float lanes_max(float value) {
 
 // --- The block, and what it does -------------------------------------------------------------------------------------
 
-// Of a block: its frames, and its shared memory by what lies there.
+// The frames of a thread block, and where things lie in its shared memory.
 struct Block {
-    int frames, here, count, joints, row;  // here: frames that there are, fewer than frames at the end
+    int frames, here, count, joints, row;  // here: frames of this block; the last block may have fewer
     float *poses, *shifts;
-    float4* roots;  // and weights, before them costs
-    float4* rays;   // u, v, confidence, and what part of the way to its ray a joint may go
-    Slope* slopes;  // by which misses of the rays change the depth
+    float4* roots;  // x, y, z and the cost, later the weight
+    float4* rays;   // u, v, confidence, and the part of the way to its ray that a joint may move
+    Slope* slopes;  // change of the depth for each unit of distance from the rays
     ExactRay* exact;
     SharedFrame* kept;
     float *offsets, *bases;
@@ -151,7 +151,7 @@ struct Block {
           bases(reinterpret_cast<float*>(memory + plan.bases)) {}
 };
 
-// Of a thread: a joint of a frame, and the hypotheses first, first + step, ... of that.
+// The work of a thread: the hypotheses first, first + step, ... of a joint of a frame.
 struct Item {
     int own, frame, joint, first, step;
     bool real;
@@ -192,8 +192,8 @@ __device__ __forceinline__ void read_poses(const Block& block, const float* from
     }
 }
 
-// Calls function(frame, lane, real) for every frame, with kLanes neighbours for each; all threads of a warp take part,
-// those that have no frame with one that is not real to them.
+// Calls function(frame, lane, real) for every frame, with kLanes neighbouring threads for each. All threads of a warp
+// take part; a thread without a frame gets another's, and `real` is false.
 template <int kLanes, typename Function>
 __device__ __forceinline__ void for_frames(const Block& block, const Function& function) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
@@ -205,8 +205,8 @@ __device__ __forceinline__ void for_frames(const Block& block, const Function& f
     }
 }
 
-// What is seen of each frame, in three steps: of each joint, a thread for an item; of all joints of a frame, four
-// threads for it; and of each joint again. In float64, as rays that are nearly parallel differ in their last digits.
+// Computes what is seen of each frame, in three steps: each joint, with a thread for an item; all joints of a frame,
+// with four threads; each joint again. It uses float64, since nearly parallel rays differ in their last digits only.
 template <typename T>
 __device__ __forceinline__ void look(const Block& block, const Item& item, const CudaReprojection& view,
                                      int64_t first) {
@@ -284,10 +284,11 @@ __device__ __forceinline__ void look(const Block& block, const Item& item, const
     }
 }
 
-// Roots by weighted linear least squares, t_x - u t_z = u Z - X, and the same for y, NaN where they are free; and
-// costs, the weighted mean distance of the placed pose from the keypoints, in box sides and temperatures. Two threads
-// place a hypothesis, one for its even joints and one for its odd ones. With rays off their mean, float32 loses nothing
-// that the cost would show: a depth that is off moves the pose along its rays.
+// Roots by weighted linear least squares, t_x - u t_z = u Z - X, and the same for y; NaN if the keypoints do not
+// determine them. Costs are the weighted mean distance of the placed pose from the keypoints, over temperature times
+// box side. Two threads place a hypothesis: one takes the even joints, one the odd ones. float32 is enough here: the
+// rays are relative to their mean, and an error of the depth moves the pose along its rays, which hardly changes the
+// cost.
 __device__ __forceinline__ void place(const Block& block, float per_count) {
     const int thread = static_cast<int>(threadIdx.x), hypotheses = block.here * block.count;
 #pragma unroll 1
@@ -323,21 +324,21 @@ __device__ __forceinline__ void place(const Block& block, float per_count) {
         }
         sum = lanes_sum<2>(sum), nearest = -lanes_max<2>(-nearest);
         if (!(nearest > 1e-3f)) sum = sum == sum ? kInfinity : kNan;  // behind the camera there is no image
-        if (!is_placed(root)) root[2] = kNan;                         // which alone is asked for then
+        if (!is_placed(root)) root[2] = kNan;                         // readers check the depth only
         if (own < hypotheses && thread % 2 == 0) {
             block.roots[h] = make_float4(root[0], root[1], root[2], sum * frame.scale);
         }
     }
 }
 
-// Costs become e^-cost over their sum; all alike where no hypothesis can be placed. Each of a frame's threads reads and
-// writes its own hypotheses.
+// Costs become weights: e^-cost over their sum, or equal if no hypothesis can be placed. Each of a frame's threads
+// reads and writes its own hypotheses.
 template <int kLanes>
 __device__ __forceinline__ void weigh(const Block& block, float* weights) {
     for_frames<kLanes>(block, [&](int frame, int lane, bool real) {
         float4* roots = block.roots + frame * block.count;
         const int end = real ? block.count : 0;
-        float highest = -kInfinity, total = 0.0f, depth = 0.0f, lost = 0.0f;  // of what costs are below 0
+        float highest = -kInfinity, total = 0.0f, depth = 0.0f, lost = 0.0f;  // highest: of the negated costs
 #pragma unroll 1
         for (int h = lane; h < end; h += kLanes) highest = highest < -roots[h].w ? -roots[h].w : highest;
         highest = lanes_max<kLanes>(highest);
@@ -364,7 +365,7 @@ __device__ __forceinline__ void weigh(const Block& block, float* weights) {
     });
 }
 
-// The keypoints' usual squared distance from where the hypotheses have them: the mean over a frame's joints.
+// The mean over a frame's joints of the squared distance between keypoint and hypotheses.
 __device__ __forceinline__ void average_offsets(const Block& block) {
     for_frames<4>(block, [&](int frame, int lane, bool real) {
         const int start = frame * block.joints, end = start + block.joints;

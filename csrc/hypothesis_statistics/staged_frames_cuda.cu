@@ -7,9 +7,9 @@
 namespace diffupose {
 namespace {
 
-// A block takes some frames and reads their hypotheses from memory once, all at a time, into shared memory. What is
-// summed over hypotheses a thread sums for a joint of a frame, an item, or for every n-th hypothesis where there are
-// more threads than items.
+// A thread block takes a few frames and copies all their hypotheses to shared memory, once. An item is a joint of a
+// frame. A thread sums over the hypotheses of its item. If there are more threads than items, several threads share an
+// item, and each sums over every n-th hypothesis.
 
 // Calls function(joint, hypothesis) for an item's hypotheses.
 template <typename Function>
@@ -27,8 +27,8 @@ __device__ __forceinline__ void for_each(const Block& block, const Item& item, c
     for (; h < block.count; h += item.step, joint += stride) function(joint, h);
 }
 
-// The mean of some of an item's hypotheses: what sums of squares are taken off from, so that they lose no digits. In
-// differences from the first, so that equal ones have exactly that mean.
+// The mean of a few of an item's hypotheses. The sums below are over differences from it, so that sums of squares lose
+// no digits. It is computed in differences from the first hypothesis: equal hypotheses have exactly this mean.
 __device__ __forceinline__ void shift_of(const Block& block, const Item& item, const Plan& plan, float (&shift)[3]) {
     const float* joint = item.poses;
     const int stride = plan.apart * block.row;
@@ -57,7 +57,7 @@ __device__ __forceinline__ void join(const Plan& plan, int items, float* sums, i
     }
 }
 
-// Numbers of shared memory to memory, neighbours by neighbours.
+// Copies numbers from shared memory to memory; neighbouring threads write neighbouring numbers.
 __device__ __forceinline__ void write(float* to, const float* from, int count) {
     const int thread = static_cast<int>(threadIdx.x);
     int written = 0;
@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kBlock, kView ? 4 : 6)
         for (int axis = 0; axis < 3; ++axis) shift[axis] = block.shifts[axis * items + item.own];
     }
 
-    // Of the moments: differences from the shift, and their products. Of the view: where a joint is seen, off its
-    // keypoint in focal lengths, and that squared; its depth, weighted, and how far it is off its ray, in metres; and
-    // its position in the hypotheses that cannot be placed.
+    // Sums 0 to 8, for the moments: differences from the shift, and their products. Sums 9 to 17, for the view: the
+    // joint's distance from its keypoint in the image, in focal lengths, and its square; the weighted depth; the
+    // weighted distance from the viewing ray, in metres; the weighted position in the hypotheses that cannot be placed.
     constexpr int kSums = kView ? kMomentSums + kViewSums : kMomentSums;
     float sums[kSums] = {};
     float4 ray = {};
@@ -158,8 +158,7 @@ __global__ void __launch_bounds__(kBlock, kView ? 4 : 6)
         average_offsets(block);
         __syncthreads();
         if (writes) {
-            // A joint goes S / (S + R) of the way to its ray: S is its variance across the image over the hypotheses, R
-            // the squared distance of its keypoint from their mean, or that of all joints on average if that is more.
+            // A joint moves S / (S + R) of the way to its ray, see SeenJoint::trust.
             const SharedFrame& kept = block.kept[item.frame];
             const float variance = spread < 0.0f ? 0.0f : spread;  // NaN stays NaN
             const float trust = variance / (variance + (offset > kept.usual ? offset : kept.usual));
@@ -176,8 +175,8 @@ __global__ void __launch_bounds__(kBlock, kView ? 4 : 6)
         __syncthreads();
     }
 
-    // Where the parts' sums do not lie. A thread writes means by itself: of covariances that would be nine times as
-    // many accesses.
+    // The covariances go to shared memory first, behind the partial sums, and from there to memory together: each
+    // thread would need nine accesses for its own. Means are written directly.
     float* matrices = block.poses + numbers_of_results(0, parts);
     const int64_t at = first * block.joints;
     if (writes) {

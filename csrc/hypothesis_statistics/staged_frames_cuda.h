@@ -1,4 +1,4 @@
-// hypothesis_statistics of frames whose hypotheses fit the shared memory of a block.
+// hypothesis_statistics for frames whose hypotheses fit the shared memory of a thread block.
 #pragma once
 
 #include "hypothesis_statistics/hypothesis_statistics_cuda.h"
