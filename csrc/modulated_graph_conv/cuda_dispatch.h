@@ -1,4 +1,5 @@
-// Which instance of a kernel takes an array: joints known to the compiler and several channels a thread where they fit.
+// Chooses the instance of a kernel. Where sizes and alignment allow, the compiler knows the number of joints and a
+// thread takes several channels.
 #pragma once
 
 #include <stdexcept>
@@ -8,8 +9,8 @@
 
 namespace diffupose {
 
-// Of a kernel: kJoints is the number of joints, with 8 bytes of `hidden` in each access; or a bound of it, with a
-// channel in each.
+// kJoints is the number of joints, and each access takes 8 bytes of `hidden`. Or it is the largest number of joints,
+// and each access takes one channel.
 template <int kJointsValue, typename HiddenType, typename OutType>
 struct GraphConvInstance {
     static constexpr int kJoints = kJointsValue;
@@ -26,8 +27,8 @@ void with_joints(int64_t joints, const Function& function) {
     function(GraphConvInstance<static_cast<int>(kGraphConvMaxJoints), Hidden, Out>{});
 }
 
-// Calls function(instance) with the types of both storages. `vectors` says whether four channels can be accessed at
-// once everywhere.
+// Calls function(instance) with the types of both storages. `vectors` says whether every array allows access to four
+// channels at once.
 template <typename Function>
 void with_graph_conv_instance(Storage hidden, Storage out, const GraphConvSizes& sizes, bool vectors,
                               const Function& function) {
@@ -46,7 +47,7 @@ void with_graph_conv_instance(Storage hidden, Storage out, const GraphConvSizes&
     }
 }
 
-// Whether four channels of every row of an array of either storage can be accessed at once.
+// Whether an array begins at an address that allows access to four channels at once.
 inline bool takes_four(const void* address, Storage storage) {
     return storage == Storage::float32 ? is_aligned(static_cast<const float*>(address), 4)
                                        : is_aligned(static_cast<const Bfloat16*>(address), 4);

@@ -1,4 +1,4 @@
-// What one thread does to a range of poses; one implementation per instruction set.
+// The work of one thread on a range of poses; one implementation for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,12 @@ struct GraphConvParameters {
     int64_t padded;
 };
 
-// Sums over the poses of a part, added to what is there.
+// Sums over the poses of a part; kernels add to them.
 struct GraphConvSums {
-    float* own;        // [J, C_padded], of grad_out own
-    float* neighbor;   // [J, C_padded], of neighbor times what comes back to it
+    float* own;        // [J, C_padded], of grad_out times own
+    float* neighbor;   // [J, C_padded], of neighbor times its gradient through the adjacency
     float* bias;       // [C_padded], of grad_out
-    float* adjacency;  // [J, J, lanes], to be summed over the lanes
+    float* adjacency;  // [J, J, lanes], not yet summed over the lanes
 };
 
 struct PoseRange {
@@ -30,7 +30,7 @@ struct PoseRange {
 
 struct GraphConvKernels {
     int lanes;
-    // `scratch` holds J (2 C_padded + lanes) floats; J lanes are enough for the forward pass.
+    // `scratch` holds J (2 C_padded + lanes) floats; the forward pass needs J lanes only.
     void (*forward)(const GraphConvParameters&, ConstArray hidden, Array out, GraphConvSizes, PoseRange,
                     float* scratch);
     void (*backward)(const GraphConvParameters&, ConstArray grad_out, ConstArray hidden, void* grad_hidden,

@@ -1,8 +1,8 @@
-// modulated_graph_conv: what follows the product hidden = x [W0 | W1], in one pass over the poses.
+// modulated_graph_conv: everything after the product hidden = x [W0 | W1], in one pass over the poses.
 //
 //   out[n, j] = A[j, j] M[j] own[n, j] + sum_{i != j} A[j, i] M[i] neighbor[n, i] + bias,   hidden = [own | neighbor]
 //
-// and its gradients. The products themselves are matrix products and stay outside.
+// and its gradients. PyTorch computes the product.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct GraphConvSizes {
     int64_t channels;    // C_out
 };
 
-// An array of either storage.
+// An array and how its elements are stored.
 struct ConstArray {
     const void* data;
     Storage storage;
@@ -29,7 +29,7 @@ struct Array {
     Storage storage;
 };
 
-// A pose's result is the same bit for bit whatever stands beside it and whatever num_threads is.
+// A pose's result has the same bits for any num_threads and any batch.
 void launch_modulated_graph_conv_fwd(ConstArray hidden,        // [N, J, 2 C_out]
                                      const float* modulation,  // [J, C_out]
                                      const float* adjacency,   // [J, J]
@@ -37,8 +37,8 @@ void launch_modulated_graph_conv_fwd(ConstArray hidden,        // [N, J, 2 C_out
                                      Array out,                // [N, J, C_out]
                                      GraphConvSizes sizes, int num_threads);
 
-// The gradients are the same bit for bit whatever num_threads is. `out` of the forward call and grad_out have one
-// storage, and so have hidden and grad_hidden.
+// The gradients have the same bits for any num_threads. grad_out has the storage of the forward call's `out`, and
+// grad_hidden that of hidden.
 void launch_modulated_graph_conv_bwd(ConstArray grad_out,      // [N, J, C_out]
                                      ConstArray hidden,        // [N, J, 2 C_out]
                                      const float* modulation,  // [J, C_out]

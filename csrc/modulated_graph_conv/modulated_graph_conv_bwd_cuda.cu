@@ -6,15 +6,15 @@
 namespace diffupose {
 namespace {
 
-// First stage. A block takes a part of the poses and a slice of the channels, a warp three joints of it, a lane a few
-// channels. For its joints a warp reads all of grad_out (what flows back to them) and all neighbours' features (what
-// the adjacency's gradient multiplies grad_out with); the warps of a block read the same lines, so that memory sees
-// them once: 340 bytes a channel of a pose with 17 joints in float32, 170 in bfloat16, for about 680 multiply-adds.
-// Three joints are 51 sums of the adjacency's gradient: with 168 registers two blocks of 192 threads fit a
-// multiprocessor, and a third one would spill.
+// First stage. A thread block takes a part of the poses and a slice of the channels; a warp takes three joints, a lane
+// a few channels. For its joints a warp reads all of grad_out and all neighbours' features, which the adjacency's
+// gradient needs. The warps of a block read the same lines, so that memory is read once: with 17 joints, a channel of a
+// pose is 340 bytes in float32 and 170 in bfloat16, for about 680 multiply-adds. Three joints need 51 sums of the
+// adjacency's gradient. With 168 registers two blocks of 192 threads fit a multiprocessor; a third block would need
+// spills.
 constexpr int kWarpSize = 32, kRows = 3;
-// The sums over poses are taken in parts that depend on the sizes alone. With 384 channels 88 parts are 264 blocks in
-// 16 bits and 528 in 32: two at once on each of the 132 multiprocessors of an H200.
+// Sums over poses are taken in parts that depend on the sizes alone. With 384 channels, 88 parts are 264 blocks in 16
+// bits and 528 in 32 bits: an H200 has 132 multiprocessors, and each runs two blocks at a time.
 constexpr int64_t kMaxParts = 88, kMinPosesPerPart = 8;
 constexpr int kMaxWarps = (static_cast<int>(kGraphConvMaxJoints) + kRows - 1) / kRows;
 
@@ -23,8 +23,8 @@ int64_t num_parts(const GraphConvSizes& sizes) {
     return std::clamp<int64_t>(sizes.num_poses / kMinPosesPerPart, 1, kMaxParts);
 }
 
-// What a part leaves for the second stage: the modulation's gradient [J, C], the bias's of every warp's joints
-// [warps, C], the adjacency's of every slice of channels [slices, J, J].
+// The sums of a part that the second stage adds: the modulation's gradient [J, C], the bias's for each warp's joints
+// [warps, C], the adjacency's for each slice of channels [slices, J, J].
 struct PartSizes {
     int64_t modulation, bias, adjacency, all;
     int warps;
@@ -53,8 +53,8 @@ constexpr int shared_bytes(int joints, int warps) {
 }
 static_assert(shared_bytes<kGraphConvMaxJoints>(kGraphConvMaxJoints, kMaxWarps) <= 48 << 10, "more must be asked for");
 
-// The same pointer, but the compiler does not know that: it would load what lies there before the loop over poses and
-// keep it in registers that the sums need.
+// Returns its argument, but hides that from the compiler. Otherwise the compiler would load the data before the loop
+// over poses and keep it in registers that the sums need.
 __device__ __forceinline__ const float* reload(const float* pointer) {
 #ifdef __CUDACC__
     asm volatile("" : "+l"(pointer));
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kWarpSize*(kJoints == kGraphConvMaxJoints ? kM
     const int64_t channels = sizes.channels;
     const int64_t channel = (static_cast<int64_t>(blockIdx.y) * kWarpSize + lane) * kChannels;
 
-    // columns[i][warp]: what grad_out of joint i gives back to the warp's joints, a fourth number for alignment.
+    // columns[i][warp]: the weights of joint i's grad_out for the warp's three joints; the fourth number is alignment.
     DIFFUPOSE_DYNAMIC_SHARED(memory);
     float* columns = reinterpret_cast<float*>(memory);
     float* lanes = columns + joints * warps * 4 + warp * kSums * (kWarpSize + 1);
@@ -96,8 +96,9 @@ __global__ void __launch_bounds__(kWarpSize*(kJoints == kGraphConvMaxJoints ? kM
     const int64_t part = blockIdx.x, begin = sizes.num_poses * part / gridDim.x,
                   end = sizes.num_poses * (part + 1) / gridDim.x;
     float* result = parts + part * part_size.all;
-    float own_sums[kRows] = {};  // of the diagonal, in the first round
-    // With joints unknown to the compiler the sums of all neighbours would not stay in registers: in several rounds.
+    float own_sums[kRows] = {};  // for the diagonal, in the first round
+    // If the compiler does not know the number of joints, the sums of all neighbours do not fit registers: several
+    // rounds.
     for (int first = 0; first < joints; first += kSums) {
         float outer[kRows][kSums] = {};
         float modulation_sums[kRows][kChannels] = {}, bias_sums[kChannels] = {};

@@ -13,10 +13,10 @@ DIFFUPOSE_PER_ISA(GraphConvKernels, kGraphConv)
 
 namespace {
 
-// Below this a second thread costs more (microseconds to wake it) than it saves.
+// With less work, waking a second thread (microseconds) costs more than it saves.
 constexpr int64_t kMinElementsPerThread = 1 << 14;
-// The sums over poses are taken in parts that depend on the number of poses alone, so that they are the same for every
-// number of threads: enough parts to share out evenly, and enough poses in each to be worth its memory.
+// Sums over poses are taken in parts that depend on the number of poses alone: the result is the same for any number of
+// threads. There are enough parts to balance threads, and each has enough poses to be worth its memory.
 constexpr int64_t kMaxParts = 32, kMinPosesPerPart = 16;
 
 float* floats(const AlignedBytes& bytes) { return reinterpret_cast<float*>(bytes.get()); }

@@ -4,9 +4,9 @@
 namespace diffupose {
 namespace {
 
-// A thread takes all joints of a few channels of one pose: the adjacency product needs no other thread. Memory is the
-// limit: with 17 joints a channel of a pose is 204 bytes in float32 and 102 in bfloat16, for about 310 multiply-adds.
-// Small blocks leave little behind at the end of the grid.
+// A thread takes all joints of a few channels of one pose: the adjacency product needs no other thread. The kernel is
+// bound by memory: with 17 joints, a channel of a pose is 204 bytes in float32 and 102 in bfloat16, for about 310
+// multiply-adds. Small thread blocks keep the last wave of the grid short.
 constexpr int kForwardThreads = 128;
 
 // The compiler knows the number of joints: the sums of all joints stay in registers, and each joint's features are
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kForwardThreads, 3)
             load_packed<kChannels>(features + (2 * i + 1) * channels, neighbors[i]);
         }
     }
-    // columns[i]: what joint i gives to every joint, read four numbers at a time.
+    // columns[i]: the weights of joint i in the sums of all joints, read four numbers at a time.
     __shared__ __align__(16) float columns[kJoints * kPitch];
     for (int i = static_cast<int>(threadIdx.x); i < kJoints * kPitch; i += kForwardThreads) {
         const int from = i / kPitch, to = i % kPitch;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kForwardThreads, 3)
     for (int j = 0; j < kJoints; ++j) store<kChannels>(result + j * channels, y[j]);
 }
 
-// Of any number of joints: a channel a thread, with the neighbours' features in registers.
+// Any number of joints: a thread takes one channel, with the neighbours' features in registers.
 template <typename Hidden, typename Out>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     modulated_graph_conv_fwd_any_kernel(const Hidden* __restrict__ hidden, const float* __restrict__ modulation,
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
                                         Out* __restrict__ out, GraphConvSizes sizes) {
     constexpr int kMost = static_cast<int>(kGraphConvMaxJoints);
     const int joints = static_cast<int>(sizes.num_joints);
-    // The adjacency with a diagonal of 0, in rows that are read four numbers at a time.
+    // The adjacency with a diagonal of 0, in rows; four numbers are read at a time.
     __shared__ __align__(16) float rows[kMost * kMost];
     __shared__ float diagonal[kMost];
     for (int i = static_cast<int>(threadIdx.x); i < joints * kMost; i += kForwardThreads) {

@@ -1,4 +1,4 @@
-// Noise by counter in CUDA code: philox.h's words, and its transform with the fewest instructions.
+// Noise by counter in CUDA code: the words of philox.h, and its transform in fewer instructions.
 #pragma once
 
 #include <cmath>
@@ -10,10 +10,10 @@
 
 namespace diffupose {
 
-// sqrt(-2 ln u) of u = (word / 2^8 + 1) / 2^24, rounded down; 0 where u is 1, within 4e-7 of float64. CUDA's own
-// logarithm and root see to numbers that do not come here, and its root has a branch.
+// sqrt(-2 ln u) for u = (word / 2^8 + 1) / 2^24, word / 2^8 rounded down; within 4e-7 of float64, and 0 for u = 1.
+// CUDA's own logarithm and root also handle numbers that do not occur here, and its root has a branch.
 __device__ __forceinline__ float radius_cuda(uint32_t word) {
-    // u is 2^exponent (1 + f) with f from -1/3 to 1/3. The polynomial is the nearest in relative error, 3e-8.
+    // u = 2^exponent (1 + f) with -1/3 <= f <= 1/3. The polynomial has the least relative error, 3e-8.
     const float number = static_cast<float>((word >> 8) + 1);
     int32_t bits;
     memcpy(&bits, &number, 4);
@@ -27,14 +27,14 @@ __device__ __forceinline__ float radius_cuda(uint32_t word) {
     p = fmaf(p, f, 0.20011021196842194f), p = fmaf(p, f, -0.2500784695148468f);
     p = fmaf(p, f, 0.33333200216293335f), p = fmaf(p, f, -0.49999934434890747f);
     const float square = -2.0f * fmaf(exponent, 0.693147180559945f, fmaf(p, f * f, f));
-    // One step of Newton's behind the hardware's root.
+    // One Newton step after the hardware's root.
     const float inverse = nearly_inverse_root(square < 1e-30f ? 1e-30f : square), root = square * inverse;
     return fmaf(fmaf(-root, root, square), 0.5f * inverse, root);
 }
 
-// box_muller of philox.h, within the same 1e-6 of float64. Taylor's polynomials of the quarter turn: for half of one
-// the first terms left out are below 4e-9. CUDA's own functions are as exact, but each takes the angle apart for
-// itself; and the four quarters are told apart without a branch, since the threads of a warp are in all of them.
+// box_muller of philox.h, within the same 1e-6 of float64. Sine and cosine are Taylor polynomials in quarter turns; up
+// to half a quarter turn, the first omitted terms are below 4e-9. CUDA's own functions are as accurate, but each
+// reduces the angle again. The quadrant is chosen without a branch, since the threads of a warp have all four.
 __device__ __forceinline__ void box_muller_cuda(uint32_t word1, uint32_t word2, float* z) {
     constexpr float kHalfPi = 1.57079632679489662f, kRestOfHalfPi = -4.371139e-8f;
     const int32_t n2 = static_cast<int32_t>(word2 >> 8);  // u2 = n2 / 2^24
@@ -48,7 +48,7 @@ __device__ __forceinline__ void box_muller_cuda(uint32_t word1, uint32_t word2, 
     const float s = fmaf(f, kHalfPi, f * small);
     const float radius = radius_cuda(word1);
     const bool odd = quarter % 2 != 0;
-    z[0] = ((quarter + 1) & 2 ? -radius : radius) * (odd ? s : c);  // less than zero in quarters 1 and 2
+    z[0] = ((quarter + 1) & 2 ? -radius : radius) * (odd ? s : c);  // negative in quarters 1 and 2
     z[1] = (quarter & 2 ? -radius : radius) * (odd ? c : s);        // in quarters 2 and 3
 }
 

@@ -1,4 +1,4 @@
-// philox_normal: Gaussian noise that depends on its counter alone, never on the batch, the chunk or the thread.
+// philox_normal: Gaussian noise that depends on its counter alone, not on batch, chunk or thread.
 //
 //   key     = (seed & 0xffffffff, seed >> 32)
 //   counter = (frame & 0xffffffff, frame >> 32, hypothesis, step << 16 | block),  block = element / 4
@@ -25,7 +25,7 @@ struct PhiloxNormalSizes {
 void philox_normal_row(PhiloxKey key, uint64_t frame_id, uint32_t hypothesis_id, uint32_t step, int64_t num_elements,
                        float* out);
 
-// The result is the same bit for bit whatever num_threads is.
+// The result has the same bits for any num_threads.
 void launch_philox_normal(uint64_t seed,
                           const int64_t* frame_ids,       // [B], read as unsigned
                           const int64_t* hypothesis_ids,  // [H], the low 32 bits

@@ -6,7 +6,7 @@
 namespace diffupose {
 namespace {
 
-// Below this a second thread costs more (microseconds to wake it) than it saves (about 10 ns an element).
+// With less work, waking a second thread (microseconds) costs more than it saves (about 10 ns an element).
 constexpr int64_t kMinElementsPerThread = 4096;
 
 }  // namespace

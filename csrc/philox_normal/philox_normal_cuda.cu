@@ -6,7 +6,8 @@
 namespace diffupose {
 namespace {
 
-// One thread for each counter, that is for four elements. Index counts them: 64 bits are divided by many instructions.
+// A thread for each counter, that is for four elements. Index counts them; dividing 64-bit numbers takes many
+// instructions.
 template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     philox_normal_kernel(PhiloxKey key, const int64_t* __restrict__ frame_ids,

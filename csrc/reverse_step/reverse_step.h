@@ -1,4 +1,4 @@
-// reverse_step: one step of the reverse process for all hypotheses; the formula stands in reverse_step_row.h.
+// reverse_step: one step of the reverse process for all hypotheses; the formula stands in reverse_step_element.h.
 #pragma once
 
 #include <cstdint>
@@ -9,19 +9,19 @@ struct ReverseStepSizes {
     int64_t num_frames;      // B
     int64_t num_hypotheses;  // H
     int64_t num_joints;      // J
-    int64_t output_stride;   // C, numbers between two joints of the model's output
+    int64_t output_stride;   // C, channels of the model's output; the first three count
 };
 
-// Where z comes from, if s is not 0: `given`, or drawn by counter.
+// Where z comes from if s is not 0: `given`, or else it is drawn by counter.
 struct StepNoise {
     const float* given;             // [B, H, J, 3] or null
-    uint64_t seed;                  // the rest is read where `given` is null
+    uint64_t seed;                  // this and the rest are read if `given` is null
     const int64_t* frame_ids;       // [B], read as unsigned
     const int64_t* hypothesis_ids;  // [H], the low 32 bits
     uint32_t step;
 };
 
-// The result is the same bit for bit whatever num_threads is.
+// The result has the same bits for any num_threads.
 void launch_reverse_step(const float* row,           // [6], p, q, c_x, c_0, c_1, s
                          float clip,                 // of x0; infinity for none
                          const float* sample,        // [B, H, J, 3]

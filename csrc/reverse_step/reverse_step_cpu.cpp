@@ -9,8 +9,8 @@
 namespace diffupose {
 namespace {
 
-// Below this a second thread costs more (microseconds to wake it) than it saves; drawing noise takes about ten times as
-// long as the rest.
+// With less work, waking a second thread (microseconds) costs more than it saves. Drawing noise takes about ten times
+// as long as the rest.
 constexpr int64_t kMinElementsPerThread = 1 << 15, kMinDrawnPerThread = 1 << 12;
 
 }  // namespace

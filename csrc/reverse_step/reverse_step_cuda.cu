@@ -11,11 +11,12 @@
 namespace diffupose {
 namespace {
 
-// Elements of a block. Memory is the limit, and 51 numbers of a pose are no multiple of four: so a block takes a piece
-// of the flat array, which begins at a multiple of 16 bytes and at a joint in every storage (24 divides it). Noise
-// comes in fours that begin at poses, which is another grid: it is drawn into shared memory first, so that nothing is
-// drawn twice but at the ends. With 17 joints (13 counters a pose) a piece takes at most 510 counters: two a thread.
-// Where a thread takes eight at once, a piece is twice as long: two accesses a thread in either case.
+// Elements of a thread block. The kernel is bound by memory, and the 51 numbers of a pose are no multiple of four.
+// Therefore a block takes a piece of the flat array. A piece begins at a joint and at a multiple of 16 bytes in every
+// storage, since 24 divides its length. Noise comes in groups of four that begin at poses, not at pieces: it is drawn
+// into shared memory first, and only groups at the ends of pieces are drawn twice. With 17 joints (13 counters a pose)
+// a piece takes at most 510 counters: two for each thread. If a thread takes eight elements at once, a piece is twice
+// as long: a thread makes two accesses in either case.
 template <int kCount>
 constexpr int kPiece = kCount == 8 ? 3984 : 1992;
 
@@ -24,8 +25,8 @@ struct Piece {
     int count;
 };
 
-// z of all elements of a piece, as philox_normal draws it. Counters at its ends have elements outside of it: there is
-// room for three on either side.
+// Draws z for all elements of a piece, as philox_normal does. Groups at its ends have elements outside: `drawn` has
+// room for three more on either side.
 __device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const ReverseStepSizes& sizes, int64_t step,
                                      Piece piece, float* drawn) {
     const PhiloxKey key = {static_cast<uint32_t>(tensors.seed), static_cast<uint32_t>(tensors.seed >> 32)};
@@ -38,7 +39,7 @@ __device__ __forceinline__ void draw(const ReverseStepTensors& tensors, const Re
     const uint32_t begin = into / 4, end = last / numel * per_pose + last % numel / 4 + 1;  // counters
     const float per_per_pose = 1.0f / static_cast<float>(per_pose),
                 per_hypotheses = 1.0f / static_cast<float>(hypotheses);
-    const bool are_many = hypotheses >= 2048;  // more than a piece has poses: it holds one frame or two
+    const bool are_many = hypotheses >= 2048;  // more than the poses of a piece, which then has one frame or two
     for (uint32_t i = begin + threadIdx.x; i < end; i += kThreads) {
         const uint32_t pose = static_cast<uint32_t>(quotient_of(static_cast<int>(i), per_per_pose));
         const uint32_t block = i - pose * per_pose, hypothesis = first_hypothesis + pose;
@@ -62,7 +63,7 @@ __device__ __forceinline__ void step_elements(const StepRow& row, float clip, co
                                               const float* drawn) {
     const int64_t at = first + i;
     float x_t[kCount] = {}, output[kCount] = {}, last[kCount] = {}, z[kCount] = {}, x0[kCount], previous[kCount];
-    // All is read, whatever the row says, which may be yet to come: a term whose coefficient is 0 is skipped below.
+    // These loads do not wait for the row, which may itself be loading: terms with coefficient 0 are skipped below.
     load<kCount>(static_cast<const T*>(tensors.sample) + at, x_t);
     const Output* from = static_cast<const Output*>(tensors.model_output);
     if (sizes.output_stride == 3) {

@@ -7,10 +7,10 @@
 
 namespace diffupose {
 
-// Which row of the table. From the device it is read when the kernel runs: a captured graph can be replayed for every
-// step.
+// The row of the step table. A row on the device is read when the kernel runs, so that one captured graph serves all
+// steps.
 struct StepChoice {
-    const float* table;    // [S, 6] on the device; or null: then `row` and `step` hold
+    const float* table;    // [S, 6] on the device; or null: then `row` and `step` are used
     const int64_t* index;  // [1] on the device, with `table`
     StepRow row;
     int64_t step;
@@ -18,11 +18,11 @@ struct StepChoice {
 
 struct ReverseStepTensors {
     Storage state;                  // of sample, x0_last, prev_sample and x0
-    Storage output;                 // of model_output: that of the state, or any where that is float32
+    Storage output;                 // of model_output: that of the state; any, if the state is float32
     const void* sample;             // [B, H, J, 3]
     const void* model_output;       // [B, H, J, C]
     const void* x0_last;            // [B, H, J, 3], read where c_1 is not 0; or null
-    const float* given_noise;       // [B, H, J, 3]; or null: drawn by counter where s is not 0
+    const float* given_noise;       // [B, H, J, 3]; or null: drawn by counter if s is not 0
     const float* noise_scale;       // [S, J, 3] or null
     void* prev_sample;              // [B, H, J, 3], may be sample
     void* x0;                       // [B, H, J, 3], may be x0_last; or null
@@ -31,8 +31,7 @@ struct ReverseStepTensors {
     const int64_t* hypothesis_ids;  // [H]
 };
 
-// All pointers are on the device; num_hypotheses is below 2^31. A pose's result is the same bit for bit whatever stands
-// beside it.
+// All pointers are on the device; num_hypotheses is below 2^31. A pose's result has the same bits in any batch.
 void launch_reverse_step_cuda(const StepChoice& choice, float clip, const ReverseStepTensors& tensors,
                               ReverseStepSizes sizes, void* stream);
 

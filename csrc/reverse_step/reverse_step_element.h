@@ -1,16 +1,21 @@
-// One step of the reverse process for one number; the formula stands in reverse_step_row.h.
+// One step of the reverse process for one number, for the host and the device:
+//
+//   x0     = p x_t + q out                              clipped to +-clip
+//   x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s scale z
+//
+// A term whose coefficient is 0 is skipped, so that a NaN in it does not matter.
 #pragma once
 
 #include "common/host_device.h"
 
 namespace diffupose {
 
-// Of StepTable.
+// A row of StepTable.
 struct StepRow {
     float p, q, c_x, c_0, c_1, s;
 };
 
-// x0. What is multiplied by 0 is skipped and may be anything.
+// x0
 DIFFUPOSE_HOST_DEVICE inline float predicted_x0(const StepRow& row, float clip, float x_t, float output) {
     float x0 = 0.0f;
     if (row.q != 0.0f) x0 = row.q * output;
@@ -18,7 +23,7 @@ DIFFUPOSE_HOST_DEVICE inline float predicted_x0(const StepRow& row, float clip, 
     return x0 > clip ? clip : (x0 < -clip ? -clip : x0);  // NaN stays NaN
 }
 
-// x_prev; `noise` is scaled already.
+// x_prev; `noise` is scale z.
 DIFFUPOSE_HOST_DEVICE inline float previous_sample(const StepRow& row, float x_t, float x0, float x0_last,
                                                    float noise) {
     float x = 0.0f;

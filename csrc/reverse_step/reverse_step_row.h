@@ -1,9 +1,6 @@
-// One step of the reverse process for one pose, in place:
-//
-//   x0     = p x_t + q out                              clipped to +-clip
-//   x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s scale z
-//
-// A term whose coefficient is 0 is skipped, so that a NaN in it does not matter.
+// One step of the reverse process for one pose on the CPU, in place; the formula of reverse_step_element.h. It is
+// written with a loop for each term, of which compilers make vectors: a call of those functions for each number took
+// five times as long (240 and 43 ns for 17 joints), and gave the same bits.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +15,7 @@ inline void reverse_step_row(const float* row,  // p, q, c_x, c_0, c_1, s
                              float* x,               // [J, 3], x_t and then x_prev
                              float* x0_last) {       // [J, 3], replaced by x0; or null
     const float p = row[0], q = row[1], s = row[5];
-    // One loop for each term, so that the compiler makes vectors of them, over few enough numbers to stay near.
+    // Few enough numbers at a time to stay in the nearest cache.
     constexpr int64_t kBlock = 16;
     for (int64_t first = 0; first < joints; first += kBlock) {
         const int64_t count = joints - first < kBlock ? joints - first : kBlock, numel = 3 * count;
