@@ -136,10 +136,10 @@ class SamplingConfig:
     aggregation: Aggregation = "mean"
 
     def __post_init__(self) -> None:
+        check_antithetic(self.antithetic)
         check_choices(self)
         if self.variance == "analytic" and self.sampler == "dpm++":
             raise ValueError("variance must be fixed_small with sampler dpm++, got 'analytic'")
-        check_antithetic(self.antithetic)
         _whole("num_inference_steps", self.num_inference_steps, 1)
         _whole("num_hypotheses", self.num_hypotheses, 1)
         if self.num_hypotheses > _MOST_HYPOTHESES:
