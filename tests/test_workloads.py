@@ -43,7 +43,7 @@ def test_conditions_of_a_frame_do_not_depend_on_the_others(networks):
 @pytest.mark.parametrize(("width", "mega"), [(384, 92.7), (256, 41.8)])
 def test_operations_of_the_released_network(networks, width, mega):
     config = denoiser_config("paper", hidden_dim=width, num_layers=4)
-    assert networks.denoiser_flops(build_denoiser(config), 17) / 1e6 == pytest.approx(mega, abs=0.05)
+    assert networks.denoiser_flops(build_denoiser(config).eval(), 17) / 1e6 == pytest.approx(mega, abs=0.05)
 
 
 def test_operations_of_the_base_network_by_hand(networks):
@@ -54,7 +54,7 @@ def test_operations_of_the_base_network_by_hand(networks):
     scores = 2 * (2 * joints * joints * width)  # q k^T and the weighted sum, over all heads
     ends = 2 * joints * channels * width + 2 * joints * width * 3
     expected = 4 * (products + adjacency + attention + scores) + ends
-    assert networks.denoiser_flops(build_denoiser(BASE.denoiser), joints) == expected
+    assert networks.denoiser_flops(build_denoiser(BASE.denoiser).eval(), joints) == expected
     assert (width, BASE.denoiser.num_layers, BASE.denoiser.num_heads) == (BASE.denoiser.hidden_dim, 4, 4)
 
 

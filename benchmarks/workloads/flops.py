@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from diffupose.networks.blocks import ModulatedGraphConv
-from diffupose.networks.modulated_gcn import ModulatedGCN
-from diffupose.networks.parallel_gcn import JointAttention, ParallelGCN
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from diffupose.engines.layer_program import Attention, GraphConv, Linear, ScaleShift
+from diffupose.engines.programs import layer_program
 
 
-def denoiser_flops(denoiser: ModulatedGCN | ParallelGCN, num_joints: int) -> int:
+def denoiser_flops(denoiser: nn.Module, num_joints: int) -> int:
     """Return the floating-point operations of one call for one pose.
 
     A multiply-add is two. Products of graph convolutions (2 J C_in 2 C_out, and 2 J^2 C_out for the adjacency), linear
     layers over joints and attention count; time embeddings, which are tabulated, and activations do not.
+
+    Raises:
+        ValueError: If the network is not one of ours in evaluation mode.
     """
-    total = 0
-    for module in denoiser.modules():
-        if isinstance(module, ModulatedGraphConv):
-            _, c_in, c_out = module.weight.shape
-            total += 4 * num_joints * c_in * c_out + 2 * num_joints**2 * c_out
-        elif isinstance(module, JointAttention):
-            channels = module.out.in_features
-            total += 2 * num_joints * channels * 4 * channels + 4 * num_joints**2 * channels
-    if isinstance(denoiser, ModulatedGCN):
-        inner, channels = denoiser.non_local.theta.weight.shape
-        return total + 2 * num_joints * 4 * inner * channels + 4 * num_joints**2 * inner
-    return total + 2 * num_joints * (denoiser.input.weight.numel() + denoiser.output.weight.numel())
+    return sum(_FLOPS[type(layer)](layer, num_joints) for layer in layer_program(denoiser).layers)
+
+
+def _graph_conv(layer: GraphConv, joints: int) -> int:
+    c_in, c_out = layer.widths()
+    return 4 * joints * c_in * c_out + 2 * joints**2 * c_out
+
+
+def _attention(layer: Attention, joints: int) -> int:
+    return 4 * joints**2 * layer.num_heads * layer.channels
+
+
+_FLOPS: dict[type, Callable[[Any, int], int]] = {
+    GraphConv: _graph_conv,
+    Linear: lambda layer, joints: 2 * joints * layer.weight.numel(),
+    ScaleShift: lambda layer, joints: 0,
+    Attention: _attention,
+}

@@ -1,33 +1,28 @@
-"""A layer program as the CUDA engine runs it: layers split, buffers placed in a tile's memory, weights packed.
+"""A layer program as the CUDA engine runs it: layers are split, and buffers placed in the memory of a tile.
 
-The layouts are those below ``csrc/engine/cuda/``: ``fragments.cuh`` (``pairs``), for Hopper's kernel of many hypotheses
-``persistent/wgmma_layers.cuh``, and for the kernel of few ones ``cluster/cluster_layers.cuh``; ``engine_cuda.h`` says
-what a layer's record holds.
+``csrc/engine/cuda/engine_cuda.h`` says what a layer's record holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffupose.engines.cuda_layouts import BLOCK, Layout, LayoutName, channel_blocks, layout_of
+from diffupose.engines.engine import parameter_slots
 from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
 
-STEP = 16
-"""Channels are padded to a multiple of this, the depth of one matrix instruction."""
 _ALIGNMENT = 128  # bytes, of buffers
 
-Layout = Literal["pairs", "wgmma", "cluster"]
 
-
-def steps_of(channels: int) -> int:
-    """Return the number of steps of 16 channels that hold these."""
-    return -(-channels // STEP)
+def padded(channels: int) -> int:
+    """Return the channels as they lie in memory."""
+    return BLOCK * channel_blocks(channels)
 
 
 def unfit(program: LayerProgram, max_joints: int) -> str | None:
@@ -38,16 +33,15 @@ def unfit(program: LayerProgram, max_joints: int) -> str | None:
     taken: set[int] = set()  # queries, keys and values that attention has used up
     for before, layer in zip((None, *program.layers), program.layers, strict=False):
         if isinstance(layer, Attention):
-            if layer.channels % STEP:
-                return f"the CUDA engine takes heads of a multiple of {STEP} channels, got {layer.channels}"
+            if layer.channels % BLOCK:
+                return f"the CUDA engine takes heads of a multiple of {BLOCK} channels, got {layer.channels}"
             if not isinstance(before, Linear) or before.output != layer.input or before.residual >= 0:
                 return "the CUDA engine takes attention behind the linear layer of its queries, keys and values only"
-        residual = getattr(layer, "residual", -1)
-        if last in (layer.input, residual) or (layer.output == last and not isinstance(layer, GraphConv | Linear)):
+        if last in (layer.input, layer.residual) or (
+            layer.output == last and not isinstance(layer, GraphConv | Linear)
+        ):
             return "the CUDA engine takes a last buffer that a product writes and nothing reads"
-        if isinstance(layer, GraphConv | Linear) and layer.input == layer.output:
-            return "the CUDA engine takes products that do not overwrite their input"
-        if taken & {layer.input, residual}:
+        if taken & {layer.input, layer.residual}:
             return "the CUDA engine takes queries, keys and values that attention alone reads"
         taken = (taken | {layer.input} if isinstance(layer, Attention) else taken) - {layer.output}
     return None
@@ -55,10 +49,10 @@ def unfit(program: LayerProgram, max_joints: int) -> str | None:
 
 @dataclass
 class _Value:
-    """What a layer writes, from its first writing to its last reading (numbers of layers; the input comes before 0)."""
+    """What a layer writes. It lives from its first writing to its last reading, counted in layers."""
 
     size: int  # bytes
-    first: int
+    first: int  # -1: the input
     last: int
     offset: int = -1
 
@@ -89,12 +83,10 @@ class PackedProgram:
     input: int
     output: int
     tile_bytes: int
-    slots: tuple[tuple[int, int], ...]  # of the step's parameters: where scale begins, and its channels
-    num_parameters: int
 
 
 def pack_program(
-    program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType, layout: Layout = "pairs"
+    program: LayerProgram, bfloat16: bool, device: torch.device, extension: ModuleType, layout_name: LayoutName
 ) -> PackedProgram:
     """Return a program packed for a device.
 
@@ -103,36 +95,16 @@ def pack_program(
         bfloat16: Whether weights and activations are bfloat16, else float32.
         device: Where the weights go.
         extension: The CUDA extension, which makes the records.
-        layout: ``"wgmma"`` takes bfloat16 and ``WGMMA_MAX_JOINTS`` joints, ``"cluster"`` bfloat16.
+        layout_name: See ``layout_of``.
     """
-    count, element_bytes = program.num_joints, 2 if bfloat16 else 4
-    packers: dict[str, Callable[[Tensor], Tensor]]
-    if layout == "cluster":
-        # The tensors have as many joints as the adjacency is wide, the activations whole eights of them.
-        joints = extension.ADJACENCY_STRIDE
-        lowering = _Lowering(program, 8 * extension.cluster_tiles(count), element_bytes, tile_poses=1, by_phase=True)
-        factors = dict.fromkeys(("own", "neighbors"), _pack_by_channel)
-        packers = {"weight": _pack_cluster, "bias": partial(_pack_bias_by_channel, joints=joints), **factors}
-    elif layout == "wgmma":
-        joints = extension.wgmma_joints(count)
-        lowering = _Lowering(program, joints, element_bytes, extension.TILE_POSES)
-        pack = partial(_pack_wgmma, round_steps=extension.WGMMA_ROUND_STEPS, ahead=extension.WGMMA_STEPS_AHEAD)
-        packers = {"weight": pack, "own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
-    else:
-        joints = 2 * extension.joint_pairs(count)
-        lowering = _Lowering(program, joints, element_bytes, extension.TILE_POSES)
-        packers = {"weight": _pack_bfloat16 if bfloat16 else _pack_float32}
+    layout = layout_of(layout_name, program.num_joints, bfloat16, extension)
+    lowering = _Lowering(program, layout, 2 if bfloat16 else 4)
     lowering.run()
-    tile_bytes = -(-_place(lowering.values) // _ALIGNMENT) * _ALIGNMENT
-    if layout == "wgmma":
-        tile_bytes += extension.WGMMA_STAGING_BYTES
+    tile_bytes = -(-_place(lowering.values) // _ALIGNMENT) * _ALIGNMENT + layout.staging_bytes
     records: list[bytes] = []
     kept: list[Tensor] = []
     for layer in lowering.layers:
-        tensors = {
-            name: _packed(name, tensor, joints, extension.ADJACENCY_STRIDE, packers.get(name)).to(device)
-            for name, tensor in layer.tensors.items()
-        }
+        tensors = {name: layout.pack(name, tensor).to(device) for name, tensor in layer.tensors.items()}
         kept += tensors.values()
         records.append(
             extension.layer_record(
@@ -146,40 +118,28 @@ def pack_program(
             )
         )
     return PackedProgram(
-        b"".join(records), len(records), tuple(kept), lowering.source.offset, lowering.result.offset, tile_bytes,
-        tuple(lowering.slots), lowering.num_parameters,
-    )  # fmt: skip
+        b"".join(records), len(records), tuple(kept), lowering.source.offset, lowering.result.offset, tile_bytes
+    )
 
 
 class _Lowering:
     """Turns layers into those of the engine, and buffers into values with a life."""
 
-    def __init__(
-        self, program: LayerProgram, joints: int, element_bytes: int, tile_poses: int, by_phase: bool = False
-    ) -> None:
-        self.program, self.joints, self.element_bytes, self.tile_poses = program, joints, element_bytes, tile_poses
-        self.by_phase = by_phase
+    def __init__(self, program: LayerProgram, layout: Layout, element_bytes: int) -> None:
+        self.program, self.layout, self.element_bytes = program, layout, element_bytes
         self.layers: list[_Lowered] = []
         self.values: list[_Value] = []
-        self.slots: list[tuple[int, int]] = []
-        self.num_parameters = 0
+        self.slots = parameter_slots(program, padded)
         self.source = self._value(self._bytes(program.widths[0], element_bytes), at=-1)
         self.buffers = {0: self.source}
 
     def run(self) -> None:
         """Lower all layers."""
-        layers = self.program.layers
-        for index, layer in enumerate(layers):
-            following = layers[index + 1] if index + 1 < len(layers) else None
-            if isinstance(layer, Linear) and isinstance(following, Attention):
-                self._attention(layer, following)
-            elif isinstance(layer, GraphConv | Linear):
-                self._product(layer)
-            elif isinstance(layer, ScaleShift):
-                self._scale_shift(layer)
+        for index, layer in enumerate(self.program.layers):
+            _LOWER[type(layer)](self, layer, index)
         self.result = self.buffers[len(self.program.widths) - 1]
         self.result.last = len(self.layers)  # read behind the layers
-        if self.by_phase:
+        if self.layout.by_phase:
             self._count_lives_in_phases()
 
     def _count_lives_in_phases(self) -> None:
@@ -197,7 +157,7 @@ class _Lowering:
                 value.first, value.last = 0, phases[-1]
 
     def _bytes(self, channels: int, element_bytes: int) -> int:
-        return self.joints * self.tile_poses * STEP * steps_of(channels) * element_bytes
+        return self.layout.joints * self.layout.tile_poses * padded(channels) * element_bytes
 
     def _value(self, size: int, at: int) -> _Value:
         value = _Value(size, at, at)
@@ -216,17 +176,22 @@ class _Lowering:
         self.buffers[buffer] = value = self._value(size, len(self.layers))
         return value
 
-    def _product(self, layer: GraphConv | Linear) -> None:
+    def _linear(self, layer: Linear, index: int) -> None:
+        following = self.program.layers[index + 1 : index + 2]
+        if not (following and isinstance(following[0], Attention)):  # which takes its linear layer along
+            self._product(layer, index)
+
+    def _product(self, layer: GraphConv | Linear, index: int) -> None:
         is_output = layer.output == len(self.program.widths) - 1
         channels = layer.weight.shape[-1]
         source = self._read(layer.input)
         residual = self._read(layer.residual) if layer.residual >= 0 else None
         # By phases a layer alone may still read what this one would overwrite.
-        in_place = layer.residual == layer.output and not self.by_phase
+        in_place = layer.residual == layer.output and not self.layout.by_phase
         target = self._write(layer.output, channels, in_place, 4 if is_output else None)
         numbers: dict[str, Any] = {
-            "input_steps": steps_of(layer.weight.shape[-2]),
-            "output_steps": steps_of(channels),
+            "input_steps": channel_blocks(layer.weight.shape[-2]),
+            "output_steps": channel_blocks(channels),
             "output_is_float": is_output,
         }
         if isinstance(layer, GraphConv):
@@ -239,15 +204,8 @@ class _Lowering:
             tensors = {"weight": layer.weight.unsqueeze(0), "bias": layer.bias}
             self.layers.append(_Lowered("linear", source, target, residual, None, numbers, tensors))
 
-    def _scale_shift(self, layer: ScaleShift) -> None:
-        if layer.slot != len(self.slots):
-            raise ValueError(
-                f"slots must count the layers that scale and shift, expected {len(self.slots)}, got {layer.slot}"
-            )
-        steps = steps_of(layer.channels)
-        first = self.num_parameters
-        self.slots.append((first, layer.channels))
-        self.num_parameters += 2 * STEP * steps
+    def _scale_shift(self, layer: ScaleShift, index: int) -> None:
+        blocks, first = channel_blocks(layer.channels), self.slots[layer.slot][0]
         before = self.layers[-1] if self.layers else None
         if (
             not layer.normalize
@@ -255,7 +213,7 @@ class _Lowering:
             and before is not None
             and before.output is self.buffers[layer.input]
             and before.kind in ("graph_conv", "linear")
-            and before.numbers["output_steps"] == steps
+            and before.numbers["output_steps"] == blocks
             and not before.numbers.get("film")
         ):
             before.numbers |= {"film": True, "parameters": first}  # on its way out
@@ -263,20 +221,22 @@ class _Lowering:
         source = self._read(layer.input)
         target = self._write(layer.output, layer.channels, layer.input == layer.output)
         numbers = {
-            "input_steps": steps, "output_steps": steps, "channels": layer.channels, "normalize": layer.normalize,
+            "input_steps": blocks, "output_steps": blocks, "channels": layer.channels, "normalize": layer.normalize,
             "eps": layer.eps, "parameters": first,
         }  # fmt: skip
         self.layers.append(_Lowered("scale_shift", source, target, None, None, numbers))
 
-    def _attention(self, linear: Linear, attention: Attention) -> None:
+    def _attention(self, attention: Attention, index: int) -> None:
         """Queries and keys, their weights, then the values and what comes out: never all of them at once."""
-        width = attention.num_heads * attention.channels
+        linear = self.program.layers[index - 1]
+        assert isinstance(linear, Linear)
+        layout, heads, width = self.layout, attention.num_heads, attention.num_heads * attention.channels
         source = self._read(linear.input)
 
         def columns(first: int, last: int) -> _Value:
             target = self._write(linear.output, last - first, in_place=False)
             numbers = {
-                "input_steps": steps_of(linear.weight.shape[0]), "output_steps": steps_of(last - first),
+                "input_steps": channel_blocks(linear.weight.shape[0]), "output_steps": channel_blocks(last - first),
                 "bias_per_joint": linear.bias.ndim == 2,
             }  # fmt: skip
             tensors = {"weight": linear.weight[:, first:last].unsqueeze(0), "bias": linear.bias[..., first:last]}
@@ -285,17 +245,24 @@ class _Lowering:
 
         queries_and_keys = columns(0, 2 * width)
         queries_and_keys.last = len(self.layers)
-        weights = self._value(4 * attention.num_heads * self.joints**2 * self.tile_poses, len(self.layers))
-        numbers: dict[str, Any] = {
-            "input_steps": steps_of(2 * width), "output_steps": steps_of(width), "num_heads": attention.num_heads,
-        }  # fmt: skip
-        self.layers.append(_Lowered("attention_weights", queries_and_keys, weights, None, weights, numbers))
+        weights = self._value(4 * heads * layout.joints**2 * layout.tile_poses, len(self.layers))
+        numbers = {"output_steps": channel_blocks(width), "num_heads": heads}
+        both = {**numbers, "input_steps": channel_blocks(2 * width)}
+        self.layers.append(_Lowered("attention_weights", queries_and_keys, weights, None, weights, both))
         self._read(linear.input)
         values = columns(2 * width, 3 * width)
         values.last = weights.last = len(self.layers)
         target = self._write(attention.output, width, in_place=False)
-        numbers = {**numbers, "input_steps": steps_of(width)}
+        numbers["input_steps"] = channel_blocks(width)
         self.layers.append(_Lowered("attention_apply", values, target, None, weights, numbers))
+
+
+_LOWER: dict[type, Callable[[_Lowering, Any, int], None]] = {
+    GraphConv: _Lowering._product,
+    Linear: _Lowering._linear,
+    ScaleShift: _Lowering._scale_shift,
+    Attention: _Lowering._attention,
+}
 
 
 def _place(values: list[_Value]) -> int:
@@ -311,82 +278,3 @@ def _place(values: list[_Value]) -> int:
         value.offset = offset
         placed.append(value)
     return max(value.offset + value.size for value in values)
-
-
-def _pad(tensor: Tensor, *sizes: int) -> Tensor:
-    """Return the tensor with zeros behind its last dimensions, up to these sizes."""
-    padded = tensor.new_zeros(*tensor.shape[: tensor.ndim - len(sizes)], *sizes)
-    padded[tuple(slice(size) for size in tensor.shape)] = tensor
-    return padded
-
-
-def _packed(
-    name: str, tensor: Tensor, joints: int, adjacency_stride: int, pack: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    tensor = tensor.detach().to("cpu", torch.float32)
-    channels = STEP * steps_of(tensor.shape[-1])
-    if name == "adjacency":
-        tensor = _pad(tensor, joints, adjacency_stride)
-    elif name == "weight":
-        tensor = _pad(tensor, STEP * steps_of(tensor.shape[-2]), channels)
-    else:
-        tensor = _pad(tensor, joints, channels) if tensor.ndim == 2 else _pad(tensor, channels)
-    return (tensor if pack is None else pack(tensor)).contiguous()
-
-
-def _pack_bfloat16(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, lane, product, 4]``, see ``fragments.cuh``."""
-    products, rows, columns = weight.shape
-    # k = 16 step + 8 high + 2 t + low, n = 8 block + g
-    split = weight.view(products, rows // STEP, 2, 4, 2, columns // 8, 8)  # product, step, high, t, low, block, g
-    return split.permute(5, 1, 6, 3, 0, 2, 4).contiguous().to(torch.bfloat16)
-
-
-def _pack_float32(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, q, t, column, product, 4]``, see ``fragments.cuh``."""
-    products, rows, columns = weight.shape
-    # k = 16 step + 8 high + 2 q + low, n = 8 block + 2 t + column
-    split = weight.view(products, rows // STEP, 2, 4, 2, columns // 8, 4, 2)
-    return split.permute(5, 1, 3, 6, 7, 0, 2, 4).contiguous()
-
-
-def _pack_wgmma(weight: Tensor, round_steps: int, ahead: int) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, product, warp, lane, 8]``, flat, see ``wgmma_layers.cuh``."""
-    products, rows, columns = weight.shape
-    rows, blocks = -(-rows // (STEP * round_steps)) * STEP * round_steps, -(-columns // 64)
-    # k = 16 step + 8 high + 2 t + low, n = 64 block + 16 warp + 8 half + g
-    split = _pad(weight, rows, 64 * blocks).view(products, rows // STEP, 2, 4, 2, blocks, 4, 2, 8)
-    packed = split.permute(5, 1, 0, 6, 8, 3, 2, 7, 4).reshape(-1).to(torch.bfloat16)
-    return _pad(packed, packed.numel() + ahead * products * 64 * STEP)
-
-
-def _pack_factors(factors: Tensor) -> Tensor:
-    """Return ``[J, N]`` as ``[step, half, four joints, channel, 4]``, see ``wgmma_layers.cuh``."""
-    joints, channels = factors.shape
-    fours = -(-joints // 4)
-    split = _pad(factors, 4 * fours, channels).view(fours, 4, channels // STEP, 2, 8)
-    return split.permute(2, 3, 0, 4, 1).contiguous()
-
-
-def _pack_adjacency(adjacency: Tensor) -> Tensor:
-    """Return ``[J, stride]`` with a row of each neighbour: what it weighs in all joints."""
-    joints, stride = adjacency.shape
-    return _pad(adjacency[:, :joints].T, joints, stride)
-
-
-def _pack_cluster(weight: Tensor) -> Tensor:
-    """Return ``[products, K, N]`` as ``[block, step, product, lane, 8]``, see ``cluster_layers.cuh``."""
-    products, rows, columns = weight.shape
-    # k = 16 step + 8 high + 2 t + low, n = 16 block + 8 half + g
-    split = weight.view(products, rows // STEP, 2, 4, 2, columns // STEP, 2, 8)
-    return split.permute(5, 1, 0, 7, 3, 2, 6, 4).to(torch.bfloat16)
-
-
-def _pack_by_channel(factors: Tensor) -> Tensor:
-    """Return ``[J, N]`` as ``[N, J]``, see ``cluster_layers.cuh``."""
-    return factors.T
-
-
-def _pack_bias_by_channel(bias: Tensor, joints: int) -> Tensor:
-    """Return ``[N]`` or ``[J, N]`` as ``[N, J]``."""
-    return bias.expand(joints, -1).T

@@ -6,14 +6,16 @@ residual, time block), and the weights lie as the products read them. ``captured
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffupose.engines.cpp_engine import Precision, check_shapes
-from diffupose.engines.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift, check_buffers
+from diffupose.engines.engine import Precision, check_precision
+from diffupose.engines.layer_program import Attention, GraphConv, Layer, LayerProgram, Linear, ScaleShift
 
 
 class FusedNetwork(nn.Module):
@@ -28,18 +30,14 @@ class FusedNetwork(nn.Module):
         device: Where the weights go.
 
     Raises:
-        ValueError: If the precision is unknown, or the layers do not fit each other.
+        ValueError: If the precision is unknown.
     """
 
     def __init__(
         self, program: LayerProgram, num_timesteps: int, precision: Precision, device: torch.device | str
     ) -> None:
         super().__init__()
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        for layer in program.layers:
-            check_shapes(layer, program.num_joints)
-        check_buffers(program)
+        check_precision(precision)
         self.precision, self.num_timesteps = precision, num_timesteps
         pairs = program.tabulate(torch.arange(num_timesteps))
         tables = [torch.cat(pair, dim=-1) for pair in pairs]  # [T, 2 C] each: scales, shifts
@@ -53,7 +51,7 @@ class FusedNetwork(nn.Module):
                 continue
             product = torch.float32 if layer.input == 0 or layer.output == last else small
             stored = torch.float32 if layer.output == last else small
-            steps.append(_step_of(layer, product, stored, tables))
+            steps.append(_STEPS[type(layer)](layer, _Context(product, stored, tables)))
         self.steps = nn.ModuleList(steps)
         self._last = last
         self.eval().to(device)
@@ -79,13 +77,22 @@ class FusedNetwork(nn.Module):
         return buffers[self._last]
 
 
+@dataclass(frozen=True)
+class _Context:
+    """What a layer does not say itself."""
+
+    product: torch.dtype  # that its product is taken in
+    stored: torch.dtype  # of its output
+    tables: list[Tensor]  # [T, 2 C] of every slot
+
+
 class _Step(nn.Module):
     """A layer, with its tensors as buffers; ``forward(x, residual, timesteps)`` maps ``[N, J, C_in]``."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.input, self.output = layer.input, layer.output
-        self.residual: int = getattr(layer, "residual", -1)
+        self.residual = layer.residual
 
     def keep(self, **tensors: Tensor | None) -> None:
         """Register tensors, in memory of their own."""
@@ -101,12 +108,12 @@ class _GraphConv(_Step):
     bias: Tensor  # [C_out]
     film: Tensor | None  # [T, 2 C_out]
 
-    def __init__(self, layer: GraphConv, product: torch.dtype, stored: torch.dtype) -> None:
+    def __init__(self, layer: GraphConv, context: _Context) -> None:
         super().__init__(layer)
-        weight = torch.cat((layer.weight[0], layer.weight[1]), dim=-1).to(product)
+        weight = torch.cat((layer.weight[0], layer.weight[1]), dim=-1).to(context.product)
         self.keep(weight=weight, own=layer.own, neighbors=layer.neighbors, adjacency=layer.adjacency, bias=layer.bias)
         self.keep(film=None)
-        self.activation, self.stored = layer.activation, stored
+        self.activation, self.stored = layer.activation, context.stored
 
     def takes(self, layer: ScaleShift) -> bool:
         """Return whether a layer scales and shifts this one's output in its place."""
@@ -127,10 +134,10 @@ class _Linear(_Step):
     weight: Tensor  # [C_in, C_out]
     bias: Tensor  # [C_out] or [J, C_out]
 
-    def __init__(self, layer: Linear, product: torch.dtype, stored: torch.dtype) -> None:
+    def __init__(self, layer: Linear, context: _Context) -> None:
         super().__init__(layer)
-        self.keep(weight=layer.weight.to(product), bias=layer.bias.to(product))
-        self.stored = stored
+        self.keep(weight=layer.weight.to(context.product), bias=layer.bias.to(context.product))
+        self.stored = context.stored
 
     def forward(self, x: Tensor, residual: Tensor | None, timesteps: Tensor) -> Tensor:
         rows, dtype = x.flatten(0, 1).to(self.weight.dtype), self.weight.dtype
@@ -146,9 +153,9 @@ class _Linear(_Step):
 class _ScaleShift(_Step):
     table: Tensor  # [T, 2 C]
 
-    def __init__(self, layer: ScaleShift, table: Tensor, stored: torch.dtype) -> None:
+    def __init__(self, layer: ScaleShift, context: _Context) -> None:
         super().__init__(layer)
-        self.keep(table=table.to(stored))
+        self.keep(table=context.tables[layer.slot].to(context.stored))
         self.normalize, self.eps = layer.normalize, layer.eps
 
     def forward(self, x: Tensor, residual: Tensor | None, timesteps: Tensor) -> Tensor:
@@ -159,7 +166,7 @@ class _ScaleShift(_Step):
 
 
 class _Attention(_Step):
-    def __init__(self, layer: Attention) -> None:
+    def __init__(self, layer: Attention, context: _Context) -> None:
         super().__init__(layer)
         self.num_heads = layer.num_heads
 
@@ -169,11 +176,9 @@ class _Attention(_Step):
         return attended.transpose(1, 2).flatten(2).to(x.dtype)
 
 
-def _step_of(layer: Layer, product: torch.dtype, stored: torch.dtype, tables: list[Tensor]) -> _Step:
-    if isinstance(layer, GraphConv):
-        return _GraphConv(layer, product, stored)
-    if isinstance(layer, Linear):
-        return _Linear(layer, product, stored)
-    if isinstance(layer, ScaleShift):
-        return _ScaleShift(layer, tables[layer.slot], stored)
-    return _Attention(layer)
+_STEPS: dict[type, Callable[[Any, _Context], _Step]] = {
+    GraphConv: _GraphConv,
+    Linear: _Linear,
+    ScaleShift: _ScaleShift,
+    Attention: _Attention,
+}

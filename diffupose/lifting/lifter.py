@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
+from diffupose._version import __version__
 from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
 from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
-from diffupose.conditioning import condition, mirror_inputs
 from diffupose.config import Aggregation, SamplingConfig
 from diffupose.devices import find_device
-from diffupose.engines.choose import Packed, Packer
-from diffupose.engines.cpp_engine import PackedDenoiser, Precision
-from diffupose.engines.sample import sample
+from diffupose.engines.choose import EngineChooser
+from diffupose.engines.engine import Precision
+from diffupose.lifting.chunks import Chunks, Views
 from diffupose.lifting.inputs import (
     PixelInput,
     check_assumed_focal,
@@ -34,30 +32,10 @@ from diffupose.lifting.inputs import (
     check_seed,
 )
 from diffupose.lifting.result import LiftResult
-from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops._backend import Backend
 from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table
 from diffupose.skeleton import SKELETONS, Skeleton
-
-# Bytes that the activations of one chunk may take; a tile that stays in the caches is also the fastest.
-_CHUNK_BYTES = 128 << 20
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all chunks of a lift share."""
-
-    pixels: PixelInput
-    size: Tensor | None  # [B, 2]
-    focal: Tensor | None  # [B, 2], given or assumed
-    center: Tensor | None
-    calibrated: bool  # given
-    frame_ids: Tensor
-    settings: SamplingConfig
-    table: StepTable
-    seed: int
-    network: nn.Module | PackedDenoiser
-    backend: Backend | None
 
 
 class Lifter:
@@ -80,7 +58,7 @@ class Lifter:
         self.prediction_error = file.prediction_error
         diffusion = self.config.diffusion
         self.schedule = NoiseSchedule(diffusion.num_train_timesteps, diffusion.beta_schedule)
-        self._packer = Packer()
+        self._engines = EngineChooser()
 
     @property
     def skeleton(self) -> Skeleton:
@@ -144,8 +122,7 @@ class Lifter:
 
     def needs_image_size(self, has_intrinsics: bool, assumed_focal: float | None) -> bool:
         """Return whether a lift needs the image size: for screen coordinates, or for the assumed focal length."""
-        person = self.config.input_normalization == "person"
-        return not person or (not has_intrinsics and assumed_focal is not None)
+        return not self._turns_predictions or (not has_intrinsics and assumed_focal is not None)
 
     def step_table(self, settings: SamplingConfig) -> StepTable:
         """Return the sampler of some settings as a table.
@@ -244,41 +221,22 @@ class Lifter:
         )
         table = self.step_table(settings)
         seed = check_seed(seed)
-        network = self._packer.network(
-            self.denoiser, self.config.diffusion.num_train_timesteps, self.device, backend, precision
-        )
+        num_timesteps = self.config.diffusion.num_train_timesteps
+        engine = self._engines.engine_for(self.denoiser, num_timesteps, self.device, backend, precision)
         pixels = check_keypoints(keypoints, self.skeleton, on_unusable)
-        batch = len(pixels.keypoints)
         size = check_image_size(image_size, pixels)
         matrices = check_intrinsics(intrinsics, pixels.usable_keypoints)
         check_assumed_focal(assumed_focal)
         self._warn_of_other_steps(settings)
-        person = self.config.input_normalization == "person"
-        if size is None and self.needs_image_size(matrices is not None, assumed_focal):
-            raise ValueError("image_size must be given as (w, h): this model needs it, got None")
-        if isinstance(network, PackedDenoiser):
-            # Once for all chunks: a hypothesis is the same bits in each of them.
-            network = network.for_hypotheses(int(pixels.usable.sum()) * settings.num_hypotheses)
-        ids = check_frame_ids(frame_ids, batch)
+        views = self._views(size, matrices, assumed_focal, len(pixels.keypoints))
+        # Once for all chunks: a hypothesis is the same bits in each of them.
+        engine = engine.for_hypotheses(int(pixels.usable.sum()) * settings.num_hypotheses)
+        ids = check_frame_ids(frame_ids, len(pixels.keypoints))
         self._warn_of_filled_joints(pixels)
-        if not person:
-            assumed_focal = None  # screen coordinates are not turned: no focal length takes part
-        focal = center = None
-        if matrices is not None:
-            focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
-        elif size is not None and assumed_focal is not None:
-            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
-            center = size / 2
-        job = _Job(
-            pixels, size, focal, center, matrices is not None, ids, settings, table, seed, network, backend
+        chunks = Chunks(
+            self.config, self.pose_mean, self.pose_scale, engine, table, settings, seed, pixels, views, ids
         )  # fmt: skip
-        hypotheses = self._lift(job, progress)
-        translation = None
-        if matrices is not None:
-            translation = estimate_translation(
-                hypotheses.cpu(), pixels.keypoints, pixels.weights, matrices.expand(batch, 3, 3)
-            )
-            translation[~pixels.usable] = torch.nan
+        hypotheses = chunks.run(progress)
         return LiftResult(
             hypotheses=hypotheses,
             keypoints_2d=pixels.keypoints,
@@ -286,10 +244,27 @@ class Lifter:
             skeleton=self.skeleton,
             covariance_scale=self.covariance_scale,
             aggregation=settings.aggregation,
-            translation=translation,
+            translation=None if matrices is None else _translation(hypotheses, pixels, matrices),
             usable=pixels.usable,
-            meta=self._meta(settings, seed, focal, assumed_focal if matrices is None else None, network, backend),
+            meta=self._meta(chunks, assumed_focal),
         )
+
+    def _views(self, size: Tensor | None, matrices: Tensor | None, assumed_focal: float | None, batch: int) -> Views:
+        """Return the cameras; a focal length is assumed where none is given and predictions are to be turned."""
+        if size is None and self.needs_image_size(matrices is not None, assumed_focal):
+            raise ValueError("image_size must be given as (w, h): this model needs it, got None")
+        focal = center = None
+        if matrices is not None:
+            focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
+        elif size is not None and assumed_focal is not None and self._turns_predictions:
+            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
+            center = size / 2
+        return Views(size, focal, center, matrices is not None)
+
+    @property
+    def _turns_predictions(self) -> bool:
+        """Whether a focal length takes part: screen coordinates are not turned."""
+        return self.config.input_normalization == "person"
 
     def _warn_of_other_steps(self, settings: SamplingConfig) -> None:
         names = ("sampler", "num_inference_steps", "eta", "timestep_spacing", "variance", "flip")
@@ -310,94 +285,9 @@ class Lifter:
                 stacklevel=4,  # past this method, __call__ and its decorator
             )
 
-    def _lift(self, job: _Job, progress: bool | None) -> Tensor:
-        """Return hypotheses ``[B, H, J, 3]`` in metres."""
-        count = job.settings.num_hypotheses
-        total = count * (2 if job.settings.flip else 1)
-        shape = (len(job.pixels.keypoints), total, self.skeleton.num_joints, 3)
-        hypotheses = torch.full(shape, torch.nan, dtype=torch.float32, device=self.device)
-        rows = torch.nonzero(job.pixels.usable).squeeze(1)
-        bar = tqdm(
-            total=len(rows) * total,
-            unit="pose",
-            delay=1.0,
-            disable=not (sys.stderr.isatty() if progress is None else progress),
-        )
-        # The result is made outside of inference mode: callers may change it, and take it into autograd.
-        with bar, torch.inference_mode():
-            for frames, ids in self._chunks(rows, count, job.network):
-                for flipped in (False, True) if job.settings.flip else (False,):
-                    chains, where = ids + count * flipped, _as_index(frames, self.device)
-                    poses = self._lift_chunk(job, frames, chains, flipped)
-                    hypotheses[where, int(chains[0]) : int(chains[-1]) + 1] = poses
-                    bar.update(len(frames) * len(ids))
-        return hypotheses
-
-    def _chunks(self, rows: Tensor, count: int, network: nn.Module | PackedDenoiser) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield frames and hypothesis ids whose activations fit the budget."""
-        # About eight activations of [J, d] are alive at once; the engine has its own tiles.
-        bytes_per_row = self.skeleton.num_joints * self.config.denoiser.hidden_dim * 4 * 8
-        most = max(1, _CHUNK_BYTES // bytes_per_row)
-        if isinstance(network, PackedDenoiser):
-            most = network.max_hypotheses
-        for frames in rows.split(max(1, most // count)):
-            for ids in torch.arange(count).split(most):
-                yield frames, ids
-
-    def _lift_chunk(self, job: _Job, frames: Tensor, hypothesis_ids: Tensor, flipped: bool) -> Tensor:
-        parts = (job.pixels.keypoints, job.pixels.present, job.size, job.focal, job.center)
-        keypoints, present, size, focal, center = (None if item is None else item[frames] for item in parts)
-        assert keypoints is not None and present is not None
-        # On the CPU: dozens of operations on a few numbers, and a GPU takes as long for each as for a layer.
-        seen = condition(
-            keypoints, present, self.config, image_size=size, focal=focal, center=center, calibrated=job.calibrated
-        )
-        inputs, turn, joints = seen.inputs, seen.rotation, None
-        if flipped:
-            inputs, turn = mirror_inputs(inputs, self.config), turn * turn.new_tensor([[-1.0], [1.0], [1.0]])
-            joints = torch.tensor(self.skeleton.flip_permutation, device=self.device)
-        # All before the sampling, which the host does not wait for: a copy would.
-        inputs, turn, frame_ids, hypothesis_ids = (
-            item.to(self.device) for item in (inputs, turn, job.frame_ids[frames], hypothesis_ids)
-        )
-        x0 = (
-            self._regress(job.network, inputs, len(hypothesis_ids))
-            if self.config.diffusion.deterministic
-            else sample(
-                job.network,
-                inputs,
-                job.table,
-                seed=job.seed,
-                frame_ids=frame_ids,
-                hypothesis_ids=hypothesis_ids,
-                clip_sample_range=self.config.diffusion.clip_sample_range,
-                backend=job.backend,
-            )
-        )
-        poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
-        if joints is not None:
-            poses = poses[:, :, joints]
-        poses = poses @ turn.unsqueeze(1)  # the transpose of the turn back, for row vectors
-        return poses - poses[:, :, :1]
-
-    def _regress(self, network: nn.Module | PackedDenoiser, inputs: Tensor, num_hypotheses: int) -> Tensor:
-        """Return what a deterministic model says, ``[B, H, J, 3]`` in data units: the same for every hypothesis."""
-        last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=self.device)
-        call = network.denoise if isinstance(network, PackedDenoiser) else network
-        x0 = call(torch.zeros_like(inputs[..., :1]).expand(-1, -1, 3), inputs, last)[..., :3]
-        return x0.unsqueeze(1).expand(-1, num_hypotheses, -1, -1)
-
-    def _meta(
-        self,
-        settings: SamplingConfig,
-        seed: int,
-        focal: Tensor | None,
-        assumed_focal: float | None,
-        network: nn.Module | PackedDenoiser,
-        backend: Backend | None,
-    ) -> dict[str, object]:
-        from diffupose._version import __version__
-
+    def _meta(self, chunks: Chunks, assumed_focal: float | None) -> dict[str, object]:
+        settings, focal = chunks.settings, chunks.views.focal
+        assumed = self._turns_predictions and not chunks.views.calibrated
         return {
             "model": self.config.name,
             "input_normalization": self.config.input_normalization,
@@ -410,22 +300,21 @@ class Lifter:
             "flip": settings.flip,
             "antithetic": settings.antithetic,
             "aggregation": settings.aggregation,
-            "seed": seed,
+            "seed": chunks.seed,
             "focal_length_px": None
             if focal is None
             else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
-            "assumed_focal": assumed_focal,
-            "engine": network.name
-            if isinstance(network, PackedDenoiser)
-            else choose_backend(backend, self.device, ("torch", "triton")),
-            "precision": network.precision if isinstance(network, Packed) else "float32",
+            "assumed_focal": assumed_focal if assumed else None,
+            "engine": chunks.engine.name,
+            "precision": chunks.engine.precision,
             "diffupose": __version__,
             "torch": torch.__version__,
         }
 
 
-def _as_index(ids: Tensor, device: torch.device) -> slice | Tensor:
-    """Return ascending ids as an index; a slice where none is left out, which nothing has to be copied for."""
-    first = int(ids[0]) if len(ids) else 0
-    every = slice(first, first + len(ids))
-    return every if len(ids) == 0 or int(ids[-1]) == every.stop - 1 else ids.to(device)
+def _translation(hypotheses: Tensor, pixels: PixelInput, matrices: Tensor) -> Tensor:
+    """Return where the roots ``[B, H, 3]`` are, in metres; NaN where a row could not be lifted."""
+    matrices = matrices.expand(len(hypotheses), 3, 3)
+    translation = estimate_translation(hypotheses.cpu(), pixels.keypoints, pixels.weights, matrices)
+    translation[~pixels.usable] = torch.nan
+    return translation

@@ -15,8 +15,8 @@ from support.cli_files import SIZE, coco, good, lift, refused, write
 from support.released_checkpoint import write_released_checkpoint
 from support.tiny_lifters import people
 
-import diffupose.lifting.lifter
 from diffupose.cli import main
+from diffupose.engines.module_engines import ModuleEngine
 from diffupose.ops import PackedDenoiser
 from diffupose.skeleton import H36M_17
 from diffupose.testing import requires_cpp
@@ -124,7 +124,8 @@ def test_the_order_of_the_file_does_not_matter(model, monkeypatch):
     first = lift(write(document), *SIZE, model=model)
     shuffled = document[::-1]
     random.Random(4).shuffle(shuffled)
-    monkeypatch.setattr(diffupose.lifting.lifter, "_CHUNK_BYTES", 4 * 17 * 32 * 4 * 8)
+    for engine in (PackedDenoiser, ModuleEngine):
+        monkeypatch.setattr(engine, "max_hypotheses", 4)
     second = lift(write(shuffled), *SIZE, model=model, out="other.npz")
     assert np.array_equal(first["image_id"], second["image_id"])
     assert np.array_equal(first["keypoints_2d"], second["keypoints_2d"])
@@ -239,15 +240,14 @@ def test_filled_joints_are_said_in_one_line(image_model, capsys):
 
 
 def test_long_work_shows_a_progress_bar(model, capsys, monkeypatch):
-    original = diffupose.lifting.lifter.sample
+    for engine in (PackedDenoiser, ModuleEngine):
 
-    def slow(*arguments, **options):
-        time.sleep(0.6)
-        return original(*arguments, **options)
+        def slow(*arguments, original=engine.sample):
+            time.sleep(0.6)
+            return original(*arguments)
 
-    monkeypatch.setattr(diffupose.lifting.lifter, "sample", slow)
-    monkeypatch.setattr(diffupose.lifting.lifter, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr(PackedDenoiser, "max_hypotheses", 1)
+        monkeypatch.setattr(engine, "sample", slow)
+        monkeypatch.setattr(engine, "max_hypotheses", 1)
     options = ("--num-hypotheses", 3, "--num-inference-steps", 1)
     lift(good(), *SIZE, *options, model=model)
     assert "3/3" in capsys.readouterr().err

@@ -243,7 +243,7 @@ def test_an_interrupt_leaves_nothing(model, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(diffupose.lifting.lifter, "sample", interrupt)
+    monkeypatch.setattr(diffupose.lifting.lifter.Chunks, "run", interrupt)
     file = good()
     before = sorted(os.listdir())
     assert main(["lift", file, "--model", str(model), "--out", "poses.npz", *SIZE]) == 130

@@ -14,7 +14,7 @@ import pytest
 from support.cli_files import SIZE, coco, good, lift, write
 from support.tiny_lifters import people, write_tiny_lifter
 
-import diffupose.lifting.lifter
+import diffupose
 from diffupose.cli import main
 
 

@@ -13,6 +13,7 @@ from support.random_layers import graph_conv, linear, program_of
 from support.sweeps import mostly_slow, sweep
 
 from diffupose import ops
+from diffupose.engines.cuda_runs import StepsOnDevice, StepTables
 from diffupose.engines.layer_program import Attention, ScaleShift
 from diffupose.engines.programs import layer_program
 from diffupose.ops import _backend
@@ -131,14 +132,14 @@ def test_clusters_run_layers_of_many_channels(gpu):
 
 
 def test_what_hoppers_kernel_does_not_take_goes_to_the_other(gpu):
-    def engines(joints, precision):
-        packed = packed_of(program_of(graph_conv(0, 1, joints, 5, 3), joints=joints, widths=(5, 3)), gpu, precision)
-        return packed._engine, packed._persistent_engine
-
+    """What runs on both has weights in two layouts, and takes more memory than the program by layers."""
     available = _backend.cuda().wgmma_available()
-    for joints, precision, own in ((17, "bfloat16", available), (18, "bfloat16", False), (17, "float32", False)):
-        by_layers, persistent = engines(joints, precision)
-        assert (by_layers is not persistent) == own
+    for joints, own in ((17, available), (18, False)):
+        program = program_of(graph_conv(0, 1, joints, 5, 3), joints=joints, widths=(5, 3))
+        by_layers, persistent = (
+            packed_of(program, gpu, "bfloat16", mode).weight_bytes for mode in ("layers", "persistent")
+        )
+        assert (persistent > by_layers) == own
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -177,8 +178,8 @@ def test_nothing_to_draw(gpu, frames, chains):
     assert out.shape == (frames, chains, 17, 3)
 
 
-def test_tables_of_steps_are_kept(gpu, monkeypatch):
-    """The last ones, and those that a graph of the caller's may read."""
+def test_tables_of_steps_are_kept(gpu):
+    """The last eight."""
     program, timesteps = layer_program(random_denoiser(CONFIGS["paper"])), []
     tabulate = program.tabulate
     packed = packed_of(replace(program, tabulate=lambda t: (timesteps.append(t), tabulate(t))[1]), gpu)
@@ -194,13 +195,33 @@ def test_tables_of_steps_are_kept(gpu, monkeypatch):
     again, new = called(1)
     assert not new
     assert torch.equal(first, again)
-    next(iter(packed._steps.values())).captured = True
-    assert all(called(steps)[1] for steps in range(2, 11))  # nine more
+    assert all(called(steps)[1] for steps in range(2, 9))  # seven more
     assert not called(1)[1]
-    assert not called(3)[1]
-    assert called(2)[1]
+    assert called(9)[1]
+    assert not called(1)[1] and called(2)[1]
+
+
+def test_a_table_that_a_graph_reads_is_kept():
+    """For good: nobody knows how long the caller replays the graph. A new table cannot be brought meanwhile."""
+    tables, made = StepTables(), []
+
+    def get(steps, capturing=False):
+        def bring(table):
+            made.append(steps)
+            return StepsOnDevice(table, torch.zeros(steps, 4), lambda tensor: tensor)
+
+        return tables.get(step_table(NoiseSchedule(100), steps, sampler="ddim"), capturing, bring)
+
+    first = get(1)
+    assert get(1, capturing=True) == first
+    for steps in range(2, 11):
+        get(steps)
+    assert made == list(range(1, 11))
+    assert get(1) == first and len(made) == 10
+    get(2)
+    assert made[10:] == [2]
     with pytest.raises(RuntimeError, match="a step table must be used once before a CUDA graph captures it"):
-        packed._steps_of(table_of("ddpm"), capturing=True)
+        get(99, capturing=True)
 
 
 @requires_cuda

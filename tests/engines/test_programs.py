@@ -47,6 +47,7 @@ def tensors_of(net):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_tensor_counts(name):
     """Otherwise a random network could not tell whether a tensor is in the program."""
+    torch.manual_seed(0)  # in a few networks the rounding of weights alone moves what comes out by more
     config = VARIANTS[name]
     net = random_denoiser(config)
     inputs, timesteps = random_inputs(config, 2), torch.tensor([13])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, ScaleShift
+from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
 from diffupose.ops import PackedDenoiser
 from diffupose.testing import requires_cpp
 
@@ -28,12 +28,19 @@ def run(layer, x, parameters=()):
     return packed.denoise(x.unsqueeze(1), torch.empty(len(x), 1, 0), STEP)[:, 0]
 
 
+def attention_of(joints):
+    """Attention of one head of one channel; its result is the first of three channels."""
+    three_times = Linear(1, 2, torch.ones(1, 3), torch.zeros(3))  # an output has three channels at least
+    layers = (Attention(0, 1, 1, 1), three_times)
+    return PackedDenoiser(LayerProgram(joints, (3, 1, 3), layers, lambda timesteps: []))
+
+
 def gelu(x):
     """The engine's GELU of ``[N]``: a graph convolution that takes the first channel and passes it on."""
-    weight = torch.stack((torch.ones(1, 3), torch.zeros(1, 3)))
-    plain = torch.ones(1, 3)
+    weight, plain = torch.zeros(2, 3, 3), torch.ones(1, 3)
+    weight[0, 0] = 1.0
     layer = GraphConv(0, 1, weight, plain, 0 * plain, torch.zeros(1, 1), torch.zeros(3), activation="gelu")
-    return run(layer, x.unsqueeze(1).expand(-1, 3))
+    return run(layer, torch.nn.functional.pad(x.unsqueeze(1), (0, 2)))
 
 
 def silu(x):
@@ -74,7 +81,7 @@ def test_softmax_is_exact_over_the_whole_range_of_exp(isa):
     score = torch.linspace(0, -86, joints)
     sample = torch.zeros(joints, joints, 3)
     sample[..., 0], sample[..., 1], sample[..., 2] = 1.0, score, torch.eye(joints)
-    packed = PackedDenoiser(LayerProgram(joints, (3, 3), (Attention(0, 1, 1, 1),), lambda timesteps: []))
+    packed = attention_of(joints)
     out = packed.denoise(sample, torch.empty(joints, joints, 0), STEP)[..., 0]  # [pose, query]
     exact = torch.softmax(score.double(), dim=0)
     assert torch.equal(out, out[:, :1].expand(-1, joints))
@@ -84,7 +91,7 @@ def test_softmax_is_exact_over_the_whole_range_of_exp(isa):
 def test_softmax_does_not_overflow_or_vanish(isa):
     for shift in (-3e38, -1e4, 0.0, 1e4, 3e38):
         sample = torch.tensor([[[1.0, shift, 2.0], [1.0, shift, 4.0], [1.0, -3.2e38, 7.0]]])
-        packed = PackedDenoiser(LayerProgram(3, (3, 3), (Attention(0, 1, 1, 1),), lambda timesteps: []))
+        packed = attention_of(3)
         out = packed.denoise(sample, torch.empty(1, 3, 0), STEP)[..., 0]
         assert torch.allclose(out, torch.full((1, 3), 3.0), rtol=1e-6), shift
 
@@ -123,7 +130,7 @@ def test_attention_passes_nan_on(isa, part, nan):
     """A NaN in a query stays with it; one in a key or a value reaches every query of its pose, and no other pose."""
     joints = 17
     sample = torch.randn(3, joints, 3)
-    packed = PackedDenoiser(LayerProgram(joints, (3, 3), (Attention(0, 1, 1, 1),), lambda timesteps: []))
+    packed = attention_of(joints)
     condition = torch.empty(3, joints, 0)
     expected = packed.denoise(sample, condition, STEP)[..., 0]
     for joint in (0, 5, 16):

@@ -12,7 +12,7 @@ from support.lifts import SIZE, difference
 from support.released_checkpoint import write_released_checkpoint
 from support.tiny_lifters import people, tiny_lifter, write_tiny_lifter
 
-import diffupose.lifting.lifter
+import diffupose.lifting.chunks
 from diffupose import Lifter
 from diffupose.skeleton import H36M_17
 from diffupose.testing import requires_cpp
@@ -79,7 +79,7 @@ def test_unknown_model_and_device(tmp_path):
 
 @pytest.mark.parametrize(("progress", "bar"), [(True, True), (False, False), (None, False)])
 def test_progress_bar_on_long_work(person_lifter, progress, bar, capsys, monkeypatch):
-    monkeypatch.setattr(diffupose.lifting.lifter, "tqdm", lambda **options: original(**(options | {"delay": 0.0})))
+    monkeypatch.setattr(diffupose.lifting.chunks, "tqdm", lambda **options: original(**(options | {"delay": 0.0})))
     original = __import__("tqdm").tqdm
     person_lifter(people(1), image_size=SIZE, progress=progress)
     captured = capsys.readouterr()

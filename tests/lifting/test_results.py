@@ -13,9 +13,10 @@ import torch
 from support.lifts import CLOSE, SIZE, difference
 from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
 
-import diffupose.lifting.lifter
 from diffupose import Lifter
 from diffupose.checkpoint import LifterFile, load_lifter_file
+from diffupose.engines import choose
+from diffupose.engines.module_engines import ModuleEngine
 from diffupose.errors import BackendUnavailableError
 from diffupose.ops import PackedDenoiser, available_backends
 from diffupose.skeleton import H36M_17
@@ -43,18 +44,22 @@ def test_a_row_does_not_depend_on_its_batch(lifter):
     assert difference(shuffled, together[order]) < CLOSE
 
 
+def counted(function, calls):
+    def call(*args):
+        calls.append(args)
+        return function(*args)
+
+    return call
+
+
 @pytest.mark.parametrize("rows", [2, 7])
 def test_chunking_changes_nothing(lifter, rows, monkeypatch):
     poses = people(3)
     whole = lifter(poses, image_size=SIZE).hypotheses
     calls = []
-    original = diffupose.lifting.lifter.sample
-    monkeypatch.setattr(
-        diffupose.lifting.lifter, "sample", lambda *args, **more: calls.append(len(args[1])) or original(*args, **more)
-    )
-    bytes_per_row = 17 * 32 * 4 * 8
-    monkeypatch.setattr(diffupose.lifting.lifter, "_CHUNK_BYTES", rows * bytes_per_row)
-    monkeypatch.setattr(PackedDenoiser, "max_hypotheses", rows)
+    for engine in (PackedDenoiser, ModuleEngine):
+        monkeypatch.setattr(engine, "max_hypotheses", rows)
+        monkeypatch.setattr(engine, "sample", counted(engine.sample, calls))
     chunked = lifter(poses, image_size=SIZE).hypotheses
     assert len(calls) >= 3
     assert difference(whole, chunked) < CLOSE
@@ -65,22 +70,25 @@ def test_chunking_changes_nothing(lifter, rows, monkeypatch):
 
 @requires_cpp
 @pytest.mark.parametrize("kind", ["person", "image"])
-def test_changed_weights_are_packed_anew(tmp_path, kind):
+def test_changed_weights_are_packed_anew(tmp_path, kind, monkeypatch):
+    packed = []
+    monkeypatch.setattr(choose, "PackedDenoiser", counted(PackedDenoiser, packed))
     poses, lifter = people(2), tiny_lifter(tmp_path, kind)
     before = lifter(poses, image_size=SIZE).hypotheses
-    [packed] = lifter._packer._packed.values()
     assert torch.equal(lifter(poses, image_size=SIZE).hypotheses, before)
-    assert list(lifter._packer._packed.values()) == [packed]
+    assert len(packed) == 1
     with torch.no_grad():
         for parameter in lifter.denoiser.parameters():
             parameter.mul_(1.1)
     after = lifter(poses, image_size=SIZE)
     assert difference(after.hypotheses, before) > 1e-3
     assert difference(after.hypotheses, lifter(poses, image_size=SIZE, backend="torch").hypotheses) < CLOSE
-    assert len(lifter._packer._packed) == 1
+    assert len(packed) == 2
     rough = lifter(poses, image_size=SIZE, precision="bfloat16")
     assert 0 < difference(rough.hypotheses, after.hypotheses) < 0.05
-    assert len(lifter._packer._packed) == 2 and rough.meta["precision"] == "bfloat16"
+    assert len(packed) == 3 and rough.meta["precision"] == "bfloat16"
+    assert torch.equal(lifter(poses, image_size=SIZE).hypotheses, after.hypotheses)  # still there
+    assert len(packed) == 3
 
 
 @requires_cpp
@@ -107,7 +115,7 @@ def test_statistics_and_buffers_count_as_weights(tmp_path):
         parameter.data = 1.05 * parameter.data
     assert agrees()
     parameter.data.mul_(2.0)  # behind torch's back
-    lifter._packer.clear()
+    lifter._engines.clear()
     assert agrees()
 
 

@@ -36,7 +36,7 @@ def run_program(
     parameters = [(scale.to(dtype), shift.to(dtype)) for scale, shift in program.tabulate(timesteps)]
     for layer, following in zip(program.layers, (*program.layers[1:], None), strict=True):
         result = _apply(layer, buffers[layer.input], parameters, rounding)
-        residual = getattr(layer, "residual", -1)
+        residual = layer.residual
         if residual >= 0:
             result = result + buffers[residual][..., : result.shape[-1]]
         is_output = layer.output == len(program.widths) - 1
