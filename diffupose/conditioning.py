@@ -1,4 +1,4 @@
-"""From pixels to what the denoiser sees, the same way in training, evaluation and the Lifter."""
+"""From pixels to the denoiser's condition, the same way in training, evaluation and the Lifter."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from diffupose.skeleton import SKELETONS
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The denoiser's view of a batch of poses.
+    """The denoiser's condition for a batch of poses, and the frame it predicts in.
 
     Attributes:
-        inputs: ``[B, J, C]``: normalised x, y; presence (1 or 0), if the model takes it; the camera cue, if the model
-            takes it. Missing joints are 0 with a presence channel and filled by the mean pose without one.
+        condition: ``[B, J, C]``: normalised x, y; presence (1 or 0) and the camera cue, if the model has them. Missing
+            joints are 0 with a presence channel and filled by the mean pose without one.
         rotation: ``[B, 3, 3]``: takes a camera-frame pose to the frame in which the network predicts; its transpose
             takes a prediction back.
     """
 
-    inputs: Tensor
+    condition: Tensor
     rotation: Tensor
 
+    def turn(self, poses_3d: Tensor) -> Tensor:
+        """Return poses ``[B, J, 3]`` of the camera's frame in the frame in which the network predicts."""
+        return poses_3d @ self.rotation.transpose(1, 2)
 
-def condition(
+
+def make_conditioning(
     keypoints_2d: Tensor,
     present: Tensor,
     config: LifterConfig,
@@ -36,7 +40,7 @@ def condition(
     image_size: Tensor | None = None,
     focal: Tensor | None = None,
     center: Tensor | None = None,
-    calibrated: Tensor | bool = False,
+    camera_known: Tensor | bool = False,
 ) -> Conditioning:
     """Normalise keypoints as a model's configuration says.
 
@@ -47,11 +51,11 @@ def condition(
         image_size: (w, h) of shape ``[B, 2]``; needed by ``image`` normalisation.
         focal: fx, fy in pixels, ``[B, 2]``; with ``person`` normalisation, None leaves predictions unturned.
         center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
-        calibrated: Whether ``focal`` and ``center`` are known and not assumed, one bool or ``[B]``: only what is known
-            becomes the camera cue.
+        camera_known: Whether ``focal`` and ``center`` are known and not assumed, one bool or ``[B]``. Only known ones
+            become the camera cue.
     """
     batch = keypoints_2d.shape[0]
-    # Filling changes nothing where nothing is missing, and to ask would stall a GPU; 15 joints have no mean pose.
+    # Filling changes nothing if no joint is missing, and to check that would stall a GPU. 15 joints have no mean pose.
     if config.denoiser.condition_channels == 2 and (present.shape[1] >= 16 or not bool(present.all())):
         keypoints_2d, present = fill_missing_joints(keypoints_2d, present), torch.ones_like(present)
     identity = torch.eye(3, dtype=keypoints_2d.dtype, device=keypoints_2d.device).expand(batch, 3, 3)
@@ -70,22 +74,22 @@ def condition(
     if config.denoiser.condition_channels == 3:
         normalized = torch.cat((normalized, mask.to(normalized.dtype)), dim=-1)
     if config.denoiser.camera_cue:
-        known = torch.as_tensor(calibrated, device=keypoints_2d.device).expand(batch)
+        known = torch.as_tensor(camera_known, device=keypoints_2d.device).expand(batch)
         normalized = torch.cat((normalized, _camera_cue(keypoints_2d, present, known, focal, center)), dim=-1)
     return Conditioning(normalized, rotation)
 
 
-def mirror_inputs(inputs: Tensor, config: LifterConfig) -> Tensor:
-    """Return the inputs ``[B, J, C]`` of the mirrored person: normalised x runs from the middle, so it changes sign."""
+def mirror_condition(condition: Tensor, config: LifterConfig) -> Tensor:
+    """Return the condition ``[B, J, C]`` of the mirrored person: normalised x is 0 in the middle and changes sign."""
     channels = config.denoiser.condition_channels
-    sign = inputs.new_ones(inputs.shape[-1])
+    sign = condition.new_ones(condition.shape[-1])
     sign[0] = -1.0
     if config.denoiser.camera_cue:
         sign[channels + 2] = -1.0
-    return inputs[:, list(SKELETONS[config.denoiser.skeleton].flip_permutation)] * sign
+    return condition[:, list(SKELETONS[config.denoiser.skeleton].flip_permutation)] * sign
 
 
-# Log of the angular half size of a person in the middle of the training's distances; centres the cue.
+# Log of the angular half size of a person at a middle distance of the training; it centres the cue.
 _TYPICAL_LOG_SIZE = -1.6
 
 

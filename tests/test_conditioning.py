@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffupose.camera import normalize_screen_coordinates, person_box, project
-from diffupose.conditioning import condition, mirror_inputs
+from diffupose.conditioning import make_conditioning, mirror_condition
 from diffupose.config import PAPER, PARALLEL
 from diffupose.mean_pose import fill_missing_joints
 
@@ -30,21 +30,23 @@ def views():
 
 def test_image(views):
     _, _, pixels, focal, center, size = views
-    seen = condition(pixels, torch.ones(12, 17, dtype=torch.bool), PAPER, image_size=size, focal=focal, center=center)
-    assert torch.equal(seen.inputs, normalize_screen_coordinates(pixels, size.unsqueeze(1)))
+    seen = make_conditioning(
+        pixels, torch.ones(12, 17, dtype=torch.bool), PAPER, image_size=size, focal=focal, center=center
+    )
+    assert torch.equal(seen.condition, normalize_screen_coordinates(pixels, size.unsqueeze(1)))
     assert torch.equal(seen.rotation, torch.eye(3).double().expand(12, 3, 3))
 
 
 def test_image_needs_the_size(views):
     with pytest.raises(ValueError, match="image_size is needed"):
-        condition(views[2], torch.ones(12, 17, dtype=torch.bool), PAPER)
+        make_conditioning(views[2], torch.ones(12, 17, dtype=torch.bool), PAPER)
 
 
 def test_person_known_values():
     pixels = torch.tensor([[[100.0, 200.0], [140.0, 300.0], [120.0, 230.0]]])
-    seen = condition(pixels, torch.ones(1, 3, dtype=torch.bool), PARALLEL)
+    seen = make_conditioning(pixels, torch.ones(1, 3, dtype=torch.bool), PARALLEL)
     torch.testing.assert_close(
-        seen.inputs, torch.tensor([[[-0.4, -1.0, 1.0], [0.4, 1.0, 1.0], [0.0, -0.4, 1.0]]]), atol=1e-6, rtol=0
+        seen.condition, torch.tensor([[[-0.4, -1.0, 1.0], [0.4, 1.0, 1.0], [0.0, -0.4, 1.0]]]), atol=1e-6, rtol=0
     )
     assert torch.equal(seen.rotation, torch.eye(3)[None])
 
@@ -53,7 +55,7 @@ def test_person_turns_the_camera_towards_the_person(views):
     """The turned camera sees the centre of the box on its axis, and turning back recovers the poses."""
     poses, root, pixels, focal, center, _ = views
     present = torch.ones(12, 17, dtype=torch.bool)
-    seen = condition(pixels, present, PARALLEL, focal=focal, center=center)
+    seen = make_conditioning(pixels, present, PARALLEL, focal=focal, center=center)
     box_center, scale = person_box(pixels, present)
     ray = torch.cat(((box_center - center) / focal, torch.ones(12, 1).double()), dim=1)
     turned_ray = (seen.rotation @ ray.unsqueeze(-1)).squeeze(-1)
@@ -66,15 +68,15 @@ def test_person_turns_the_camera_towards_the_person(views):
     rays = torch.cat(((pixels - center[:, None]) / focal[:, None], torch.ones(12, 17, 1).double()), dim=-1)
     rays = rays @ seen.rotation.mT
     torch.testing.assert_close(points[..., :2] / points[..., 2:], rays[..., :2] / rays[..., 2:])
-    torch.testing.assert_close(seen.inputs[..., :2] * scale[:, None] + box_center[:, None], pixels)
+    torch.testing.assert_close(seen.condition[..., :2] * scale[:, None] + box_center[:, None], pixels)
 
 
 def test_person_does_not_see_where_the_person_stands(views):
     _, _, pixels, focal, center, _ = views
     present = torch.rand(12, 17) > 0.2
-    here = condition(pixels, present, PARALLEL, focal=focal, center=center)
-    there = condition(3.0 * pixels + 250.0, present, PARALLEL, focal=focal, center=center)
-    torch.testing.assert_close(here.inputs, there.inputs)
+    here = make_conditioning(pixels, present, PARALLEL, focal=focal, center=center)
+    there = make_conditioning(3.0 * pixels + 250.0, present, PARALLEL, focal=focal, center=center)
+    torch.testing.assert_close(here.condition, there.condition)
     assert (here.rotation - there.rotation).abs().max() > 0.1
 
 
@@ -84,11 +86,11 @@ def test_missing_joints_are_zero_and_marked(views, config):
     present = torch.rand(12, 17) > 0.2
     present[0] = True
     given = torch.where(present.unsqueeze(-1), pixels, torch.nan)
-    seen = condition(given, present, config, image_size=size, focal=focal, center=center)
-    assert torch.equal(seen.inputs[..., 2], present.double())
-    assert (seen.inputs[~present] == 0).all()
-    assert seen.inputs.isfinite().all() and seen.rotation.isfinite().all()
-    assert (seen.inputs[present][:, :2] != 0).any(dim=-1).all()
+    seen = make_conditioning(given, present, config, image_size=size, focal=focal, center=center)
+    assert torch.equal(seen.condition[..., 2], present.double())
+    assert (seen.condition[~present] == 0).all()
+    assert seen.condition.isfinite().all() and seen.rotation.isfinite().all()
+    assert (seen.condition[present][:, :2] != 0).any(dim=-1).all()
 
 
 @pytest.mark.parametrize("config", [PAPER, PERSON_WITHOUT_PRESENCE], ids=["image", "person"])
@@ -96,12 +98,12 @@ def test_missing_joints_are_filled_without_a_presence_channel(views, config):
     _, _, pixels, focal, center, size = views
     present = torch.rand(12, 17) > 0.2
     given = torch.where(present.unsqueeze(-1), pixels, torch.nan)
-    seen = condition(given, present, config, image_size=size, focal=focal, center=center)
+    seen = make_conditioning(given, present, config, image_size=size, focal=focal, center=center)
     filled = fill_missing_joints(given, present)
     everything = torch.ones_like(present)
-    expected = condition(filled, everything, config, image_size=size, focal=focal, center=center)
-    assert seen.inputs.shape == (12, 17, 2)
-    assert torch.equal(seen.inputs, expected.inputs) and torch.equal(seen.rotation, expected.rotation)
+    expected = make_conditioning(filled, everything, config, image_size=size, focal=focal, center=center)
+    assert seen.condition.shape == (12, 17, 2)
+    assert torch.equal(seen.condition, expected.condition) and torch.equal(seen.rotation, expected.rotation)
 
 
 CUE = replace(PARALLEL, denoiser=replace(PARALLEL.denoiser, camera_cue=True))
@@ -112,11 +114,11 @@ def test_camera_cue(views):
     _, _, pixels, focal, center, size = views
     present = torch.ones(12, 17, dtype=torch.bool)
     known = torch.arange(12) % 2 == 0
-    seen = condition(pixels, present, CUE, image_size=size, focal=focal, center=center, calibrated=known)
-    assert seen.inputs.shape == (12, 17, CUE.denoiser.num_condition_channels) == (12, 17, 7)
-    plain = condition(pixels, present, PARALLEL, image_size=size, focal=focal, center=center)
-    assert torch.equal(seen.inputs[..., :3], plain.inputs)
-    cue = seen.inputs[..., 3:]
+    seen = make_conditioning(pixels, present, CUE, image_size=size, focal=focal, center=center, camera_known=known)
+    assert seen.condition.shape == (12, 17, CUE.denoiser.num_condition_channels) == (12, 17, 7)
+    plain = make_conditioning(pixels, present, PARALLEL, image_size=size, focal=focal, center=center)
+    assert torch.equal(seen.condition[..., :3], plain.condition)
+    cue = seen.condition[..., 3:]
     assert not cue[~known].any()
     assert torch.equal(cue, cue[:, :1].expand_as(cue))
     low, high = pixels.amin(dim=1), pixels.amax(dim=1)
@@ -126,12 +128,12 @@ def test_camera_cue(views):
         dim=1,
     )
     torch.testing.assert_close(cue[known, 0], expected[known])
-    nothing = condition(pixels, present, CUE, image_size=size)
-    assert not nothing.inputs[..., 3:].any()
+    nothing = make_conditioning(pixels, present, CUE, image_size=size)
+    assert not nothing.condition[..., 3:].any()
 
 
 @pytest.mark.parametrize("config", [PAPER, PARALLEL, CUE], ids=["paper", "parallel", "cue"])
-def test_mirrored_inputs_are_those_of_the_mirrored_picture(views, config):
+def test_mirrored_conditions_are_those_of_the_mirrored_picture(views, config):
     _, _, pixels, focal, center, size = views
     present = torch.rand(12, 17) < 0.9
     present[:, [2, 9]] = True
@@ -140,6 +142,8 @@ def test_mirrored_inputs_are_those_of_the_mirrored_picture(views, config):
     mirrored[..., 0] = size[:, None, 0] - mirrored[..., 0]  # the principal point is in the middle
     if config is PAPER:
         present[:] = True
-    settings = {"image_size": size, "focal": focal, "center": center, "calibrated": True}
-    expected = condition(mirrored, present[:, flip], config, **settings).inputs
-    torch.testing.assert_close(mirror_inputs(condition(pixels, present, config, **settings).inputs, config), expected)
+    settings = {"image_size": size, "focal": focal, "center": center, "camera_known": True}
+    expected = make_conditioning(mirrored, present[:, flip], config, **settings).condition
+    torch.testing.assert_close(
+        mirror_condition(make_conditioning(pixels, present, config, **settings).condition, config), expected
+    )

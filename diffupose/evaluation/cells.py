@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffupose.camera import ASSUMED_FOCAL
-from diffupose.conditioning import Conditioning, condition
+from diffupose.conditioning import Conditioning, make_conditioning
 from diffupose.config import PARALLEL
 from diffupose.datasets.mocap import Mocap
 from diffupose.datasets.virtual_cameras import (
@@ -137,9 +137,9 @@ class PoseBank:
             raise InputError(
                 f"no camera sees anybody of the reference, people of up to {size:.3g} m: are the positions in metres?"
             )
-        seen = _conditioning(views, views.focal, views.center)
-        self.keypoints = seen.inputs[..., :2]  # [F, J, 2]
-        self.poses_3d = views.poses_3d @ seen.rotation.transpose(1, 2)  # [F, J, 3]
+        conditioning = _conditioning(views, views.focal, views.center)
+        self.keypoints = conditioning.condition[..., :2]  # [F, J, 2]
+        self.poses_3d = conditioning.turn(views.poses_3d)  # [F, J, 3]
 
     def mean_pose(self, cell: Cell) -> Tensor:
         """Return the mean of the bank for each row of a cell, ``[B, J, 3]``."""
@@ -149,18 +149,18 @@ class PoseBank:
         """Return the pose whose keypoints are nearest over the present joints, for each row, ``[B, J, 3]``."""
         bank = self.keypoints.flatten(1)  # [F, 2 J]
         present = cell.views.present.unsqueeze(-1).expand(-1, -1, 2).flatten(1).float()
-        seen = _as_assumed(cell.views)
-        query = seen.inputs[..., :2].flatten(1) * present
+        conditioning = _as_assumed(cell.views)
+        query = conditioning.condition[..., :2].flatten(1) * present
         chosen = []
         for q, mask in zip(query.split(250), present.split(250), strict=True):
             # |q - b|^2 over the mask, without |q|^2, which is the same for the whole bank.
             chosen.append((mask @ bank.square().T - 2.0 * q @ bank.T).argmin(dim=1))
-        return self.poses_3d[torch.cat(chosen)] @ seen.rotation
+        return self.poses_3d[torch.cat(chosen)] @ conditioning.rotation
 
 
 def _conditioning(views: Views, focal: Tensor, center: Tensor) -> Conditioning:
     """Return views as a model with ``person`` normalisation gets them."""
-    return condition(views.keypoints_2d, views.present, PARALLEL, focal=focal, center=center)
+    return make_conditioning(views.keypoints_2d, views.present, PARALLEL, focal=focal, center=center)
 
 
 def _as_assumed(views: Views) -> Conditioning:

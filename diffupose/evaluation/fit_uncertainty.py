@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.conditioning import condition
+from diffupose.conditioning import make_conditioning
 from diffupose.datasets.mocap import Mocap
 from diffupose.evaluation.cells import RIGS, Cell, choose_poses, make_cell
 from diffupose.lifting.lifter import Lifter
@@ -52,12 +52,12 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
     total = np.zeros((len(grid), lifter.skeleton.num_joints, 3))
     for cell in cells:
         views = cell.views
-        seen = condition(
+        conditioning = make_conditioning(
             views.keypoints_2d, views.present, config,
             image_size=views.image_size, focal=views.focal, center=views.center,
         )  # fmt: skip
-        inputs = seen.inputs.to(lifter.device)
-        poses = (views.poses_3d @ seen.rotation.transpose(1, 2)).to(lifter.device)
+        condition = conditioning.condition.to(lifter.device)
+        poses = conditioning.turn(views.poses_3d).to(lifter.device)
         x0 = (poses - lifter.pose_mean) / lifter.pose_scale  # [B, J, 3]
         for index, timestep in enumerate(grid):
             steps = torch.full((len(x0),), int(timestep), device=lifter.device)
@@ -65,7 +65,7 @@ def measure_prediction_error(lifter: Lifter, cells: Sequence[Cell], seed: int = 
             for _ in range(_NUM_DRAWS):
                 noise = torch.randn(x0.shape, generator=generator, device=lifter.device)
                 noisy = schedule.add_noise(x0, noise, steps)
-                output = lifter.denoiser(noisy, inputs, steps)[..., :3]
+                output = lifter.denoiser(noisy, condition, steps)[..., :3]
                 error = (p * noisy + q * output - x0).square().mean(dim=0).double().cpu().numpy()  # [J, 3]
                 total[index] += error / (_NUM_DRAWS * len(cells))
     total = 0.5 * (total + total[:, list(lifter.skeleton.flip_permutation)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffupose.conditioning import condition, mirror_inputs
+from diffupose.conditioning import make_conditioning, mirror_condition
 from diffupose.config import LifterConfig, SamplingConfig
 from diffupose.engines.engine import Engine
 from diffupose.lifting.inputs import PixelInput
@@ -29,13 +29,13 @@ class Views:
         image_size: (w, h) of shape ``[B, 2]``.
         focal: fx, fy in pixels, ``[B, 2]``, given or assumed.
         center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
-        calibrated: Whether ``focal`` and ``center`` were given.
+        camera_known: Whether ``focal`` and ``center`` were given.
     """
 
     image_size: Tensor | None
     focal: Tensor | None
     center: Tensor | None
-    calibrated: bool
+    camera_known: bool
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,20 @@ class Chunks:
     def _lift(self, frames: Tensor, hypothesis_ids: Tensor, flipped: bool) -> Tensor:
         """Return poses ``[b, h, J, 3]`` of some frames and hypotheses, of the mirrored keypoints if ``flipped``."""
         device, joints = self.pose_mean.device, None
-        inputs, turn = self._condition(frames)
+        condition, turn = self._condition(frames)
         if flipped:
-            inputs, turn = mirror_inputs(inputs, self.config), turn * turn.new_tensor([[-1.0], [1.0], [1.0]])
+            condition, turn = mirror_condition(condition, self.config), turn * turn.new_tensor([[-1.0], [1.0], [1.0]])
             skeleton = SKELETONS[self.config.denoiser.skeleton]
             joints = torch.tensor(skeleton.flip_permutation, device=device)
         # All before the sampling, which the host does not wait for: a copy would.
-        inputs, turn, frame_ids, hypothesis_ids = (
-            item.to(device) for item in (inputs, turn, self.frame_ids[frames], hypothesis_ids)
+        condition, turn, frame_ids, hypothesis_ids = (
+            item.to(device) for item in (condition, turn, self.frame_ids[frames], hypothesis_ids)
         )
         if self.config.diffusion.deterministic:
-            x0 = self._regress(inputs, len(hypothesis_ids))
+            x0 = self._regress(condition, len(hypothesis_ids))
         else:
             clip = self.config.diffusion.clip_sample_range
-            x0 = self.engine.sample(inputs, self.table, self.seed, frame_ids, hypothesis_ids, clip)
+            x0 = self.engine.sample(condition, self.table, self.seed, frame_ids, hypothesis_ids, clip)
         poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
         if joints is not None:
             poses = poses[:, :, joints]
@@ -131,16 +131,16 @@ class Chunks:
         size, focal, center = (
             None if item is None else item[frames] for item in (views.image_size, views.focal, views.center)
         )
-        seen = condition(
+        conditioning = make_conditioning(
             self.pixels.keypoints[frames], self.pixels.present[frames], self.config, image_size=size, focal=focal,
-            center=center, calibrated=views.calibrated,
+            center=center, camera_known=views.camera_known,
         )  # fmt: skip
-        return seen.inputs, seen.rotation
+        return conditioning.condition, conditioning.rotation
 
-    def _regress(self, inputs: Tensor, num_hypotheses: int) -> Tensor:
+    def _regress(self, condition: Tensor, num_hypotheses: int) -> Tensor:
         """Return what a deterministic model says, ``[b, h, J, 3]`` in data units: the same for every hypothesis."""
-        last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=inputs.device)
-        x0 = self.engine.denoise(torch.zeros_like(inputs[..., :1]).expand(-1, -1, 3), inputs, last)[..., :3]
+        last = torch.tensor([self.config.diffusion.num_train_timesteps - 1], device=condition.device)
+        x0 = self.engine.denoise(torch.zeros_like(condition[..., :1]).expand(-1, -1, 3), condition, last)[..., :3]
         return x0.unsqueeze(1).expand(-1, num_hypotheses, -1, -1)
 
 

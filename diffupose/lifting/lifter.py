@@ -287,7 +287,7 @@ class Lifter:
 
     def _meta(self, chunks: Chunks, assumed_focal: float | None) -> dict[str, object]:
         settings, focal = chunks.settings, chunks.views.focal
-        assumed = self._turns_predictions and not chunks.views.calibrated
+        assumed = self._turns_predictions and not chunks.views.camera_known
         return {
             "model": self.config.name,
             "input_normalization": self.config.input_normalization,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.conditioning import condition
+from diffupose.conditioning import make_conditioning
 from diffupose.config import LifterConfig
 from diffupose.datasets.exchange_limbs import exchange_limbs
 from diffupose.datasets.mocap import Mocap
@@ -35,14 +35,14 @@ DATA_STREAM, NOISE_STREAM, SHUFFLE_STREAM = range(3)
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """``inputs [B, J, C]`` for the denoiser and ``poses_3d [B, J, 3]`` in metres, in the frame it predicts in."""
+    """``condition [B, J, C]`` for the denoiser and ``poses_3d [B, J, 3]`` in metres, in the frame it predicts in."""
 
-    inputs: Tensor
+    condition: Tensor
     poses_3d: Tensor
 
     def __getitem__(self, index: slice) -> TrainBatch:
         """Return a slice of the batch."""
-        return TrainBatch(self.inputs[index], self.poses_3d[index])
+        return TrainBatch(self.condition[index], self.poses_3d[index])
 
 
 class Batches(Protocol):
@@ -141,7 +141,7 @@ class MocapBatches:
             views = detect(
                 views, config.noise_scale * level, generator, missing_scale=missing, drop_outside=missing > 0
             )
-        seen = condition(
+        conditioning = make_conditioning(
             views.keypoints_2d,
             views.present,
             self.model,
@@ -149,10 +149,10 @@ class MocapBatches:
             focal=views.focal,
             center=views.center,
             # Half of the people have no cue, so that the model works without it.
-            calibrated=uniform(generator, len(index)) < 0.5 if self.model.denoiser.camera_cue else False,
+            camera_known=uniform(generator, len(index)) < 0.5 if self.model.denoiser.camera_cue else False,
         )
         joints = h36m_joints(SKELETONS[self.model.denoiser.skeleton].num_joints)
-        return TrainBatch(seen.inputs[:, joints], (views.poses_3d @ seen.rotation.transpose(1, 2))[:, joints])
+        return TrainBatch(conditioning.condition[:, joints], conditioning.turn(views.poses_3d)[:, joints])
 
 
 def pose_statistics(batches: Batches) -> tuple[Tensor, Tensor]:

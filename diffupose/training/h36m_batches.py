@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose.conditioning import condition
+from diffupose.conditioning import make_conditioning
 from diffupose.config import LifterConfig
 from diffupose.datasets.h36m import H36MSequence
 from diffupose.errors import InputError
@@ -73,10 +73,10 @@ class H36MBatches:
         poses = torch.where(flip, poses[:, order] * poses.new_tensor([-1.0, 1.0, 1.0]), poses)
         mirror_center = torch.stack((size[:, 0] - center[:, 0], center[:, 1]), dim=-1)
         center = torch.where(mirrored[:, None], mirror_center, center)
-        seen = condition(
+        conditioning = make_conditioning(
             keypoints[..., :2], _present(keypoints), self.model, image_size=size, focal=focal, center=center
         )
-        return TrainBatch(seen.inputs, poses @ seen.rotation.transpose(1, 2))
+        return TrainBatch(conditioning.condition, conditioning.turn(poses))
 
 
 def _present(keypoints: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         batch = self.batches.batch(self.first + index)
-        return batch.inputs, batch.poses_3d
+        return batch.condition, batch.poses_3d
 
 
 def load_batches(batches: Batches, first: int, last: int, workers: int, device: torch.device) -> Iterator[TrainBatch]:
@@ -45,5 +45,5 @@ def load_batches(batches: Batches, first: int, last: int, workers: int, device: 
     loader = DataLoader(
         _Steps(batches, first, last), batch_size=None, num_workers=workers, prefetch_factor=_AHEAD, pin_memory=pinned
     )
-    for inputs, poses_3d in loader:
-        yield TrainBatch(inputs.to(device, non_blocking=True), poses_3d.to(device, non_blocking=True))
+    for condition, poses_3d in loader:
+        yield TrainBatch(condition.to(device, non_blocking=True), poses_3d.to(device, non_blocking=True))

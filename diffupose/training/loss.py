@@ -61,7 +61,7 @@ class DiffusionLoss(nn.Module):
             noisy, timesteps = torch.zeros_like(x0), torch.full_like(timesteps, self.schedule.num_train_timesteps - 1)
         else:
             noisy = self.schedule.add_noise(x0, noise, timesteps)
-        output = denoiser(noisy, batch.inputs, timesteps)
+        output = denoiser(noisy, batch.condition, timesteps)
         if self.diffusion.prediction_type == "epsilon":
             target = noise
         elif self.diffusion.prediction_type == "sample":
@@ -69,7 +69,7 @@ class DiffusionLoss(nn.Module):
         else:
             target = self.schedule.get_velocity(x0, noise, timesteps)
         if output.shape[-1] > 3:
-            target = torch.cat((target, batch.inputs[..., :2]), dim=-1)
+            target = torch.cat((target, batch.condition[..., :2]), dim=-1)
             output = output[..., : target.shape[-1]]
         difference = (output - target).abs() if self.config.loss == "l1" else (output - target).square()
         return (difference * self.element_weight[:, : target.shape[-1]]).mean()

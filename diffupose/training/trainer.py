@@ -145,9 +145,9 @@ class _Trainer:
         wait_for_all(self.num_processes)
         return self.folder / LIFTER_NAME
 
-    def _loss_of(self, inputs: Tensor, poses_3d: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def _loss_of(self, condition: Tensor, poses_3d: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return self.loss(self.network, TrainBatch(inputs, poses_3d), timesteps, noise)
+            return self.loss(self.network, TrainBatch(condition, poses_3d), timesteps, noise)
 
     def _train_step(self, batch: TrainBatch) -> tuple[float, float]:
         """Take one optimiser step (Algorithm 1, lines 4 to 7) on the whole batch of all processes.
@@ -163,7 +163,7 @@ class _Trainer:
         batch = batch[mine]
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.batches.num_samples)
-        loss = self.gradients(batch.inputs, batch.poses_3d, timesteps[mine], noise[mine])
+        loss = self.gradients(batch.condition, batch.poses_3d, timesteps[mine], noise[mine])
         average_gradients(self.denoiser, self.num_processes)
         limit = config.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), limit)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffupose.camera import ASSUMED_FOCAL, rotation_to_ray
-from diffupose.conditioning import condition
+from diffupose.conditioning import make_conditioning
 from diffupose.config import PARALLEL
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, Mocap, load_mocap
 from diffupose.datasets.virtual_cameras import (
@@ -166,8 +166,8 @@ class TestPoseBank:
         wild = choose_views([wild_views(turned[1::2], TRAINING_RANGES, generator) for _ in range(3)])
         views = concatenate(published[published.usable], wild[wild.usable])
         assert len(views.root) > 0.9 * len(training.positions)
-        seen = condition(views.keypoints_2d, views.present, PARALLEL, focal=views.focal, center=views.center)
-        torch.testing.assert_close(bank.keypoints, seen.inputs[..., :2])
+        seen = make_conditioning(views.keypoints_2d, views.present, PARALLEL, focal=views.focal, center=views.center)
+        torch.testing.assert_close(bank.keypoints, seen.condition[..., :2])
         torch.testing.assert_close(bank.poses_3d, views.poses_3d @ seen.rotation.mT)
 
     def test_mean_pose(self, people, training, rig):

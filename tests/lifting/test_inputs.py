@@ -12,7 +12,7 @@ from support.tiny_lifters import people, tiny_lifter
 from torch import nn
 
 from diffupose.camera import ASSUMED_FOCAL, person_box, project, rotation_to_ray, viewing_ray
-from diffupose.conditioning import condition
+from diffupose.conditioning import make_conditioning
 
 # --- forms of the input ----------------------------------------------------------------------------------------------
 
@@ -197,11 +197,11 @@ def test_a_presence_channel_sees_the_mask(person_lifter):
         marked = np.concatenate((poses, np.ones((1, 17, 1))), axis=-1)
         marked[:, [13, 16]] = (12345.0, -777.0, confidence)
         assert torch.equal(person_lifter(marked, image_size=SIZE).hypotheses, result.hypotheses)
-    seen = condition(
+    seen = make_conditioning(
         result.keypoints_2d, result.confidence > 0, person_lifter.config, image_size=torch.tensor([[1000.0, 800.0]])
     )
-    assert seen.inputs[0, :, 2].tolist() == result.confidence[0].tolist()
-    assert torch.equal(seen.inputs[0, [13, 16]], torch.zeros(2, 3))
+    assert seen.condition[0, :, 2].tolist() == result.confidence[0].tolist()
+    assert torch.equal(seen.condition[0, [13, 16]], torch.zeros(2, 3))
 
 
 def test_without_one_they_are_filled_with_one_warning(image_lifter):

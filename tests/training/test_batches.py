@@ -108,11 +108,11 @@ class TestMocap:
         source.batch(4)
         again, fresh = source.batch(3), make_batches(model).batch(3)
         for batch in (again, fresh):
-            assert torch.equal(batch.inputs, first.inputs) and torch.equal(batch.poses_3d, first.poses_3d)
+            assert torch.equal(batch.condition, first.condition) and torch.equal(batch.poses_3d, first.poses_3d)
         for other in (source.batch(4), make_batches(model, seed=1).batch(3)):
             different = (other.poses_3d - first.poses_3d).flatten(1).norm(dim=1)
             assert (different > 0.05).float().mean() > 0.9
-            assert not torch.equal(other.inputs, first.inputs)
+            assert not torch.equal(other.condition, first.condition)
 
     def test_does_not_touch_the_global_generator(self, make_batches):
         before = torch.get_rng_state()
@@ -124,16 +124,16 @@ class TestMocap:
     @pytest.mark.parametrize("batch_size", [1, 5, 64])
     def test_shapes(self, make_batches, model, channels, num_joints, batch_size):
         batch = make_batches(with_joints(model, num_joints), batch_size=batch_size).batch(0)
-        assert batch.inputs.shape == (batch_size, num_joints, channels)
+        assert batch.condition.shape == (batch_size, num_joints, channels)
         assert batch.poses_3d.shape == (batch_size, num_joints, 3)
-        assert torch.isfinite(batch.inputs).all() and torch.isfinite(batch.poses_3d).all()
+        assert torch.isfinite(batch.condition).all() and torch.isfinite(batch.poses_3d).all()
         assert not batch.poses_3d[:, 0].any()
 
     def test_16_joints_are_17_without_the_neck(self, make_batches):
         keep = [joint for joint in range(17) if joint != 9]
         all_joints, fewer = make_batches().batch(0), make_batches(with_joints(PARALLEL, 16)).batch(0)
         assert torch.equal(fewer.poses_3d, all_joints.poses_3d[:, keep])
-        assert torch.equal(fewer.inputs, all_joints.inputs[:, keep])
+        assert torch.equal(fewer.condition, all_joints.condition[:, keep])
 
     def test_target_is_seen_in_the_direction_of_the_box(self, make_batches, views_of):
         batch, views = views_of(make_batches(noise_scale=0.0))
@@ -142,7 +142,7 @@ class TestMocap:
         center, half = (low + high) / 2, (high - low).max(axis=1) / 2
         # Inputs: shifted and scaled, nothing else.
         inputs = (pixels - center[:, None]) / half[:, None, None]
-        np.testing.assert_allclose(batch.inputs[..., :2].numpy(), inputs, atol=1e-4)
+        np.testing.assert_allclose(batch.condition[..., :2].numpy(), inputs, atol=1e-4)
         for row in range(len(pixels)):
             # The turned pose and the turned root, seen by the same camera turned back, fall on the inputs' pixels.
             ray = np.append((center[row] - views.center[row].numpy()) / views.focal[row].numpy(), 1.0)
@@ -165,7 +165,7 @@ class TestMocap:
         batch, views = views_of(make_batches(PAPER, noise_scale=0.0))
         size = views.image_size.unsqueeze(1)
         expected = 2.0 * views.keypoints_2d / size[..., :1] - size / size[..., :1]
-        torch.testing.assert_close(batch.inputs, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.condition, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(batch.poses_3d, views.poses_3d)
 
     def test_both_rigs(self, make_batches, views_of):
@@ -193,10 +193,10 @@ class TestMocap:
 
     def test_missing_joints(self, make_batches, views_of):
         batch, _ = views_of(make_batches(batch_size=512))
-        presence = batch.inputs[..., 2]
+        presence = batch.condition[..., 2]
         assert set(presence.unique().tolist()) == {0.0, 1.0}
         assert 0.02 < float((presence == 0).float().mean()) < 0.2
-        assert not batch.inputs[presence == 0].any()
+        assert not batch.condition[presence == 0].any()
         assert float((presence == 0).float().mean(dim=1).max()) <= 0.6
         # Whole limbs go missing.
         assert bool(((presence[:, 11:14] == 0).all(dim=1) & (presence[:, 14:17] == 1).all(dim=1)).any())
@@ -205,25 +205,25 @@ class TestMocap:
         batch, views = views_of(make_batches(batch_size=512))
         pixels = views.keypoints_2d
         side = (pixels.amax(dim=1) - pixels.amin(dim=1)).amax(dim=1)
-        present = batch.inputs[..., 2] > 0
-        low = torch.where(present.unsqueeze(-1), batch.inputs[..., :2], torch.inf).amin(dim=1)
-        high = torch.where(present.unsqueeze(-1), batch.inputs[..., :2], -torch.inf).amax(dim=1)
+        present = batch.condition[..., 2] > 0
+        low = torch.where(present.unsqueeze(-1), batch.condition[..., :2], torch.inf).amin(dim=1)
+        high = torch.where(present.unsqueeze(-1), batch.condition[..., :2], -torch.inf).amax(dim=1)
         torch.testing.assert_close((low + high)[side > 0], torch.zeros(512, 2), atol=1e-4, rtol=0.0)
         clean, clean_views = views_of(make_batches(batch_size=512, noise_scale=0.0))
-        assert bool((clean.inputs[..., 2] == 1).all())
+        assert bool((clean.condition[..., 2] == 1).all())
         assert torch.equal(clean_views.keypoints_2d, pixels)
         # People that the detector sees perfectly are among the noisy ones, most are not.
-        shift = (batch.inputs - clean.inputs)[..., :2].abs().flatten(1).amax(dim=1)
+        shift = (batch.condition - clean.condition)[..., :2].abs().flatten(1).amax(dim=1)
         assert 0.05 < float((shift < 1e-4).float().mean()) < 0.25
 
     def test_no_noise_has_none_missing(self, make_batches):
         for step in range(5):
             batch = make_batches(noise_scale=0.0, batch_size=128).batch(step)
-            assert bool((batch.inputs[..., 2] == 1).all())
+            assert bool((batch.condition[..., 2] == 1).all())
 
     def test_noise_and_missing_joints_apart(self, make_batches):
         both, noisy, missing, clean = (
-            make_batches(batch_size=256, **settings).batch(0).inputs
+            make_batches(batch_size=256, **settings).batch(0).condition
             for settings in ({}, {"missing_scale": 0.0}, {"noise_scale": 0.0, "missing_scale": 2.0}, {"noise_scale": 0})
         )
         assert bool((noisy[..., 2] == 1).all())
@@ -242,12 +242,12 @@ class TestMocap:
             missing.append(~present)
             return original(keypoints_2d, present, *args, **kwargs)
 
-        original = batches.condition
-        monkeypatch.setattr(batches, "condition", record)
+        original = batches.make_conditioning
+        monkeypatch.setattr(batches, "make_conditioning", record)
         for step in range(5):
             batch = make_batches(PAPER, batch_size=256).batch(step)
-            assert torch.isfinite(batch.inputs).all()
-            assert missing[-1].any() and batch.inputs[missing[-1]].abs().sum(dim=1).min() > 0
+            assert torch.isfinite(batch.condition).all()
+            assert missing[-1].any() and batch.condition[missing[-1]].abs().sum(dim=1).min() > 0
 
     def test_augmentation_can_be_switched_off(self, make_batches, mocap, views_of):
         source = make_batches(mirror=False, vary_bodies=False)
@@ -388,7 +388,7 @@ class TestH36M:
     def test_an_epoch_holds_every_frame_and_its_mirror_image(self, make_h36m, model, num_joints):
         source = make_h36m(with_joints(model, num_joints), batch_size=20)
         assert source.num_samples == 2 * 2 * 4 * 10
-        inputs = torch.cat([source.batch(step).inputs for step in range(8)])
+        inputs = torch.cat([source.batch(step).condition for step in range(8)])
         poses = torch.cat([source.batch(step).poses_3d for step in range(8)])
         assert inputs.shape == (160, num_joints, model.denoiser.condition_channels)
         index = torch.cat([source.shuffle.indices(step, 20) for step in range(8)])
@@ -412,7 +412,7 @@ class TestH36M:
         ]
         assert sorted(index.tolist()) == list(range(len(frames))) == list(range(80))
         for row, frame in enumerate(index.tolist()):
-            np.testing.assert_allclose(batch.inputs[row].numpy(), frames[frame][0], atol=1e-5)
+            np.testing.assert_allclose(batch.condition[row].numpy(), frames[frame][0], atol=1e-5)
             np.testing.assert_array_equal(batch.poses_3d[row].numpy(), frames[frame][1])
 
     def test_turned_target(self, make_h36m):
@@ -433,11 +433,11 @@ class TestH36M:
         missing = torch.zeros(16, 17, dtype=torch.bool)
         missing[index < 80, 3] = True
         missing[index >= 80, 6] = True  # in the mirror the right foot is the left one
-        assert torch.equal(batch.inputs[..., 2] == 0, missing)
-        assert not batch.inputs[missing].any()
-        assert torch.isfinite(batch.inputs).all() and torch.isfinite(batch.poses_3d).all()
+        assert torch.equal(batch.condition[..., 2] == 0, missing)
+        assert not batch.condition[missing].any()
+        assert torch.isfinite(batch.condition).all() and torch.isfinite(batch.poses_3d).all()
         filled = make_h36m(PAPER, change).batch(0)
-        assert torch.isfinite(filled.inputs).all() and bool((filled.inputs[missing].abs().sum(dim=1) > 0).all())
+        assert torch.isfinite(filled.condition).all() and bool((filled.condition[missing].abs().sum(dim=1) > 0).all())
 
     @pytest.mark.parametrize("model", [PAPER, PARALLEL], ids=["paper", "parallel"])
     def test_frames_with_more_than_half_missing_are_left_out(self, make_h36m, model):
@@ -453,7 +453,7 @@ class TestH36M:
         assert source.num_samples == 2 * (80 - 2 * 16)
         for step in range(4):
             batch = source.batch(step)
-            assert torch.isfinite(batch.inputs).all() and torch.isfinite(batch.poses_3d).all()
+            assert torch.isfinite(batch.condition).all() and torch.isfinite(batch.poses_3d).all()
 
     def test_nothing_left(self, make_h36m):
         with pytest.raises(InputError, match="no frame"):
@@ -461,9 +461,9 @@ class TestH36M:
 
     def test_depends_on_seed_and_step(self, make_h36m):
         first = make_h36m().batch(3)
-        assert torch.equal(make_h36m().batch(3).inputs, first.inputs)
-        assert not torch.equal(make_h36m().batch(4).inputs, first.inputs)
-        assert not torch.equal(make_h36m(seed=1).batch(3).inputs, first.inputs)
+        assert torch.equal(make_h36m().batch(3).condition, first.condition)
+        assert not torch.equal(make_h36m().batch(4).condition, first.condition)
+        assert not torch.equal(make_h36m(seed=1).batch(3).condition, first.condition)
 
     def test_balanced_subjects(self, make_h36m):
         def change(index, sequence):

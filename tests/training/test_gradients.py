@@ -45,8 +45,8 @@ def test_batches_come_in_order():
 
     for workers in (0, 3):
         got = list(load_batches(Source(), 5, 25, workers, torch.device("cpu")))
-        assert [float(batch.inputs[0, 0]) for batch in got] == list(range(5, 25))
-        assert all(torch.equal(batch.inputs, -batch.poses_3d) for batch in got)
+        assert [float(batch.condition[0, 0]) for batch in got] == list(range(5, 25))
+        assert all(torch.equal(batch.condition, -batch.poses_3d) for batch in got)
 
 
 def test_workers_must_not_be_negative():

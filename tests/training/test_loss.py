@@ -87,9 +87,9 @@ def test_parity(num_joints, prediction_type, kind):
     signal, sigma = signal_of(model, timesteps)
     x0, epsilon = batch.poses_3d.double().numpy(), noise.double().numpy()
     np.testing.assert_allclose(network.seen[0].numpy(), signal * x0 + sigma * epsilon, atol=1e-5)
-    assert torch.equal(network.seen[1], batch.inputs) and torch.equal(network.seen[2], timesteps)
+    assert torch.equal(network.seen[1], batch.condition) and torch.equal(network.seen[2], timesteps)
     targets = {"epsilon": epsilon, "sample": x0, "v_prediction": signal * epsilon - sigma * x0}
-    target = np.concatenate((targets[prediction_type], batch.inputs.double().numpy()), axis=-1)
+    target = np.concatenate((targets[prediction_type], batch.condition.double().numpy()), axis=-1)
     difference = np.abs(network.output.double().numpy() - target)
     if kind == "mse":
         difference = difference**2
@@ -104,7 +104,7 @@ def test_settings():
     network, batch, timesteps, noise = make_inputs(model)
     config = TrainConfig(joint_weights=False, reconstruction_weight=0.25)
     value = DiffusionLoss(model, config, torch.zeros(17, 3), torch.ones(17, 3))(network, batch, timesteps, noise)
-    difference = (network.output - torch.cat((noise, batch.inputs), dim=-1)).abs().double()
+    difference = (network.output - torch.cat((noise, batch.condition), dim=-1)).abs().double()
     expected = (3 * difference[..., :3].mean() + 0.25 * 2 * difference[..., 3:].mean()) / 5
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
@@ -115,7 +115,7 @@ def test_presence_is_not_reconstructed():
     loss = DiffusionLoss(model, TrainConfig(), torch.zeros(17, 3), torch.ones(17, 3))
     value = loss(network, batch, timesteps, noise)
     network.output = network.output[..., :5]
-    assert float(value) == float(loss(network, TrainBatch(batch.inputs[..., :2], batch.poses_3d), timesteps, noise))
+    assert float(value) == float(loss(network, TrainBatch(batch.condition[..., :2], batch.poses_3d), timesteps, noise))
 
 
 def test_standardized_poses():
