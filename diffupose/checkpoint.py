@@ -1,4 +1,7 @@
-"""Lifters on disk: our safetensors files, and the checkpoints of the released code."""
+"""Lifters on disk: our safetensors files, and the checkpoints of the released code.
+
+Here they are a configuration and tensors; ``networks/build.py`` makes the network.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +24,27 @@ from torch import Tensor, nn
 from diffupose.config import PAPER, DenoiserConfig, LifterConfig
 from diffupose.errors import InputError
 from diffupose.files import atomic_path
-from diffupose.networks.build import build_denoiser
 from diffupose.schedule import BETA_SCHEDULES, NoiseSchedule
-from diffupose.skeleton import skeleton_by_num_joints
+from diffupose.skeleton import SKELETONS, skeleton_by_num_joints
 
 FORMAT = "diffupose-1"
 _RESERVED = ("pose_mean", "pose_scale", "covariance_scale")
 
 
 @dataclass(frozen=True)
-class LifterFile:
+class LifterTensors:
     """What a checkpoint holds.
 
     Attributes:
         config: The model.
-        denoiser: The network with its weights, in evaluation mode, on the CPU.
-        pose_mean, pose_scale: ``[J, 3]`` metres: a sample x0 stands for the pose ``pose_mean + pose_scale x0``.
-        covariance_scale: ``[J]``: factors that calibrate ``LiftResult.covariance``.
-        prediction_error: ``[T, J, 3]``: mean squared error of the predicted x0 at each timestep, per joint and axis, in
-            data units, on people that the model was not fitted on, times what ``diffupose calibrate`` was told; None
-            where nobody measured.
+        state: The tensors of the network by their names, not yet compared with those that the network has.
+        statistics: ``pose_mean``, ``pose_scale`` and ``covariance_scale``, and ``prediction_error`` where somebody
+            measured it; see ``networks.build.LifterFile``.
     """
 
     config: LifterConfig
-    denoiser: nn.Module
-    pose_mean: Tensor
-    pose_scale: Tensor
-    covariance_scale: Tensor
-    prediction_error: Tensor | None = None
+    state: dict[str, Tensor]
+    statistics: dict[str, Tensor]
 
 
 def save_lifter_file(
@@ -88,7 +84,7 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-def load_lifter_file(path: str | os.PathLike[str]) -> LifterFile:
+def read_lifter_file(path: str | os.PathLike[str]) -> LifterTensors:
     """Read a lifter: our safetensors, or a checkpoint of the released code (``best_model.pt``, ``model-k.pt``).
 
     No pickle is run: the released files are read with ``weights_only=True``.
@@ -108,7 +104,7 @@ def load_lifter_file(path: str | os.PathLike[str]) -> LifterFile:
     return _load_released(path)
 
 
-def _load_safetensors(path: Path) -> LifterFile:
+def _load_safetensors(path: Path) -> LifterTensors:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -125,14 +121,16 @@ def _load_safetensors(path: Path) -> LifterFile:
     missing = [name for name in _RESERVED if name not in tensors]
     if missing:
         raise InputError(f"{path} has no tensor {missing[0]!r}")
-    statistics = [tensors.pop(name).float() for name in _RESERVED]
-    num_joints, names = skeleton_joints(config), list(_RESERVED)
-    shapes: list[tuple[int, ...]] = [(num_joints, 3), (num_joints, 3), (num_joints,)]
-    if "prediction_error" in tensors:
-        names.append("prediction_error")
-        statistics.append(tensors.pop("prediction_error").float())
-        shapes.append((config.diffusion.num_train_timesteps, num_joints, 3))
-    for name, value, shape in zip(names, statistics, shapes, strict=True):
+    num_joints = SKELETONS[config.denoiser.skeleton].num_joints
+    shapes: dict[str, tuple[int, ...]] = {
+        "pose_mean": (num_joints, 3),
+        "pose_scale": (num_joints, 3),
+        "covariance_scale": (num_joints,),
+        "prediction_error": (config.diffusion.num_train_timesteps, num_joints, 3),
+    }
+    statistics = {name: tensors.pop(name).float() for name in shapes if name in tensors}
+    for name, value in statistics.items():
+        shape = shapes[name]
         if tuple(value.shape) != shape:
             raise InputError(f"{name} in {path} must be finite, of shape {list(shape)}, got {list(value.shape)}")
         least = {"pose_mean": -math.inf, "covariance_scale": torch.finfo(torch.float32).tiny}.get(name, 0.0)
@@ -142,32 +140,7 @@ def _load_safetensors(path: Path) -> LifterFile:
                 name, "finite and not negative"
             )
             raise InputError(f"{name} in {path} must be {expected}, got {float(value[~right][0]):g}")
-    state = {name.removeprefix("denoiser."): value for name, value in tensors.items()}
-    try:
-        denoiser = build_denoiser(config.denoiser)
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"{path} describes a network that cannot be built: {error}") from None
-    return LifterFile(config, _fill(denoiser, state, path), *statistics)
-
-
-def skeleton_joints(config: LifterConfig) -> int:
-    """Return the number of joints of a model."""
-    from diffupose.skeleton import SKELETONS
-
-    return SKELETONS[config.denoiser.skeleton].num_joints
-
-
-def _fill(denoiser: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    expected = denoiser.state_dict()
-    for name in sorted(set(expected) ^ set(state)):
-        raise InputError(f"{path} {'lacks' if name in expected else 'has the unknown'} tensor {name!r}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise InputError(f"{name} in {path} must have shape {list(expected[name].shape)}, got {list(value.shape)}")
-        if not bool(torch.isfinite(value).all()):
-            raise InputError(f"{name} in {path} holds values that are not finite")
-    denoiser.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()})
-    return denoiser.eval().requires_grad_(False)
+    return LifterTensors(config, {name.removeprefix("denoiser."): value for name, value in tensors.items()}, statistics)
 
 
 # The released network's names (left, as regular expressions) and ours. block3 is never called: accepted and dropped.
@@ -188,7 +161,7 @@ _RELEASED_NAMES = (
 _PREFIX = "denoise_fn."
 
 
-def _load_released(path: Path) -> LifterFile:
+def _load_released(path: Path) -> LifterTensors:
     content = load_torch_file(path, "cpu", "is neither a diffupose checkpoint nor one of the released code")
     if isinstance(content, dict) and "train_config" in content:
         raise InputError(
@@ -244,7 +217,7 @@ def _averaged_weights(content: Any) -> dict[str, Tensor] | None:
     return None
 
 
-def _convert_released(state: dict[str, Tensor], path: Path) -> LifterFile:
+def _convert_released(state: dict[str, Tensor], path: Path) -> LifterTensors:
     first = state[f"{_PREFIX}gconv_input.0.gconv.W"]
     num_joints, hidden_dim = state[f"{_PREFIX}gconv_input.0.gconv.M"].shape
     layers = {match[1] for name in state if (match := re.match(rf"{re.escape(_PREFIX)}gconv_layers\.(\d+)\.", name))}
@@ -275,8 +248,9 @@ def _convert_released(state: dict[str, Tensor], path: Path) -> LifterFile:
         if name.startswith("non_local.") and value.ndim == 4:
             value = value.flatten(1)  # 1x1 convolutions are linear layers
         renamed[name] = value
-    denoiser = _fill(build_denoiser(denoiser_config), renamed, path)
-    return LifterFile(config, denoiser, torch.zeros(num_joints, 3), torch.ones(num_joints, 3), torch.ones(num_joints))
+    ones = torch.ones(num_joints, 3)
+    statistics = {"pose_mean": torch.zeros(num_joints, 3), "pose_scale": ones, "covariance_scale": ones[:, 0].clone()}
+    return LifterTensors(config, renamed, statistics)
 
 
 def _beta_schedule(betas: np.ndarray, path: Path) -> Any:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from support.released_checkpoint import write_released_checkpoint
 from support.tiny_lifters import tiny_config, write_tiny_lifter
 
-from diffupose.checkpoint import FORMAT, load_lifter_file, save_lifter_file
+from diffupose.checkpoint import FORMAT, save_lifter_file
 from diffupose.errors import InputError
-from diffupose.networks.build import build_denoiser
+from diffupose.networks.build import build_denoiser, load_lifter_file
 
 
 def parts(path):
@@ -222,7 +222,8 @@ def test_bytes_at_the_end(tiny):
 def test_the_same_bytes_in_every_process(tiny):
     """The order of the metadata changes from process to process in the library."""
     code = (
-        "import sys; from diffupose.checkpoint import *; file = load_lifter_file(sys.argv[1]);"
+        "import sys; from diffupose.checkpoint import *; from diffupose.networks.build import *;"
+        "file = load_lifter_file(sys.argv[1]);"
         "save_lifter_file(sys.argv[1], file.denoiser, file.config, file.pose_mean, file.pose_scale)"
     )
     contents = set()

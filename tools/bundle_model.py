@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from diffupose.checkpoint import load_lifter_file, save_lifter_file
+from diffupose.checkpoint import save_lifter_file
+from diffupose.networks.build import load_lifter_file
 
 MODELS = Path(__file__).resolve().parents[1] / "diffupose" / "models"
 

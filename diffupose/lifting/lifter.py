@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffupose._version import __version__
 from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
-from diffupose.checkpoint import LifterFile, load_lifter_file, save_lifter_file
+from diffupose.checkpoint import save_lifter_file
 from diffupose.config import Aggregation, SamplingConfig
 from diffupose.devices import find_device
 from diffupose.engines.choose import EngineChooser
@@ -32,6 +32,7 @@ from diffupose.lifting.inputs import (
     check_seed,
 )
 from diffupose.lifting.result import LiftResult
+from diffupose.networks.build import LifterFile, load_lifter_file
 from diffupose.ops._backend import Backend
 from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 from diffupose.schedule import NoiseSchedule, Sampler, StepTable, TimestepSpacing, Variance, step_table

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.config import LifterConfig
 from diffupose.devices import find_device
 from diffupose.errors import InputError
-from diffupose.networks.build import build_denoiser
+from diffupose.networks.build import LifterFile, build_denoiser, load_lifter_file
 from diffupose.training.batches import NOISE_STREAM, Batches, TrainBatch, pose_statistics, step_generator
 from diffupose.training.config import TrainConfig, learning_rate, model_config
 from diffupose.training.distributed import average, average_gradients, start_processes, stop_processes, wait_for_all

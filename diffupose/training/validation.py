@@ -7,13 +7,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from diffupose.checkpoint import LifterFile
 from diffupose.config import LifterConfig
 from diffupose.datasets.mocap import load_mocap
 from diffupose.errors import InputError
 from diffupose.evaluation.cells import RIGS, choose_poses, make_cell
 from diffupose.evaluation.mocap import score_hypotheses
 from diffupose.lifting.lifter import Lifter
+from diffupose.networks.build import LifterFile
 from diffupose.training.config import TrainConfig
 
 _NUM_POSES, _NUM_HYPOTHESES, _MOST_STEPS = 400, 5, 10

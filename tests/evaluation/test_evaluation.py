@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import diffupose.lifting.lifter
-from diffupose.checkpoint import LifterFile, save_lifter_file
+from diffupose.checkpoint import save_lifter_file
 from diffupose.cli import main
 from diffupose.config import PARALLEL, SamplingConfig
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, Mocap, load_mocap
@@ -20,7 +20,7 @@ from diffupose.evaluation.cells import RIGS, PoseBank, choose_poses, make_cell
 from diffupose.evaluation.mocap import evaluate_mocap, format_table, score_hypotheses, score_poses
 from diffupose.lifting.lifter import Lifter
 from diffupose.metrics import energy_score, mpjpe, p_mpjpe
-from diffupose.networks.build import build_denoiser
+from diffupose.networks.build import LifterFile, build_denoiser
 from diffupose.skeleton import H36M_16, H36M_17
 
 CELLS = ["h36m clean", "h36m noisy", "wild clean", "wild noisy"]

@@ -12,10 +12,10 @@ from support.tiny_lifters import tiny_config, write_tiny_lifter
 from torch import nn
 
 from diffupose import Lifter
-from diffupose.checkpoint import LifterFile
 from diffupose.cli import main
 from diffupose.datasets.mocap import SAMPLE_SUBJECTS, load_mocap
 from diffupose.evaluation.fit_uncertainty import calibration_cells, fit_covariance_scale, measure_prediction_error
+from diffupose.networks.build import LifterFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

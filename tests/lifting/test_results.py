@@ -14,10 +14,10 @@ from support.lifts import CLOSE, SIZE, difference
 from support.tiny_lifters import people, tiny_config, tiny_lifter, write_tiny_lifter
 
 from diffupose import Lifter
-from diffupose.checkpoint import LifterFile, load_lifter_file
 from diffupose.engines import choose
 from diffupose.engines.module_engines import ModuleEngine
 from diffupose.errors import BackendUnavailableError
+from diffupose.networks.build import LifterFile, load_lifter_file
 from diffupose.ops import PackedDenoiser, available_backends
 from diffupose.skeleton import H36M_17
 from diffupose.testing import requires_cpp

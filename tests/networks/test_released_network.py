@@ -13,10 +13,9 @@ from support.released_checkpoint import write_released_checkpoint
 from support.released_network import released_forward
 
 from diffupose import Lifter
-from diffupose.checkpoint import load_lifter_file
 from diffupose.config import PAPER, DenoiserConfig
 from diffupose.engines.sample import sample
-from diffupose.networks.build import build_denoiser
+from diffupose.networks.build import build_denoiser, load_lifter_file
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP, philox_normal
 from diffupose.skeleton import H36M_16, H36M_17, HUMANEVA_15, skeleton_by_num_joints
 
