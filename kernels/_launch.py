@@ -1,4 +1,4 @@
-"""How every kernel here is launched."""
+"""Launching kernels, and what their launchers share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, enable_fp_fusion
 
     Args:
         kernel: What ``triton.jit`` made.
-        grid: Programs along each axis; nothing is launched when there are none.
+        grid: Programs along each axis; if there are none, nothing is launched.
         arguments: Tensors, numbers and None, in the kernel's order.
-        enable_fp_fusion: Whether a product and a sum may become one operation that rounds once. It has no default,
-            because Triton changes its own.
-        options: Constants of the kernel by name, ``num_warps``.
+        enable_fp_fusion: Whether a product and a sum may become one operation that rounds once. It has no default here
+            because Triton's default changes.
+        options: Constants of the kernel by name, and ``num_warps``.
     """
     if 0 in grid:
         return
@@ -31,13 +31,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, enable_fp_fusion
 
 
 def generation_of(device: torch.device) -> int:
-    """Return which generation of NVIDIA's GPUs a device is, as 9 for Hopper; 0 where it is none."""
+    """Return the major compute capability of an NVIDIA GPU, 9 for Hopper; 0 for other devices."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def is_large(*tensors: Tensor | None) -> bool:
-    """Return whether 32 bits cannot count what lies between the first and the last number of one of the tensors."""
-    # Addresses are computed for whole blocks, past the end as well.
+    """Return whether an offset between two numbers of one of the tensors needs more than 32 bits."""
+    # Whole blocks compute addresses, also past the end.
     most = 2**31 - 2**16
     return any(
         1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) > most

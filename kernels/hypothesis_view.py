@@ -1,11 +1,12 @@
 """Mean, covariance, reprojection weights and weighted mean of hypotheses in Triton.
 
-The formulas stand in ``diffupose/reference/hypothesis_statistics.py``. All of it is one pass over the hypotheses: each
-is placed and weighs as much as it fits among those before it; what was summed before is scaled when one comes that fits
-better (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+The formulas are in ``diffupose/reference/hypothesis_statistics.py``. One pass over the hypotheses computes everything.
+Each hypothesis is placed and weighted relative to the lowest cost so far; a lower cost rescales the earlier sums
+(Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
 
-Tensors are ``[FRAMES, PARTS, LANES]``: LANES threads share a pose's joints, of which each has BLOCKS, LANES apart, in
-tuples; PARTS of them share a frame's hypotheses. So rays, sums and poses lie in registers, and none is read twice.
+Tensors are ``[FRAMES, PARTS, LANES]``. The LANES threads of a pose share its joints: each has BLOCKS joints, LANES
+apart, as a tuple. The PARTS of a frame share its hypotheses. So rays, sums and poses stay in registers, and nothing is
+read twice.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffupose.kernels.hypothesis_moments import add_nine, add_products, beside, moments_of, shift_of
-from diffupose.kernels.hypothesis_placement import add_three, add_two, look, place, prefetch, project, read
+from diffupose.kernels import _tuples
+from diffupose.kernels.hypothesis_moments import add_to_sums, moments_of, rough_mean, stack_columns
+from diffupose.kernels.hypothesis_placement import fit_root, load_axis, prefetch, reprojection_cost, viewing_rays
 
 
 @triton.jit
@@ -23,13 +25,8 @@ def _is_finite(x):
 
 
 @triton.jit
-def _add_four(a0, a1, a2, a3, b0, b1, b2, b3):
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@triton.jit
-def _for_parts(sums, like):
-    """Return for each of the PARTS what some ``[FRAMES, LANES]`` are."""
+def _broadcast_to_parts(sums, like):
+    """Return a tuple of ``[FRAMES, LANES]`` with the axis PARTS."""
     repeated = ()
     for i in tl.static_range(len(sums)):
         repeated = repeated + (tl.broadcast_to(sums[i][:, None, :], like.shape),)
@@ -37,78 +34,63 @@ def _for_parts(sums, like):
 
 
 @triton.jit
+def _broadcast_root(values):
+    """Return the values of joint 0, given those of every lane's first joint, for all lanes."""
+    is_root = tl.arange(0, values[0].shape[2])[None, None, :] == 0
+    first = tl.reduce(_tuples.zero_unless(is_root, values), 2, _tuples.add_three)
+    shape: tl.constexpr = values[0].shape
+    repeated = ()
+    for i in tl.static_range(3):
+        repeated = repeated + (tl.broadcast_to(first[i][:, :, None], shape),)
+    return repeated
+
+
+@triton.jit
+def _first_part(values):
+    """Return ``[FRAMES, LANES]`` from ``[FRAMES, PARTS, LANES]`` that are equal in all parts."""
+    return tl.max(values, axis=1)
+
+
+@triton.jit
+def _stack_flat(a, b, c, d):
+    """Return ``[FRAMES LANES, 4]`` from four ``[FRAMES, LANES]``."""
+    return stack_columns(tl.ravel(a), tl.ravel(b), tl.ravel(c), tl.ravel(d))
+
+
+@triton.jit
 def _likelihood(cost, least):
-    """Return 2^-cost as a part of that of the lowest cost; 1 where no hypothesis has a cost."""
+    """Return 2^-cost relative to that of the lowest cost; 1 where no hypothesis has a cost."""
     return tl.where(least == float("inf"), 1.0, tl.exp2(least - tl.where(cost < float("inf"), cost, float("inf"))))
 
 
 @triton.jit
-def _sum_apart(pose, weights, least, part, lane, num_hypotheses, NUM_JOINTS: tl.constexpr, PARTS: tl.constexpr,
-               LANES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
-    """Return the sums over hypotheses of likelihoods times poses, and of the joint 0 of those that have a root.
+def _sum_unrefined(pose, weights, least, part, lane, num_hypotheses, NUM_JOINTS: tl.constexpr, PARTS: tl.constexpr,
+                   LANES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
+    """Return the sums of likelihood times pose, and the same of joint 0 over the hypotheses that have a root.
 
-    A part's last hypothesis is at ``pose``, where the first pass over them has ended.
+    ``pose`` points to the part's last hypothesis, where the pass over the hypotheses has ended.
     """
     zero = tl.zeros_like(least)
-    sums, base = (), (zero, zero, zero)
-    for _ in tl.static_range(BLOCKS):
-        sums = sums + ((zero, zero, zero),)
+    sums, base = ((zero, zero, zero),) * BLOCKS, (zero, zero, zero)
     rounds = tl.cdiv(num_hypotheses, PARTS)
     for i in range(rounds):
         hypothesis = part * rounds + (rounds - 1 - i)
-        there = hypothesis < num_hypotheses
-        cost = tl.load(weights + hypothesis, mask=there, other=0.0)
-        x, y = read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS), read(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
-        z = read(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
-        pose -= tl.where(there & (i + 1 < rounds), 3 * NUM_JOINTS, 0)
-        likelihood, placed, before = _likelihood(cost, least), there & (cost == cost), sums
+        exists = hypothesis < num_hypotheses
+        cost = tl.load(weights + hypothesis, mask=exists, other=0.0)
+        x, y = load_axis(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS), load_axis(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
+        z = load_axis(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
+        pose -= tl.where(exists & (i + 1 < rounds), 3 * NUM_JOINTS, 0)
+        likelihood, has_root, before = _likelihood(cost, least), exists & (cost == cost), sums
         sums = ()
         for block in tl.static_range(BLOCKS):
-            of_x, of_y, of_z = likelihood * x[block], likelihood * y[block], likelihood * z[block]
-            sums = sums + (
-                (
-                    before[block][0] + tl.where(there, of_x, 0.0),
-                    before[block][1] + tl.where(there, of_y, 0.0),
-                    before[block][2] + tl.where(there, of_z, 0.0),
-                ),
-            )
+            weighted = (likelihood * x[block], likelihood * y[block], likelihood * z[block])
+            sums = sums + (_tuples.add_where(exists, before[block], weighted),)
             if block == 0:
-                base = (
-                    base[0] + tl.where(placed, of_x, 0.0),
-                    base[1] + tl.where(placed, of_y, 0.0),
-                    base[2] + tl.where(placed, of_z, 0.0),
-                )
-    joined = ()
+                base = _tuples.add_where(has_root, base, weighted)
+    total = ()
     for block in tl.static_range(BLOCKS):
-        joined = joined + (_for_parts(tl.reduce(sums[block], 1, add_three), zero),)
-    return joined, _of_root(_for_parts(tl.reduce(base, 1, add_three), zero))
-
-
-@triton.jit
-def _of_root(values):
-    """Return what three values of the first joints are for joint 0."""
-    is_root = tl.arange(0, values[0].shape[2])[None, None, :] == 0
-    first = (tl.where(is_root, values[0], 0.0), tl.where(is_root, values[1], 0.0), tl.where(is_root, values[2], 0.0))
-    x, y, z = tl.reduce(first, 2, add_three)
-    shape: tl.constexpr = values[0].shape
-    x, y, z = (
-        tl.broadcast_to(x[:, :, None], shape),
-        tl.broadcast_to(y[:, :, None], shape),
-        (tl.broadcast_to(z[:, :, None], shape)),
-    )
-    return x, y, z
-
-
-@triton.jit
-def _four(a, b, c, d):
-    """Return ``[FRAMES LANES, 4]`` of four ``[FRAMES, LANES]``."""
-    return beside(tl.ravel(a), tl.ravel(b), tl.ravel(c), tl.ravel(d))
-
-
-@triton.jit
-def _once(values):
-    """Return of ``[FRAMES, PARTS, LANES]`` that agree for all parts ``[FRAMES, LANES]``."""
-    return tl.max(values, axis=1)
+        total = total + (_broadcast_to_parts(tl.reduce(sums[block], 1, _tuples.add_three), zero),)
+    return total, _broadcast_root(_broadcast_to_parts(tl.reduce(base, 1, _tuples.add_three), zero))
 
 
 @triton.jit
@@ -121,26 +103,26 @@ def hypothesis_statistics_kernel(
     covariance_ptr,  # [B, J, 3, 3]
     weights_ptr,  # [B, H]
     weighted_mean_ptr,  # [B, J, 3]
-    way,  # to its ray, the part of it that a joint goes at most
+    max_shift,  # the share of the way to its ray that a joint moves at most
     temperature,
     num_frames,
     num_hypotheses,
     SHARED_CAMERA: tl.constexpr,
-    ENOUGH: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether PARTS divide the hypotheses
+    HAS_COVARIANCE: tl.constexpr,  # else it is NaN
+    EVEN_PARTS: tl.constexpr,  # whether all parts have the same number of hypotheses
     NUM_JOINTS: tl.constexpr,
-    FEW: tl.constexpr,
+    SAMPLED: tl.constexpr,  # hypotheses that give the origin of the sums
     FRAMES: tl.constexpr,
     PARTS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCKS: tl.constexpr,
-    AHEAD: tl.constexpr,  # of so many hypotheses after the present one memory is asked for; 0: of none
+    PREFETCHED: tl.constexpr,  # hypotheses after the present one that are prefetched
 ):
-    """FRAMES frames; of the last program the last ones may be the same one, so that no read need be masked."""
+    """Compute FRAMES frames. The last program repeats its last frame instead of masking its loads."""
     numel: tl.constexpr = 3 * NUM_JOINTS
     infinity = float("inf")
     first = tl.program_id(0).to(tl.int64) * FRAMES
-    here = tl.minimum(num_frames - first, FRAMES).to(tl.int32)
+    frames_here = tl.minimum(num_frames - first, FRAMES).to(tl.int32)
     hypotheses_ptr += first * num_hypotheses * numel
     keypoints_ptr += first * (2 * NUM_JOINTS)
     confidence_ptr += first * NUM_JOINTS
@@ -150,186 +132,161 @@ def hypothesis_statistics_kernel(
     weighted_mean_ptr += first * numel
     covariance_ptr += first * (9 * NUM_JOINTS)
 
-    # All of one shape from the start, or else what is shared lies elsewhere than what it is used with.
+    # All tensors have one shape from the start. Otherwise the compiler gives shared values another layout.
     shape: tl.constexpr = [FRAMES, PARTS, LANES]
     index = tl.broadcast_to(tl.arange(0, FRAMES)[:, None, None], shape)
     part = tl.broadcast_to(tl.arange(0, PARTS)[None, :, None], shape)
     lane = tl.broadcast_to(tl.arange(0, LANES)[None, None, :], shape)
-    frame = tl.minimum(index, here - 1)
+    frame = tl.minimum(index, frames_here - 1)
     start = hypotheses_ptr + frame * (num_hypotheses * numel) + 3 * lane
     rounds = tl.cdiv(num_hypotheses, PARTS)
-    if AHEAD > 0:
-        for i in tl.static_range(AHEAD):
+    if PREFETCHED > 0:
+        for i in tl.static_range(PREFETCHED):
             prefetch(start + tl.minimum(part * rounds + i, num_hypotheses - 1) * numel, lane, NUM_JOINTS, LANES)
-        for i in tl.static_range(1, FEW):
-            prefetch(start + i * (num_hypotheses // FEW) * numel, lane, NUM_JOINTS, LANES)
-    rays, mean_u, mean_v, ratio, scale = look(
+        for i in tl.static_range(1, SAMPLED):
+            prefetch(start + i * (num_hypotheses // SAMPLED) * numel, lane, NUM_JOINTS, LANES)
+    rays, mean_u, mean_v, ratio, scale = viewing_rays(
         keypoints_ptr + 2 * NUM_JOINTS * frame, confidence_ptr + NUM_JOINTS * frame,
         cameras + (0 if SHARED_CAMERA else 9) * frame, lane, temperature, NUM_JOINTS, LANES, BLOCKS,
     )  # fmt: skip
     weights = weights_ptr + frame * num_hypotheses
-    writes = (index < here) & (lane == 0)
+    writes = (index < frames_here) & (lane == 0)
 
     zero = tl.zeros(shape, tl.float32)
     pose = start + tl.minimum(part * rounds, num_hypotheses - 1) * numel
-    x = read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
-    shifts, moments, seen, weighted = (), (), (), ()
+    x = load_axis(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
+    origins = ()
     for block in tl.static_range(BLOCKS):
         own, is_joint = start + 3 * LANES * block, block * LANES + lane < NUM_JOINTS
-        shifts = shifts + (shift_of(own, is_joint, num_hypotheses, numel, FEW),)
-        moments = moments + ((zero, zero, zero, zero, zero, zero, zero, zero, zero),)
-        seen, weighted = seen + ((zero, zero, zero),), weighted + ((zero, zero, zero),)
+        origins = origins + (rough_mean(own, is_joint, num_hypotheses, numel, SAMPLED),)
+    moments, errors, weighted = ((zero,) * 9,) * BLOCKS, ((zero,) * 3,) * BLOCKS, ((zero,) * 3,) * BLOCKS
     lowest, total = zero + infinity, zero
-    sum_x, sum_y, sum_z = zero, zero, zero
+    root_sums = (zero, zero, zero)
     for i in range(rounds):
         hypothesis = part * rounds + i
-        there = hypothesis < num_hypotheses
-        if AHEAD > 0:
-            # At the end of the last frame there is nothing to ask for.
-            ahead = tl.where(hypothesis + AHEAD < num_hypotheses, AHEAD * numel, 0)
-            prefetch(pose + ahead, lane, NUM_JOINTS, LANES)
-        y = read(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
-        z = read(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
+        exists = hypothesis < num_hypotheses
+        if PREFETCHED > 0:
+            # Past a frame's last hypothesis nothing new is prefetched: the last frame has nothing behind it.
+            distance = tl.where(hypothesis + PREFETCHED < num_hypotheses, PREFETCHED * numel, 0)
+            prefetch(pose + distance, lane, NUM_JOINTS, LANES)
+        y = load_axis(pose, lane, 1, NUM_JOINTS, LANES, BLOCKS)
+        z = load_axis(pose, lane, 2, NUM_JOINTS, LANES, BLOCKS)
         before = moments
         moments = ()
         for block in tl.static_range(BLOCKS):
-            off_x, off_y, off_z = x[block] - shifts[block][0], y[block] - shifts[block][1], z[block] - shifts[block][2]
-            if not WHOLE:
-                off_x, off_y = tl.where(there, off_x, 0.0), tl.where(there, off_y, 0.0)
-                off_z = tl.where(there, off_z, 0.0)
-            sums = before[block]
-            moments = moments + (
-                add_products(
-                    off_x, off_y, off_z, sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], sums[8]
-                ),
-            )
-        root_x, root_y, root_z, miss_x, miss_y = place(x, y, z, rays, BLOCKS)
-        # The next one comes from memory while the rest of this one is dealt with: with one axis come all that lie near.
-        has_next = i + 1 < rounds if WHOLE else (i + 1 < rounds) & (hypothesis + 1 < num_hypotheses)
+            origin = origins[block]
+            difference = (x[block] - origin[0], y[block] - origin[1], z[block] - origin[2])
+            if not EVEN_PARTS:
+                difference = _tuples.zero_unless(exists, difference)
+            moments = moments + (add_to_sums(difference[0], difference[1], difference[2], before[block]),)
+        root_x, root_y, root_z, miss_x, miss_y = fit_root(x, y, z, rays, BLOCKS)
+        # The next hypothesis is loaded while this one is computed. One axis is enough: it brings the cache lines.
+        has_next = i + 1 < rounds if EVEN_PARTS else (i + 1 < rounds) & (hypothesis + 1 < num_hypotheses)
         pose += tl.where(has_next, numel, 0)
-        x = read(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
-        cost, seen_x, seen_y = project(
-            root_x + mean_u * root_z, root_y + mean_v * root_z, root_z, miss_x, miss_y, z, rays, ratio, scale,
-            BLOCKS,
-        )  # fmt: skip
-        tl.store(weights + hypothesis, cost, mask=writes if WHOLE else writes & there)
-        # Of the lowest cost and this one either is a part of the other.
+        x = load_axis(pose, lane, 0, NUM_JOINTS, LANES, BLOCKS)
+        root = (root_x + mean_u * root_z, root_y + mean_v * root_z, root_z)
+        cost, error_x, error_y = reprojection_cost(root, miss_x, miss_y, z, rays, ratio, scale, BLOCKS)
+        tl.store(weights + hypothesis, cost, mask=writes if EVEN_PARTS else writes & exists)
+        # The larger of this cost and the lowest one gets a likelihood relative to the smaller.
         cost = tl.where(cost < infinity, cost, infinity)
-        lesser = tl.where(cost == lowest, 1.0, tl.exp2(-tl.abs(cost - lowest)))
-        change, likelihood = tl.where(cost < lowest, lesser, 1.0), tl.where(cost < lowest, 1.0, lesser)
+        relative = tl.where(cost == lowest, 1.0, tl.exp2(-tl.abs(cost - lowest)))
+        change, likelihood = tl.where(cost < lowest, relative, 1.0), tl.where(cost < lowest, 1.0, relative)
         lowest = tl.minimum(lowest, cost)
-        if not WHOLE:
-            likelihood = tl.where(there, likelihood, 0.0)
-        # What has no root makes these no number, and is dealt with at the end.
+        if not EVEN_PARTS:
+            likelihood = tl.where(exists, likelihood, 0.0)
+        # A hypothesis without a root makes these sums NaN, which is handled after the loop.
         total = total * change + likelihood
-        sum_x, sum_y = sum_x * change + likelihood * root_x, sum_y * change + likelihood * root_y
-        sum_z = sum_z * change + likelihood * root_z
-        seen_before, weighted_before = seen, weighted
-        seen, weighted = (), ()
+        root_sums = _tuples.rescale_and_add(root_sums, change, likelihood, (root_x, root_y, root_z))
+        errors_before, weighted_before = errors, weighted
+        errors, weighted = (), ()
         for block in tl.static_range(BLOCKS):
-            at_x, at_y = seen_x[block], seen_y[block]
-            if not WHOLE:
-                at_x, at_y = tl.where(there, at_x, 0.0), tl.where(there, at_y, 0.0)
-            sums = seen_before[block]
-            seen = seen + ((sums[0] + at_x, sums[1] + at_y, sums[2] + at_x * at_x + at_y * at_y),)
-            sums = weighted_before[block]
-            weighted = weighted + (
-                (
-                    sums[0] * change + likelihood * miss_x[block],
-                    sums[1] * change + likelihood * miss_y[block],
-                    sums[2] * change + likelihood * z[block],
-                ),
-            )
+            error = (error_x[block], error_y[block])
+            if not EVEN_PARTS:
+                error = _tuples.zero_unless(exists, error)
+            sums = errors_before[block]
+            square = sums[2] + error[0] * error[0] + error[1] * error[1]
+            errors = errors + ((sums[0] + error[0], sums[1] + error[1], square),)
+            joint = (miss_x[block], miss_y[block], z[block])
+            weighted = weighted + (_tuples.rescale_and_add(weighted_before[block], change, likelihood, joint),)
 
-    # Over PARTS, all of which get the sums.
+    # The parts are added; all of them get the sums.
     least = tl.min(lowest, axis=1)[:, None, :] + zero
     change = tl.where(lowest == least, 1.0, tl.exp2(least - lowest))
-    joined = tl.reduce((total * change, sum_x * change, sum_y * change, sum_z * change), 1, _add_four)
-    total, sum_x, sum_y, sum_z = _for_parts(joined, zero)
+    joined = (total * change, root_sums[0] * change, root_sums[1] * change, root_sums[2] * change)
+    total, sum_x, sum_y, sum_z = _broadcast_to_parts(tl.reduce(joined, 1, _tuples.add_four), zero)
     lost = tl.where(_is_finite(sum_x + sum_y + sum_z), 0.0, 1.0)
-    # Which part of the way to its ray a joint goes: S / (S + R), where that has a value.
-    share, per_total = 1.0 / num_hypotheses, 1.0 / total
+    # A joint moves by this share of the way to its ray: S / (S + R), or 0 where that has no value.
+    per_hypothesis, per_total = 1.0 / num_hypotheses, 1.0 / total
     u, v, _, _, _ = rays
     confidence = ()
-    offsets, spreads, usual, number = (), (), zero, zero
+    offsets, spreads, mean_offset, num_present = (), (), zero, zero
     for block in tl.static_range(BLOCKS):
-        seen_x, seen_y, square = _for_parts(tl.reduce(seen[block], 1, add_three), zero)
-        mean_x, mean_y = seen_x * share, seen_y * share
+        error_x, error_y, square = _broadcast_to_parts(tl.reduce(errors[block], 1, _tuples.add_three), zero)
+        mean_x, mean_y = error_x * per_hypothesis, error_y * per_hypothesis
         offset = mean_x * mean_x + mean_y * mean_y
-        spread = square * share - offset
+        spread = square * per_hypothesis - offset
         joint = block * LANES + lane
-        # Read again: of what the loop holds in registers there can be no more.
+        # Read a second time: the loop has no registers left to keep it.
         weight = tl.load(confidence_ptr + (NUM_JOINTS * frame + joint), mask=joint < NUM_JOINTS, other=0.0)
         weight = weight.to(tl.float32)
         present, confidence = weight > 0.0, confidence + (tl.minimum(weight, 1.0),)
-        usual += tl.where(present, offset, 0.0)
-        number += tl.where(present, 1.0, 0.0)
+        mean_offset += tl.where(present, offset, 0.0)
+        num_present += tl.where(present, 1.0, 0.0)
         offsets, spreads = offsets + (offset,), spreads + (tl.where(spread < 0.0, 0.0, spread),)  # NaN stays NaN
-    usual, number = tl.reduce((usual, number), 2, add_two)
-    usual = (usual / number)[:, :, None]
+    mean_offset, num_present = tl.reduce((mean_offset, num_present), 2, _tuples.add_two)
+    mean_offset = (mean_offset / num_present)[:, :, None]
     base, refined = (zero, zero, zero), ()
     for block in tl.static_range(BLOCKS):
         sums = weighted[block]
-        near_x, near_y, depth = _for_parts(
-            tl.reduce((sums[0] * change, sums[1] * change, sums[2] * change), 1, add_three), zero
-        )
-        trust = spreads[block] / (spreads[block] + tl.where(offsets[block] > usual, offsets[block], usual))
-        trust = tl.where(_is_finite(trust), trust, 0.0) * (way * confidence[block])
-        # Where the poses have the joint, and how far that is from its ray.
+        joined = (sums[0] * change, sums[1] * change, sums[2] * change)
+        near_x, near_y, depth = _broadcast_to_parts(tl.reduce(joined, 1, _tuples.add_three), zero)
+        variance = tl.where(offsets[block] > mean_offset, offsets[block], mean_offset)
+        trust = spreads[block] / (spreads[block] + variance)
+        trust = tl.where(_is_finite(trust), trust, 0.0) * (max_shift * confidence[block])
+        # The joint's place in the poses, minus its trusted share of the distance from the ray.
         joint_x, joint_y = u[block] * depth - near_x, v[block] * depth - near_y
         joint_x -= trust * (sum_x - near_x - (u[block] - mean_u) * sum_z)
         joint_y -= trust * (sum_y - near_y - (v[block] - mean_v) * sum_z)
         refined = refined + ((joint_x, joint_y, depth),)
         if block == 0:
-            base = _of_root(refined[0])
-    tl.debug_barrier()  # costs have been written
+            base = _broadcast_root(refined[0])
+    tl.debug_barrier()  # all costs have been written
     if tl.max(lost) > 0.0:
-        # What has no root is averaged as it is, and the frame's other hypotheses are not refined.
-        apart, apart_base = _sum_apart(
+        # A hypothesis without a root enters the mean as it is. The frame's other hypotheses are not refined then.
+        unrefined, unrefined_base = _sum_unrefined(
             pose, weights, least, part, lane, num_hypotheses, NUM_JOINTS, PARTS, LANES, BLOCKS
         )
-        is_lost = lost > 0.0
-        base = (
-            tl.where(is_lost, apart_base[0], base[0]), tl.where(is_lost, apart_base[1], base[1]),
-            tl.where(is_lost, apart_base[2], base[2]),
-        )  # fmt: skip
-        fast = refined
+        base = _tuples.select(lost > 0.0, unrefined_base, base)
+        with_roots = refined
         refined = ()
         for block in tl.static_range(BLOCKS):
-            refined = refined + (
-                (
-                    tl.where(is_lost, apart[block][0], fast[block][0]),
-                    tl.where(is_lost, apart[block][1], fast[block][1]),
-                    tl.where(is_lost, apart[block][2], fast[block][2]),
-                ),
-            )
-        tl.debug_barrier()  # costs have been read
+            refined = refined + (_tuples.select(lost > 0.0, unrefined[block], with_roots[block]),)
+        tl.debug_barrier()  # all costs have been read
     for begin in range(0, num_hypotheses, PARTS * LANES):
         hypothesis = begin + part * LANES + lane
-        there = (index < here) & (hypothesis < num_hypotheses)
-        likelihood = _likelihood(tl.load(weights + hypothesis, mask=there, other=0.0), least)
-        tl.store(weights + hypothesis, likelihood * per_total, mask=there)
+        exists = (index < frames_here) & (hypothesis < num_hypotheses)
+        likelihood = _likelihood(tl.load(weights + hypothesis, mask=exists, other=0.0), least)
+        tl.store(weights + hypothesis, likelihood * per_total, mask=exists)
 
-    # What a joint has, beside each other, as a store of one number in nine costs as much as all nine:
+    # A store of one number in nine costs as much as a store of all nine, so a joint's results are stored at once:
     # xx xy xz xy | yy yz xz yz | zz and the mean | the weighted mean.
     row, column = tl.arange(0, FRAMES * LANES)[:, None], tl.arange(0, 16)[None, :]
     stride = tl.where(column < 9, 9, 3)
     to = tl.where(column < 9, covariance_ptr + column, mean_ptr + (column - 9))
     to = tl.where(column < 12, to, weighted_mean_ptr + (column - 12))
-    item, in_frame = row // LANES * NUM_JOINTS + row % LANES, row // LANES < here
+    item, exists = row // LANES * NUM_JOINTS + row % LANES, row // LANES < frames_here
     for block in tl.static_range(BLOCKS):
-        sums, shift = tl.reduce(moments[block], 1, add_nine), shifts[block]
-        x, y, z, xx, yy, zz, xy, xz, yz = moments_of(
-            _once(shift[0]), _once(shift[1]), _once(shift[2]), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5],
-            sums[6], sums[7], sums[8], num_hypotheses, ENOUGH,
+        sums, origin = tl.reduce(moments[block], 1, _tuples.add_nine), origins[block]
+        origin = (_first_part(origin[0]), _first_part(origin[1]), _first_part(origin[2]))
+        x, y, z, xx, yy, zz, xy, xz, yz = moments_of(origin, sums, num_hypotheses, HAS_COVARIANCE)
+        moved_x = _first_part((refined[block][0] - base[0]) * per_total)
+        moved_y = _first_part((refined[block][1] - base[1]) * per_total)
+        moved_z = _first_part((refined[block][2] - base[2]) * per_total)
+        results = stack_columns(
+            _stack_flat(xx, yy, zz, moved_x), _stack_flat(xy, yz, x, moved_y), _stack_flat(xz, xz, y, moved_z),
+            _stack_flat(xy, yz, z, z),
         )  # fmt: skip
-        moved_x = _once((refined[block][0] - base[0]) * per_total)
-        moved_y = _once((refined[block][1] - base[1]) * per_total)
-        moved_z = _once((refined[block][2] - base[2]) * per_total)
-        results = beside(
-            _four(xx, yy, zz, moved_x), _four(xy, yz, x, moved_y), _four(xz, xz, y, moved_z), _four(xy, yz, z, z)
-        )
-        there = in_frame & (column < 15)
+        mask = exists & (column < 15)
         if (block + 1) * LANES > NUM_JOINTS:
-            there &= block * LANES + row % LANES < NUM_JOINTS
-        tl.store(to + block * LANES * stride + item * stride, results, mask=there)
+            mask &= block * LANES + row % LANES < NUM_JOINTS
+        tl.store(to + block * LANES * stride + item * stride, results, mask=mask)

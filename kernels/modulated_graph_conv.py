@@ -5,7 +5,7 @@ out[n, j] = A[j, j] M[j] own[n, j] + sum_{i != j} A[j, i] M[i] neighbor[n, i] + 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -14,10 +14,25 @@ from torch import Tensor
 
 from diffupose.kernels import _launch
 
-# Sums over poses are taken in parts that depend on the number of poses alone, not on the GPU.
+# How sums over poses are split depends on the number of poses only, not on the GPU.
 _MOST_PARTS, _POSES_PER_PART = 64, 16
 
 Activation = Literal["none", "relu", "gelu"]
+
+
+class Epilogue(NamedTuple):
+    """What follows the convolution in inference.
+
+    out = activation(convolution) + residual;   with film: out = silu(scale[step] out + shift[step])
+    """
+
+    activation: Activation = "none"
+    residual: Tensor | None = None
+    """``[N, J, C]``, contiguous."""
+    film: Tensor | None = None
+    """``[S, 2 C]``, float32: scales, then shifts, of every step."""
+    step: Tensor | None = None
+    """``[1]``, int64, on the device: the row of ``film``."""
 
 
 @triton.jit
@@ -25,11 +40,11 @@ def modulated_graph_conv_fwd_kernel(
     hidden_ptr,  # [N, J, 2 C]
     modulation_ptr,  # [J, C], float32
     adjacency_ptr,  # [J, J], float32
-    own_ptr,  # [J, C], float32, or None: the diagonal of the adjacency times the modulation
+    own_ptr,  # [J, C], float32; None is the diagonal of the adjacency times the modulation
     bias_ptr,  # [C], float32, or None
     residual_ptr,  # [N, J, C] or None
     film_ptr,  # [S, 2 C], scales and shifts, float32, or None
-    step_ptr,  # [1], int64, the row of film
+    step_ptr,  # [1], int64: the row of film
     out_ptr,  # [N, J, C]
     channels,
     num_joints: tl.constexpr,
@@ -38,7 +53,7 @@ def modulated_graph_conv_fwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """silu(film(activation(convolution) + residual)) of one pose and BLOCK_C channels; the rest is optional."""
+    """Compute silu(film(activation(convolution) + residual)) of one pose and BLOCK_C channels."""
     pose = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     joint = tl.arange(0, BLOCK_J)
@@ -95,7 +110,10 @@ def modulated_graph_conv_bwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One part of the poses, BLOCK_C channels: the gradient of hidden, and sums; back = offdiag(A)^T grad."""
+    """Compute the gradient of hidden, and sums, for one part of the poses and BLOCK_C channels.
+
+    In the formulas, back = offdiag(A)^T grad.
+    """
     part, parts = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     joint, other = tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_J)
@@ -124,7 +142,7 @@ def modulated_graph_conv_bwd_kernel(
         own_sum += own * grad
         neighbor_sum += neighbor * back
         bias_sum += tl.sum(grad, axis=0)
-        # Full precision: TF32 would cost ten bits of the gradient.
+        # TF32 would lose 13 bits of the gradient.
         outer = tl.dot(grad, tl.trans(modulation * neighbor), outer, input_precision="ieee")
     sums = part * num_joints * channels + tile
     tl.store(own_ptr + sums, own_sum, mask=inside)
@@ -136,8 +154,8 @@ def modulated_graph_conv_bwd_kernel(
 
 @triton.jit
 def modulated_graph_conv_sum_kernel(
-    own_ptr,  # [parts, J, C], as are the others those of the backward kernel
-    neighbor_ptr,
+    own_ptr,  # [parts, J, C]; this and the next three come from the backward kernel
+    neighbor_ptr,  # [parts, J, C]
     bias_ptr,  # [parts, C]
     outer_ptr,  # [squares, BLOCK_J, BLOCK_J]
     modulation_ptr,  # [J, C]
@@ -152,7 +170,7 @@ def modulated_graph_conv_sum_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The sums over all parts, in their order: one joint's row of both gradients, or the bias in the last program."""
+    """Add the parts in their order: one joint's row of both gradients, or, in the last program, the bias."""
     joint = tl.program_id(0)
     if joint == num_joints:
         for start in range(0, channels, BLOCK_C):
@@ -192,36 +210,29 @@ def modulated_graph_conv_fwd(
     out: Tensor,
     *,
     own: Tensor | None = None,
-    activation: Activation = "none",
-    residual: Tensor | None = None,
-    film: Tensor | None = None,
-    step: Tensor | None = None,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """Return ``out``, filled with what the graph convolution makes of its product and, in inference, what follows it.
+    """Return ``out``, filled with the graph convolution of its matrix product and with what follows it.
 
-        out = activation(convolution) + residual;   with film: out = silu(scale[step] out + shift[step])
-
-    A folded BatchNorm is in ``modulation`` and ``bias``: it scales a channel, and so does the modulation.
+    A folded BatchNorm scales a channel, as the modulation does, so it is part of ``modulation`` and ``bias``.
 
     Args:
         hidden: The product ``x [W0 | W1]``, ``[N, J, 2 C]``, contiguous; float32, float16 or bfloat16, as are ``out``
-            and ``residual``.
+            and the residual.
         modulation: ``[J, C]``, float32, contiguous, as are the other parameters.
         adjacency: ``[J, J]``.
         bias: ``[C]`` or None.
-        out: ``[N, J, C]``, contiguous; it may be ``residual``.
-        own: ``[J, C]``, what the product with a joint's own weight is multiplied by, if not the diagonal of
-            ``adjacency`` times ``modulation``.
-        activation: ``"none"``, ``"relu"`` or ``"gelu"``.
-        residual: ``[N, J, C]``, contiguous.
-        film: ``[S, 2 C]``: scales, then shifts, of every step.
-        step: ``[1]``, int64, on the device: the row of ``film``.
+        out: ``[N, J, C]``, contiguous; it may be the residual.
+        own: ``[J, C]``, the factors of the product with a joint's own weight. None takes the diagonal of ``adjacency``
+            times ``modulation``.
+        epilogue: What follows in inference; None is nothing.
     """
     poses, joints, channels = out.shape
-    # Unrolled, the loop over neighbours has all its loads in flight: on an H200 that took a quarter off the time in
-    # float32, and added four tenths in 16 bits. More joints leave no registers for it.
+    activation, residual, film, step = Epilogue() if epilogue is None else epilogue
+    # Unrolled, the loop over neighbours has all its loads in flight. On an H200 that saved a quarter of the time in
+    # float32, but added 40 % in 16 bits. With more joints there are too few registers.
     single = hidden.dtype == torch.float32
-    # Another tile to load leaves registers for fewer channels.
+    # ``own`` is one more tile in registers, so fewer channels fit.
     block_c = min(128 if own is None else 64, max(16, _launch.next_power_of_2(channels)))
     _launch.launch(
         modulated_graph_conv_fwd_kernel,
@@ -239,7 +250,7 @@ def modulated_graph_conv_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of hidden, modulation, adjacency and bias: the last three in float32.
 
-    The sums over poses are the same bit for bit in every run.
+    The sums over poses are the same bits in every run.
 
     Args:
         grad_out: ``[N, J, C]``, contiguous, N at least 1.
@@ -249,9 +260,9 @@ def modulated_graph_conv_bwd(
     """
     poses, joints, channels = grad_out.shape
     parts = min(max(poses // _POSES_PER_PART, 1), _MOST_PARTS)
-    block_j = max(16, _launch.next_power_of_2(joints))  # what a product of tiles takes at least
-    # More joints leave room for fewer channels, and for fewer of both in a thread; so do addresses of odd numbers of
-    # channels.
+    block_j = max(16, _launch.next_power_of_2(joints))  # tl.dot takes no smaller tiles
+    # With more joints, fewer channels fit into registers and more warps share a tile. More warps also share it if the
+    # number of channels is no multiple of 16: its addresses take more registers.
     many = block_j > 32
     block_c, warps = 16 if many else 32, 8 if many or channels % 16 else 4
     tiles = triton.cdiv(channels, block_c)

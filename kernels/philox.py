@@ -1,7 +1,7 @@
 """Noise by counter inside kernels: Philox 4x32-10 and the Box-Muller transform of its words.
 
-The same formulas stand in ``diffupose/reference/philox_normal.py`` and ``csrc/philox_normal/philox.h``. The transform
-is that of ``csrc/philox_normal/philox_cuda.cuh``.
+The formulas are those of ``diffupose/reference/philox_normal.py`` and ``csrc/philox_normal/philox.h``. The CUDA code
+has the same polynomials, in ``csrc/philox_normal/philox_cuda.cuh``.
 """
 
 import triton
@@ -10,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def philox_4x32_10(c0, c1, c2, c3, k0, k1):
-    """Return four random words per counter: ten rounds of the bijection that the key selects; all are uint32."""
+    """Return four random words per counter after ten rounds with the key; all are uint32."""
     for _ in tl.static_range(10):
-        # In 64 bits, which is one instruction for both halves.
+        # A 64-bit product is one instruction for both halves.
         product0 = c0.to(tl.uint64) * 0xD2511F53
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
         c0, c1 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0, product1.to(tl.uint32)
@@ -24,8 +24,8 @@ def philox_4x32_10(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def _radius(word):
-    """Return sqrt(-2 ln u) of u = (floor(word / 2^8) + 1) / 2^24, which is 0 where u is 1; within 4e-7 of float64."""
-    # u is 2^exponent (1 + f) with f from -1/3 to 1/3. The polynomial is the nearest in relative error, 3e-8.
+    """Return sqrt(-2 ln u) of u = (floor(word / 2^8) + 1) / 2^24, within 4e-7 of float64; it is 0 where u is 1."""
+    # u is 2^exponent (1 + f) with f from -1/3 to 1/3. The polynomial has the least relative error, 3e-8.
     number = ((word >> 8) + 1).to(tl.float32)
     bits = number.to(tl.int32, bitcast=True)
     shifted = (bits - 0x3F2AAAAB) & -0x800000  # 2^23 times the exponent of `number`
@@ -52,8 +52,8 @@ def box_muller(word1, word2):
     n2 = (word2 >> 8).to(tl.int32)  # u2 = n2 / 2^24
     quarter = (n2 + (1 << 21)) >> 22  # floor(4 u2 + 1/2), 0 to 4
     f = (n2 - quarter * (1 << 22)).to(tl.float32) * (2.0**-22)
-    # Taylor's polynomials of the quarter turn: for half of one the first terms left out are below 4e-9. The hardware's
-    # own functions are not exact enough, and those that are bring a reduction of large angles with them.
+    # Taylor polynomials of a quarter turn: at half of one, the first omitted terms are below 4e-9. The hardware's own
+    # functions are not exact enough, and the library's also reduce large angles.
     g = f * f
     c = tl.fma(g, -2.52020424e-5, 9.19260275e-4)
     c = tl.fma(c, g, -0.0208634808)
@@ -63,12 +63,12 @@ def box_muller(word1, word2):
     s = tl.fma(g, 1.60441185e-4, -0.00468175414)
     s = tl.fma(s, g, 0.0796926262)
     s = tl.fma(s, g, -0.645964098)
-    s = tl.fma(s, g, -4.371139e-8)  # what float32 leaves of half of pi
+    s = tl.fma(s, g, -4.371139e-8)  # the part of pi / 2 that float32 leaves out
     s = tl.fma(f, 1.5707963267948966, f * s)
     radius = _radius(word1)
     odd = (quarter & 1) != 0
     cos, sin = tl.where(odd, s, c), tl.where(odd, c, s)
-    # Less than zero in quarters 1 and 2, and in 2 and 3.
+    # The cosine is negative in quarters 1 and 2, the sine in 2 and 3.
     cos = tl.where(((quarter + 1) & 2) != 0, -radius, radius) * cos
     sin = tl.where((quarter & 2) != 0, -radius, radius) * sin
     return cos, sin
@@ -80,10 +80,10 @@ def philox_normal_blocks(seed, frame_ids, hypothesis_ids, step, blocks):
 
     Args:
         seed: int64.
-        frame_ids: int64, as are the others; read as unsigned.
-        hypothesis_ids: The low 32 bits count.
+        frame_ids: int64, as are the next two; read as unsigned.
+        hypothesis_ids: Only the low 32 bits are used.
         step: Row of the step table.
-        blocks: Which four elements, int32.
+        blocks: Index of the four elements, int32.
     """
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     c0, c1, c2 = frame_ids.to(tl.uint32), (frame_ids >> 32).to(tl.uint32), hypothesis_ids.to(tl.uint32)
@@ -91,6 +91,6 @@ def philox_normal_blocks(seed, frame_ids, hypothesis_ids, step, blocks):
     w0, w1, w2, w3 = philox_4x32_10(c0, c1, c2, c3, k0, k1)
     z0, z1 = box_muller(w0, w1)
     z2, z3 = box_muller(w2, w3)
-    # Joined from within: [.., 2, 2] with pairs as rows.
+    # tl.join adds the last axis: [.., 2, 2] with pairs as rows.
     pairs = tl.join(tl.join(z0, z2), tl.join(z1, z3))
     return tl.reshape(pairs, (blocks.shape[0], 4))

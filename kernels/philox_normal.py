@@ -10,7 +10,7 @@ from torch import Tensor
 from diffupose.kernels import _launch
 from diffupose.kernels.philox import philox_normal_blocks
 
-_BLOCKS = 256  # of four numbers, for one program
+_BLOCKS = 256  # blocks of four numbers per program
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def philox_normal_kernel(
     LARGE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Noise of one step for every frame, hypothesis and element; see ``diffupose/reference/philox_normal.py``."""
+    """Draw the noise of one step for all frames, hypotheses and elements; see ``reference/philox_normal.py``."""
     per_pose: tl.constexpr = (NUMEL + 3) // 4
     program = tl.program_id(0)
     if LARGE:
@@ -48,7 +48,7 @@ def philox_normal(
     """Return noise ``[B, H, num_elements]``, float32; see ``diffupose.ops.philox_normal``, which checks the arguments.
 
     Args:
-        seed: A number of 64 signed bits, or an int64 tensor ``[1]`` on the device, so that a graph can replay the call.
+        seed: A signed 64-bit number. A graph that replays the call takes an int64 tensor ``[1]`` on the device.
         frame_ids: ``[B]``, int64.
         hypothesis_ids: ``[H]``, int64.
         step: Row of the step table.
@@ -68,5 +68,5 @@ def philox_normal(
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    """Return a seed as the kernels read it: ``[1]``, int64, made on the device, where a copy would wait for it."""
+    """Return a seed as the kernels read it: ``[1]``, int64. It is filled on the device; a copy would wait for it."""
     return seed if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device=device)

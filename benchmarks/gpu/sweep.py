@@ -20,7 +20,12 @@ from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
 from benchmarks.workloads import op_cases
 from diffupose.ops import available_backends
 
-OTHERS = {"_AHEAD": (0, 1, 2, 4, 6), "_JOINTS_IN_THREAD": (3, 9), "_HYPOTHESES": (8, 16, 64), "_REGISTERS": (128, 168)}
+OTHERS = {
+    "_PREFETCHED": (0, 1, 2, 4, 6),
+    "_JOINTS_PER_THREAD": (3, 9),
+    "_HYPOTHESES": (8, 16, 64),
+    "_REGISTERS": (128, 168),
+}
 
 
 def settings(now: dict[str, int]) -> Iterator[dict[str, int]]:

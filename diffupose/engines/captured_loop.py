@@ -74,23 +74,13 @@ class _Loop:
 
     def advance(self, denoiser: nn.Module) -> None:
         """Take one step: the body of the loop, which a graph replays."""
-        from diffupose.kernels.reverse_step import reverse_step
+        from diffupose.kernels.reverse_step import DrawnNoise, TableRow, reverse_step
 
         timestep = self.timesteps.index_select(0, self.step)  # [1]
         output = denoiser(self.x.flatten(0, 1), self.rows, timestep).unflatten(0, self.x.shape[:2])
-        reverse_step(
-            self.x,
-            output,
-            self.coefficients,
-            self.step,
-            self.x0,
-            None,
-            self.scale,
-            self.seed,
-            (self.frame_ids, self.hypothesis_ids) if self.draws else None,
-            self.clip,
-            out=(self.x, self.x0),
-        )
+        row = TableRow(self.coefficients, self.step, self.scale)
+        noise = DrawnNoise(self.seed, self.frame_ids, self.hypothesis_ids) if self.draws else None
+        reverse_step(self.x, output, row, self.x0, noise, self.clip, out=(self.x, self.x0))
         self.step += 1
 
     def capture(self, denoiser: nn.Module) -> None:

@@ -120,13 +120,13 @@ class _GraphConv(_Step):
         return not layer.normalize and layer.input == layer.output == self.output and self.film is None
 
     def forward(self, x: Tensor, residual: Tensor | None, timesteps: Tensor) -> Tensor:
-        from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_fwd
+        from diffupose.kernels.modulated_graph_conv import Epilogue, modulated_graph_conv_fwd
 
         hidden = torch.mm(x.flatten(0, 1).to(self.weight.dtype), self.weight)  # [N J, 2 C_out]
         out = x.new_empty(*x.shape[:2], self.bias.shape[0], dtype=self.stored)
         return modulated_graph_conv_fwd(
-            hidden, self.neighbors, self.adjacency, self.bias, out, own=self.own, activation=self.activation,
-            residual=residual, film=self.film, step=timesteps,
+            hidden, self.neighbors, self.adjacency, self.bias, out, own=self.own,
+            epilogue=Epilogue(self.activation, residual, self.film, timesteps),
         )  # fmt: skip
 
 

@@ -248,26 +248,20 @@ def _with_row_stride(model_output: Tensor) -> tuple[Tensor, int]:
 
 
 def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    from diffupose.kernels.reverse_step import DrawnNoise, TableRow
     from diffupose.kernels.reverse_step import reverse_step as kernel
 
     device = inputs.sample.device
     table, step = inputs.coefficients.to(device, torch.float32), inputs.step_on_device
-    draws = inputs.noise is None
+    noise: Tensor | DrawnNoise | None = inputs.noise
+    draws = noise is None
     if step is None:
         step = torch.full((1,), inputs.step, dtype=torch.int64, device=device)
         draws = draws and float(inputs.coefficients[inputs.step, 5]) != 0.0
-    prev_sample, x0 = kernel(
-        inputs.sample,
-        inputs.model_output,
-        table.contiguous(),
-        step,
-        inputs.x0_last,
-        inputs.noise,
-        inputs.noise_scale,
-        inputs.seed,
-        inputs.ids() if draws else None,
-        inputs.clip_sample_range,
-    )
+    if draws:
+        noise = DrawnNoise(inputs.seed, *inputs.ids())
+    row = TableRow(table.contiguous(), step, inputs.noise_scale)
+    prev_sample, x0 = kernel(inputs.sample, inputs.model_output, row, inputs.x0_last, noise, inputs.clip_sample_range)
     assert x0 is not None
     return prev_sample, x0
 

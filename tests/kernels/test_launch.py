@@ -10,7 +10,7 @@ import torch
 from diffupose.kernels import _launch
 from diffupose.kernels.hypothesis_statistics import hypothesis_statistics
 from diffupose.kernels.philox_normal import philox_normal
-from diffupose.kernels.reverse_step import reverse_step
+from diffupose.kernels.reverse_step import DrawnNoise, TableRow, reverse_step
 
 
 def test_large():
@@ -37,7 +37,8 @@ def test_addresses_of_large_tensors(launched, frames, large):
     sample, ids = torch.empty(frames, 10, 17, 3, device="meta"), torch.empty(10, dtype=torch.int64, device="meta")
     frame_ids = torch.empty(frames, dtype=torch.int64, device="meta")
     seed = step = torch.empty(1, dtype=torch.int64, device="meta")
-    reverse_step(sample, sample, torch.empty(3, 6, device="meta"), step, ids=(frame_ids, ids), seed=seed)
+    row = TableRow(torch.empty(3, 6, device="meta"), step)
+    reverse_step(sample, sample, row, noise=DrawnNoise(seed, frame_ids, ids))
     philox_normal(seed, frame_ids, ids, 0, 51)
     assert [options["LARGE"] for options in launched] == [large, large]
     # Each operation by itself, as in the other backends: the same noise, the same step.

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
-from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_fwd
+from diffupose.kernels.modulated_graph_conv import Epilogue, modulated_graph_conv_fwd
 from diffupose.testing import assert_parity, make_inputs, shape_id
 
 
@@ -137,7 +137,7 @@ def test_inference(extra, activation, dtype, device):
     out = modulated_graph_conv_fwd(
         hidden, scale * modulation, adjacency, scale * bias + shift,
         torch.empty(2, 17, 21, dtype=dtype, device=device) if residual is None else residual.clone(),
-        activation=activation, residual=residual, film=film, step=torch.tensor([2], device=device),
+        epilogue=Epilogue(activation, residual, film, torch.tensor([2], device=device)),
     )  # fmt: skip
 
     def plain(own, neighbors):
@@ -161,8 +161,9 @@ def test_inference_in_place(device):
     hidden, modulation = torch.randn(3, 4, 10, device=device), torch.randn(4, 5, device=device)
     adjacency, residual = torch.rand(4, 4, device=device), torch.randn(3, 4, 5, device=device)
     arguments = hidden, modulation, adjacency, None
-    expected = modulated_graph_conv_fwd(*arguments, torch.empty_like(residual), activation="gelu", residual=residual)
-    actual = modulated_graph_conv_fwd(*arguments, residual, activation="gelu", residual=residual)
+    epilogue = Epilogue("gelu", residual)
+    expected = modulated_graph_conv_fwd(*arguments, torch.empty_like(residual), epilogue=epilogue)
+    actual = modulated_graph_conv_fwd(*arguments, residual, epilogue=epilogue)
     assert actual is residual and torch.equal(actual, expected)
 
 

@@ -10,6 +10,7 @@ from support.sweeps import sweep
 
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
+from diffupose.kernels.reverse_step import DrawnNoise, TableRow
 from diffupose.kernels.reverse_step import reverse_step as kernel
 from diffupose.testing import assert_parity, make_inputs, requires_cpp, requires_cuda
 
@@ -141,9 +142,10 @@ def test_row_by_a_tensor_and_in_place(device):
     for row in range(2):
         expected = fused(sample, output, coefficients, row, x0_last, None, scale, 0.8, seed=11)
         x, x0 = sample.clone(), x0_last.clone()
-        kernel(x, output, coefficients, step, x0, None, scale, seed, ids, 0.8, out=(x, x0))
+        table_row, noise = TableRow(coefficients, step, scale), DrawnNoise(seed, *ids)
+        kernel(x, output, table_row, x0, noise, 0.8, out=(x, x0))
         assert torch.equal(x, expected[0]) and torch.equal(x0, expected[1])
-        kernel(x.copy_(sample), output, coefficients, step, x0_last, None, scale, seed, ids, 0.8, out=(x, None))
+        kernel(x.copy_(sample), output, table_row, x0_last, noise, 0.8, out=(x, None))
         assert torch.equal(x, expected[0])
         step += 1
 
@@ -162,11 +164,11 @@ def test_step_in_a_tensor(device):
     step = torch.ones(1, dtype=torch.int64, device=device)
     previous, x0 = ops.reverse_step(sample, output, coefficients, step, noise=noise, backend="triton")
     assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
-    previous, x0 = kernel(sample, output, coefficients, step, x0_last)  # noise is drawn by ids
+    previous, x0 = kernel(sample, output, TableRow(coefficients, step), x0_last)  # without noise
     assert bool(previous.isnan().all()) and bool(x0.isfinite().all())
     spaced = torch.stack((sample, sample), dim=-1)[..., 0]
     with pytest.raises(ValueError, match="out must be contiguous"):
-        kernel(spaced, output, coefficients, step, x0_last, noise, out=(spaced, None))
+        kernel(spaced, output, TableRow(coefficients, step), x0_last, noise, out=(spaced, None))
 
 
 @requires_cuda

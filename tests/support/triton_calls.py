@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from diffupose.kernels.hypothesis_statistics import hypothesis_statistics
-from diffupose.kernels.modulated_graph_conv import modulated_graph_conv_bwd, modulated_graph_conv_fwd
+from diffupose.kernels.modulated_graph_conv import Epilogue, modulated_graph_conv_bwd, modulated_graph_conv_fwd
 from diffupose.kernels.philox_normal import philox_normal
-from diffupose.kernels.reverse_step import reverse_step
+from diffupose.kernels.reverse_step import DrawnNoise, TableRow, reverse_step
 from diffupose.testing import make_inputs
 
 SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
@@ -26,14 +26,12 @@ def _step(
     sample = torch.empty(batch, 10, 17, 3, dtype=dtype, device=device)
     output = torch.empty(batch, 10, 17, channels, dtype=dtype, device=device)
     ids = torch.empty(batch, dtype=torch.int64, device=device), torch.empty(10, dtype=torch.int64, device=device)
-    scale = torch.empty(5, 17, 3, device=device)
     if in_loop:
         options["out"] = sample, None
-    return partial(
-        reverse_step, sample, output, torch.empty(5, 6, device=device), INDEX.to(device), None if in_loop else sample,
-        sample if noise == "given" else None, None if noise == "none" else scale, INDEX.to(device),
-        ids if noise == "drawn" else None, **options,
-    )  # fmt: skip
+    table = torch.empty(5, 6, device=device)
+    row = TableRow(table, INDEX.to(device), None if noise == "none" else torch.empty(5, 17, 3, device=device))
+    z = {"given": sample, "drawn": DrawnNoise(INDEX.to(device), *ids), "none": None}[noise]
+    return partial(reverse_step, sample, output, row, None if in_loop else sample, z, **options)
 
 
 def _statistics(num_hypotheses: int, view: bool, joints: int = 17) -> Callable[[], Any]:
@@ -47,13 +45,13 @@ def _graph_conv(
     product, result = (torch.empty(40, joints, width, dtype=dtype)
                        for width, dtype in ((2 * channels, hidden), (channels, out)))  # fmt: skip
     modulation, adjacency = torch.empty(joints, channels), torch.empty(joints, joints)
-    inference = {"own": modulation, "residual": result, "film": torch.empty(5, 2 * channels), "step": INDEX}
+    epilogue = Epilogue("gelu", result, torch.empty(5, 2 * channels), INDEX)
     calls = {
         "forward": partial(modulated_graph_conv_fwd, product, modulation, adjacency, modulation[0], result),
         "backward": partial(modulated_graph_conv_bwd, result, product, modulation, adjacency),
     }
     if hidden == out:
-        calls["inference"] = partial(calls["forward"], activation="gelu", **inference)
+        calls["inference"] = partial(calls["forward"], own=modulation, epilogue=epilogue)
     return calls
 
 
