@@ -72,7 +72,7 @@ class Views:
 
     def __getitem__(self, index: Tensor | slice) -> Views:
         """Return the views at ``index``."""
-        return Views(*(getattr(self, item.name)[index] for item in fields(self)))
+        return Views(*(tensor[index] for tensor in _tensors(self)))
 
     @property
     def outside(self) -> Tensor:
@@ -194,19 +194,18 @@ def choose_views(candidates: list[Views]) -> Views:
     """Return, for each person, the first usable of several draws, or the last one."""
     chosen = candidates[-1]
     for views in reversed(candidates[:-1]):
-        pick = views.usable
-        values = {}
-        for item in fields(Views):
-            new, old = getattr(views, item.name), getattr(chosen, item.name)
-            values[item.name] = torch.where(pick.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-        chosen = Views(**values)
+        pairs, usable = zip(_tensors(views), _tensors(chosen), strict=True), views.usable
+        chosen = Views(*(torch.where(usable.reshape(-1, *(1,) * (new.ndim - 1)), new, old) for new, old in pairs))
     return chosen
 
 
 def concatenate(first: Views, second: Views) -> Views:
     """Return two batches of views as one."""
-    names = [item.name for item in fields(Views)]
-    return Views(*(torch.cat((getattr(first, name), getattr(second, name))) for name in names))
+    return Views(*(torch.cat(pair) for pair in zip(_tensors(first), _tensors(second), strict=True)))
+
+
+def _tensors(views: Views) -> list[Tensor]:
+    return [getattr(views, item.name) for item in fields(Views)]
 
 
 def _see(
@@ -236,15 +235,8 @@ def _h36m_rig(subjects: tuple[str, ...], device: torch.device) -> dict[str, Tens
     def stack(name: str) -> Tensor:
         return torch.tensor([list(getattr(camera, name)) for camera in cameras], dtype=torch.float64)
 
-    rig = {
-        "world_to_camera": quaternion_to_matrix(stack("orientation")).transpose(1, 2),
-        "translation": stack("translation"),
-        "image_size": stack("size"),
-        "focal": stack("focal"),
-        "center": stack("center"),
-        "radial": stack("radial"),
-        "tangential": stack("tangential"),
-    }
+    rig = {name: stack(name) for name in ("translation", "focal", "center", "radial", "tangential")}
+    rig |= {"world_to_camera": quaternion_to_matrix(stack("orientation")).transpose(1, 2), "image_size": stack("size")}
     return {key: value.float().to(device) for key, value in rig.items()}
 
 

@@ -67,6 +67,14 @@ def number_row(values: Any, where: str) -> np.ndarray:
         raise InputError(f"{where}: a number is too large") from None
 
 
+def joint_row(values: Any, where: str) -> np.ndarray:
+    """Return x, y and confidence of all joints, one after the other, as float64 ``[3 J]``."""
+    row = number_row(values, where)
+    if len(row) % 3:
+        raise InputError(f"{where} must be x, y, confidence for each joint, got {len(row)} numbers")
+    return row
+
+
 def number(value: Any, where: str) -> float:
     """Return a JSON number as float; null becomes NaN."""
     return float(number_row([value], where)[0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffupose.errors import InputError
-from diffupose.keypoints.checks import number, number_row, short, text_id
+from diffupose.keypoints.checks import joint_row, number, short, text_id
 from diffupose.keypoints.images import read_images
 from diffupose.keypoints.layouts import COCO, HALPE26, Layout, layout_by_count
 from diffupose.keypoints.types import Detections
@@ -75,9 +75,7 @@ def _read_entries(
             if key not in entry:
                 raise InputError(f"{where}: {key} is not there")
         image_ids.append(text_id(entry["image_id"], where))
-        row = number_row(entry["keypoints"], f"{where}: keypoints")
-        if len(row) % 3:
-            raise InputError(f"{where}: keypoints must be x, y, confidence for each joint, got {len(row)} numbers")
+        row = joint_row(entry["keypoints"], f"{where}: keypoints")
         found = layout_by_count(len(row) // 3, _CANDIDATES, found, where)
         rows.append(row)
         scores.append(number(entry.get("score"), f"{where}: score"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffupose.errors import InputError
-from diffupose.keypoints.checks import load_json, number_row, short
+from diffupose.keypoints.checks import joint_row, load_json, short
 from diffupose.keypoints.layouts import COCO, HALPE26, OPENPOSE_BODY25, OPENPOSE_COCO18, Layout, layout_by_count
 from diffupose.keypoints.types import Detections
 
@@ -82,8 +82,5 @@ def _body(person: Any, where: str) -> np.ndarray:
         raise InputError(f"{where}: expected an object with {_KEYS[0]}, got {short(person)}")
     for key in _KEYS:
         if key in person:
-            row = number_row(person[key], f"{where}: {key}")
-            if len(row) % 3:
-                raise InputError(f"{where}: {key} must be x, y, confidence for each joint, got {len(row)} numbers")
-            return row
+            return joint_row(person[key], f"{where}: {key}")
     raise InputError(f"{where}: {_KEYS[0]} is not there, only {', '.join(sorted(person)) or 'nothing'}")

@@ -37,11 +37,6 @@ class PixelInput:
         """``[B, J, 2]``: the keypoints, NaN in all of a row that cannot be lifted."""
         return self.keypoints.where(self.usable[:, None, None], torch.nan)
 
-    @property
-    def weights(self) -> Tensor:
-        """``[B, J]``: confidence as a weight of a joint, 0 where missing."""
-        return self.confidence
-
 
 def check_keypoints(keypoints: Any, skeleton: Skeleton, on_unusable: str) -> PixelInput:
     """Return keypoints of any accepted form for a model's skeleton.

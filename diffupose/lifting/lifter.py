@@ -316,6 +316,6 @@ class Lifter:
 def _translation(hypotheses: Tensor, pixels: PixelInput, matrices: Tensor) -> Tensor:
     """Return where the roots ``[B, H, 3]`` are, in metres; NaN where a row could not be lifted."""
     matrices = matrices.expand(len(hypotheses), 3, 3)
-    translation = estimate_translation(hypotheses.cpu(), pixels.keypoints, pixels.weights, matrices)
+    translation = estimate_translation(hypotheses.cpu(), pixels.keypoints, pixels.confidence, matrices)
     translation[~pixels.usable] = torch.nan
     return translation
