@@ -91,7 +91,7 @@ class Fault:
             return f"{self.name}: {self.file} holds {self.find!r} {count} times"
         for name in (*self.tests, *(command.split()[0] for command in self.commands)):
             file, _, function = name.partition("::")
-            if not (root / file).exists() or f"def {function}" not in (root / file).read_text(encoding="utf-8"):
+            if not (root / file).exists() or (function and f"def {function}(" not in (root / file).read_text()):
                 return f"{self.name}: there is no {name}"
         return ""
 
