@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.compiled import machine
 from support.cuda_emulation import emulate
 
 from diffupose.ops._backend import available_backends, cpp
@@ -16,6 +17,7 @@ from diffupose.ops._backend import available_backends, cpp
 # Those of this machine; without the extension one that the mark of the test skips.
 ISAS = cpp().usable_isas() if available_backends()["cpp"][0] else ["no extension"]
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+WITHIN_A_TEST = "PYTEST_CURRENT_TEST" in os.environ
 _left_out: set[str] = set()  # node ids of the tests that `-m` leaves out
 
 
@@ -52,6 +54,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for file, count in files.most_common():
         terminalreporter.line(f"{count:5} slow tests of {file}")
     terminalreporter.line(f"Run these {len(_left_out)} with `make test-slow`, all tests with `make test-all`.")
+
+
+@pytest.fixture(autouse=True)
+def _machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    if WITHIN_A_TEST:  # which waits for this process
+        yield
+        return
+    with machine(alone=request.node.get_closest_marker("alone") is not None):
+        yield
 
 
 @pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])

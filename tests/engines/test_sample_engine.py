@@ -296,6 +296,7 @@ def test_memory_does_not_grow_with_hypotheses_or_steps():
     assert max(many, long) < few + 8
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a child")
 @pytest.mark.parametrize(
     ("frames", "hypotheses", "steps", "threads"),
@@ -328,6 +329,7 @@ print("ended")
     assert waited < 3.0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("frames", "hypotheses"), [(20, 20), (1, 1)])
 def test_other_python_threads_go_on_meanwhile(frames, hypotheses, restore_threads):
     torch.set_num_threads(2)

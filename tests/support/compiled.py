@@ -29,6 +29,18 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def machine(alone: bool) -> Iterator[None]:
+    """Run beside others that are not alone, or alone: then others wait."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "machine.lock", "w", encoding="utf-8") as file:
+        # Who waits to be alone holds this door, so that nobody new comes in meanwhile.
+        with locked(folder / "door"):
+            fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
 def content_hash(sources: Iterable[Path], *facts: str) -> str:
     """Return a hash of files, of their names below the root, and of what else the result depends on."""
     digest = hashlib.sha256()
