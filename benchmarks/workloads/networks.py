@@ -17,6 +17,7 @@ from benchmarks.workloads.measure import Call
 from diffupose import Lifter, ops, reference
 from diffupose.config import BASE, PAPER
 from diffupose.engines.cuda_engine import CudaDenoiser
+from diffupose.engines.engine import SampleRequest
 from diffupose.engines.programs import layer_program
 from diffupose.engines.triton_network import FusedNetwork
 from diffupose.networks.build import build_denoiser
@@ -121,7 +122,7 @@ class Chains:
     def by_engine(self, backend: str, precision: str, mode: str | None = None) -> Call:
         """Return a call of the C++ or the CUDA engine."""
         packed = packed_network(self.model, backend, precision, mode, self.device)
-        return partial(packed.sample, self.condition, self.table, 0, *self.ids, self.clip)
+        return partial(packed.sample, SampleRequest(self.condition, self.table, 0, *self.ids, self.clip))
 
     def by_pytorch(self, net: nn.Module, autocast: bool) -> Call:
         """Return a call of the loop in plain PyTorch, with a network as it is, or compiled.
@@ -129,14 +130,14 @@ class Chains:
         Its only noise, that it starts from, is drawn before: counted noise is slow in PyTorch, and whoever writes such
         a loop takes ``torch.randn``.
         """
-        noise = ops.philox_normal(0, *self.ids, ops.INITIAL_NOISE_STEP, 3 * JOINTS)
+        noise = ops.philox_normal(0, *self.ids, ops.INITIAL_NOISE_STEP, 3 * JOINTS).unflatten(-1, (JOINTS, 3))
         coefficients, timesteps = self.table.tensor(), torch.from_numpy(self.table.timesteps).to(self.device)
 
         def run() -> Tensor:
             precision = torch.autocast(self.device.type, torch.bfloat16, enabled=autocast)
             with torch.inference_mode(), precision, modules_by("torch"):
                 return reference.sample(
-                    net, self.condition, coefficients, timesteps, 0, *self.ids, self.clip, None, lambda *_: noise
+                    net, self.condition, coefficients, timesteps, lambda step: noise, self.clip, None
                 ).float()
 
         return run

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffupose.engines import cuda_graph
+from diffupose.engines.engine import SampleRequest
 from diffupose.ops._backend import TRITON_IS_INTERPRETED
 from diffupose.ops.philox_normal import signed
 from diffupose.schedule import StepTable
@@ -34,29 +35,29 @@ _LOCK = threading.Lock()
 class _Loop:
     """The buffers of one shape, and its graph once there is one."""
 
-    def __init__(self, inputs: Tensor, hypotheses: int, table: StepTable, clip: float | None) -> None:
-        (batch, joints, channels), steps = inputs.shape, table.num_inference_steps
-        long = partial(torch.empty, dtype=torch.int64, device=inputs.device)
-        single = partial(torch.empty, dtype=torch.float32, device=inputs.device)
-        self.rows = inputs.new_empty(batch * hypotheses, joints, channels)
-        self.x = inputs.new_empty(batch, hypotheses, joints, 3)
+    def __init__(self, request: SampleRequest) -> None:
+        condition, table = request.condition, request.table
+        (batch, hypotheses, joints, _), steps = request.shape, table.num_inference_steps
+        long = partial(torch.empty, dtype=torch.int64, device=condition.device)
+        single = partial(torch.empty, dtype=torch.float32, device=condition.device)
+        self.rows = condition.new_empty(batch * hypotheses, joints, condition.shape[2])
+        self.x = condition.new_empty(request.shape)
         multistep, self.draws = _traits(table)
         self.x0 = torch.empty_like(self.x) if multistep else None
         self.coefficients = single(steps, 6)
         self.scale = None if table.noise_scale is None else single(steps, joints, 3)
         self.timesteps, self.step, self.seed = long(steps), long(1), long(1)
         self.frame_ids, self.hypothesis_ids = long(batch), long(hypotheses)
-        self.clip = clip
+        self.clip = request.clip_sample_range
         self.table: bytes | None = None  # what the buffers hold
         self.used = False
         self.replay: Callable[[], None] | None = None
         self.captures = True
         self.lock = threading.Lock()
 
-    def load(
-        self, inputs: Tensor, noise: Tensor, table: StepTable, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor
-    ) -> None:
+    def load(self, request: SampleRequest, noise: Tensor) -> None:
         """Fill the buffers for the first step."""
+        table = request.table
         content = _content(table)
         if content != self.table:  # copies from the host are worth avoiding
             self.coefficients.copy_(table.tensor())
@@ -65,11 +66,11 @@ class _Loop:
             if self.scale is not None and scale is not None:
                 self.scale.copy_(scale)
             self.table = content
-        self.rows.unflatten(0, self.x.shape[:2]).copy_(inputs.unsqueeze(1))
+        self.rows.unflatten(0, self.x.shape[:2]).copy_(request.condition.unsqueeze(1))
         self.x.copy_(noise)
-        self.seed.fill_(seed)
-        self.frame_ids.copy_(frame_ids)
-        self.hypothesis_ids.copy_(hypothesis_ids)
+        self.seed.fill_(signed(request.seed))
+        self.frame_ids.copy_(request.frame_ids)
+        self.hypothesis_ids.copy_(request.hypothesis_ids)
         self.step.zero_()
 
     def advance(self, denoiser: nn.Module) -> None:
@@ -98,24 +99,15 @@ class _Loop:
 
 def _capture(advance: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Return what replays a function's work on the GPU."""
-    current, beside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    beside.wait_stream(current)
-    with torch.cuda.stream(beside):  # libraries prepare themselves in their first call, which must not be captured
+    current, other = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    other.wait_stream(current)
+    with torch.cuda.stream(other):  # libraries prepare themselves in their first call, which must not be captured
         advance()
-    current.wait_stream(beside)
+    current.wait_stream(other)
     return cuda_graph.capture(advance, device).replay
 
 
-def sample(
-    denoiser: nn.Module,
-    inputs: Tensor,
-    noise: Tensor,
-    table: StepTable,
-    seed: int,
-    frame_ids: Tensor,
-    hypothesis_ids: Tensor,
-    clip_sample_range: float | None,
-) -> Tensor:
+def sample(denoiser: nn.Module, request: SampleRequest, noise: Tensor) -> Tensor:
     """Return samples ``[B, H, J, 3]``; see ``diffupose.ops.sample``, which checks the arguments.
 
     The first call of a shape runs step by step, which also prepares the kernels; the second one captures a step, and
@@ -124,25 +116,21 @@ def sample(
     capture. A network that cannot be captured, and every other device than a GPU, runs the same loop step by step.
 
     Args:
-        denoiser: As for ``diffupose.ops.sample``, as are the others.
-        inputs: ``[B, J, C]``.
+        denoiser: The network.
+        request: What to sample.
         noise: What the process starts from, ``[B, H, J, 3]``.
-        table: The sampler; its rows have been checked.
-        seed: Of the noise of the steps.
-        frame_ids: ``[B]``.
-        hypothesis_ids: ``[H]``.
-        clip_sample_range: Limit of x0.
     """
-    with torch.cuda.device(inputs.device) if inputs.is_cuda else nullcontext():
+    device = request.condition.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         # Buffers of inference mode cannot be written outside of it.
         with torch.inference_mode():
-            loop, kept = _loop_of(denoiser, inputs, table, len(hypothesis_ids), clip_sample_range)
+            loop, kept = _loop_of(denoiser, request)
         with loop.lock:
             with torch.inference_mode():
                 if kept and loop.used and loop.captures and loop.replay is None:
                     loop.capture(denoiser)
-                loop.load(inputs, noise, table, signed(seed), frame_ids, hypothesis_ids)
-                for _ in range(table.num_inference_steps):
+                loop.load(request, noise)
+                for _ in range(request.table.num_inference_steps):
                     if loop.replay is None:
                         loop.advance(denoiser)
                     else:
@@ -161,24 +149,22 @@ def _content(table: StepTable) -> bytes:
     return b"".join(array.tobytes() for array in arrays if array is not None)
 
 
-def _loop_of(
-    denoiser: nn.Module, inputs: Tensor, table: StepTable, hypotheses: int, clip: float | None
-) -> tuple[_Loop, bool]:
-    """Return a loop for these inputs, and whether it is one that is kept."""
-    if not _is_kept(denoiser, inputs, hypotheses):
-        return _Loop(inputs, hypotheses, table, clip), False
-    network = _code_of(denoiser)
+def _loop_of(denoiser: nn.Module, request: SampleRequest) -> tuple[_Loop, bool]:
+    """Return a loop for a request, and whether it is one that is kept."""
+    if not _is_kept(denoiser, request):
+        return _Loop(request), False
+    condition, table, network = request.condition, request.table, _code_of(denoiser)
     # A graph runs in the order of one stream.
-    stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
-    sizes = (*inputs.shape, hypotheses, table.num_inference_steps)
-    settings = (*_traits(table), table.noise_scale is None, clip)
-    key = (network, sizes, inputs.dtype, inputs.device, settings, stream)
+    stream = torch.cuda.current_stream(condition.device).cuda_stream if condition.is_cuda else 0
+    sizes = (*request.shape, condition.shape[2], table.num_inference_steps)
+    settings = (*_traits(table), table.noise_scale is None, request.clip_sample_range)
+    key = (network, sizes, condition.dtype, condition.device, settings, stream)
     with _LOCK:
         loops = _LOOPS.setdefault(denoiser, OrderedDict())
         for old in [old for old in loops if old[0] != network]:
             del loops[old]
         if key not in loops:
-            loops[key] = _Loop(inputs, hypotheses, table, clip)
+            loops[key] = _Loop(request)
         loops.move_to_end(key)
         while len(loops) > _MOST_LOOPS:
             loops.popitem(last=False)
@@ -197,12 +183,12 @@ def _tensors_of(denoiser: nn.Module) -> Iterator[Tensor]:
     yield from denoiser.buffers()
 
 
-def _is_kept(denoiser: nn.Module, inputs: Tensor, hypotheses: int) -> bool:
+def _is_kept(denoiser: nn.Module, request: SampleRequest) -> bool:
     """Return whether a graph can be made, does what the network's code does, and is worth its memory."""
     return (
-        inputs.is_cuda
+        request.condition.is_cuda
         and not TRITON_IS_INTERPRETED
-        and 0 < inputs.shape[0] * hypotheses <= _MOST_ROWS
+        and 0 < request.shape[0] * request.shape[1] <= _MOST_ROWS
         and not any(module.training or _has_hooks(module) for module in denoiser.modules())
         # The copies of weights that autocast makes and keeps do not outlive it, a graph would.
         and not torch.is_autocast_enabled("cuda")

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffupose.engines.engine import Precision, ProgramEngine, check_precision
+from diffupose.engines.engine import Precision, ProgramEngine, SampleRequest, addresses_of, check_precision
 from diffupose.engines.layer_program import Attention, GraphConv, LayerProgram, Linear, ScaleShift
 from diffupose.ops._backend import Backend, cpp
 from diffupose.ops.philox_normal import signed
-from diffupose.schedule import StepTable
 
 
 class PackedDenoiser(ProgramEngine):
@@ -64,28 +63,22 @@ class PackedDenoiser(ProgramEngine):
             num_poses=len(sample), num_threads=torch.get_num_threads(), out=out.data_ptr(),
         )  # fmt: skip
 
-    def sample(
-        self,
-        condition: Tensor,
-        table: StepTable,
-        seed: int,
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        clip_sample_range: float | None,
-    ) -> Tensor:
+    def sample(self, request: SampleRequest) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``Engine.sample``."""
-        condition, coefficients = _plain(condition), table.tensor().contiguous()
-        scale = table.noise_scale_tensor()
-        scale = None if scale is None else scale.contiguous()
-        parameters = self.parameters(torch.from_numpy(table.timesteps))
-        frame_ids, hypothesis_ids = frame_ids.contiguous(), hypothesis_ids.contiguous()
-        out = torch.empty(len(frame_ids), len(hypothesis_ids), condition.shape[1], 3, dtype=torch.float32)
+        table, scale = request.table, request.table.noise_scale_tensor()
+        tensors = {
+            "condition": _plain(request.condition),
+            "coefficients": table.tensor().contiguous(),
+            "parameters": self.parameters(torch.from_numpy(table.timesteps)),
+            "frame_ids": request.frame_ids.contiguous(),
+            "hypothesis_ids": request.hypothesis_ids.contiguous(),
+            "noise_scale": None if scale is None else scale.contiguous(),
+        }
+        out = torch.empty(request.shape, dtype=torch.float32)
         self._engine.sample(
-            condition=condition.data_ptr(), coefficients=coefficients.data_ptr(),
-            noise_scale=0 if scale is None else scale.data_ptr(), parameters=parameters.data_ptr(), seed=signed(seed),
-            frame_ids=frame_ids.data_ptr(), hypothesis_ids=hypothesis_ids.data_ptr(), clip=clip_sample_range,
-            num_frames=len(frame_ids), num_hypotheses=len(hypothesis_ids), num_steps=len(table.timesteps),
-            num_threads=torch.get_num_threads(), out=out.data_ptr(),
+            **addresses_of(tensors), out=out.data_ptr(), seed=signed(request.seed), clip=request.clip_sample_range,
+            num_frames=request.shape[0], num_hypotheses=request.shape[1], num_steps=len(table.timesteps),
+            num_threads=torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -107,10 +100,10 @@ def _add_graph_conv(engine: Any, layer: GraphConv, slots: _Slots) -> None:
         "adjacency": layer.adjacency,
         "bias": layer.bias,
     }
-    kept = {name: _plain(tensor) for name, tensor in tensors.items()}
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     engine.add_graph_conv(
         input=layer.input, output=layer.output, residual=layer.residual, activation=layer.activation, c_in=c_in,
-        c_out=c_out, **{name: tensor.data_ptr() for name, tensor in kept.items()},
+        c_out=c_out, **addresses_of(plain),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from diffupose.engines.cuda_runs import (
     StepTables,
     wait_for_copies,
 )
-from diffupose.engines.engine import Precision, ProgramEngine, UnfitProgramError, check_precision
+from diffupose.engines.engine import Precision, ProgramEngine, SampleRequest, UnfitProgramError, check_precision
 from diffupose.engines.layer_program import LayerProgram
 from diffupose.ops._backend import Backend, cuda, on_device, stream_of
 from diffupose.ops.philox_normal import signed
@@ -118,36 +118,29 @@ class CudaDenoiser(ProgramEngine):
                 num_poses=len(sample), workspace=workspace.data_ptr(), out=out.data_ptr(), stream=stream_of(out),
             )  # fmt: skip
 
-    def sample(
-        self,
-        condition: Tensor,
-        table: StepTable,
-        seed: int,
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        clip_sample_range: float | None,
-    ) -> Tensor:
+    def sample(self, request: SampleRequest) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``Engine.sample``."""
-        count = len(frame_ids) * len(hypothesis_ids)
+        count, table = request.shape[0] * request.shape[1], request.table
         if count == 0:
-            shape = (len(frame_ids), len(hypothesis_ids), condition.shape[1], 3)
-            return torch.empty(shape, dtype=torch.float32, device=self.device)
+            return torch.empty(request.shape, dtype=torch.float32, device=self.device)
         mode = self._mode_for(count)
         way = self._ways[mode]
         with on_device(self._held.records):
             # Filled on the device: nothing is copied from the host once a table of steps is known, so that a caller can
             # capture the call.
-            capturing = condition.is_cuda and torch.cuda.is_current_stream_capturing()
-            seeds = torch.full((1,), signed(seed), device=self.device)
-            given = (self._place(condition), frame_ids.contiguous(), hypothesis_ids.contiguous(), seeds)
+            capturing = request.condition.is_cuda and torch.cuda.is_current_stream_capturing()
+            seeds = torch.full((1,), signed(request.seed), device=self.device)
+            ids = request.frame_ids.contiguous(), request.hypothesis_ids.contiguous()
+            given = (self._place(request.condition), *ids, seeds)
             table_key, steps = self._tables.get(table, capturing, self._bring_steps)
 
             def build(tensors: Given) -> Run:
-                return Run(way.held, way.num_blocks, tensors, steps.used_on_this_stream(), clip_sample_range)
+                return Run(way.held, way.num_blocks, tensors, steps.used_on_this_stream(), request.clip_sample_range)
 
             if mode != "layers" or not given[0].is_cuda or count > MOST_CAPTURED or capturing:
                 return build(given)()
-            key = (condition.shape, len(hypothesis_ids), table_key, clip_sample_range, stream_of(given[0]))
+            shapes = request.condition.shape, request.shape[1]
+            key = (*shapes, table_key, request.clip_sample_range, stream_of(given[0]))
             return self._captured.run(key, build, given)
 
     def _bring_steps(self, table: StepTable) -> StepsOnDevice:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffupose.engines.cuda_graph import capture
 from diffupose.engines.cuda_layouts import LayoutName
 from diffupose.engines.cuda_plan import pack_program
-from diffupose.engines.engine import Precision
+from diffupose.engines.engine import Precision, addresses_of
 from diffupose.engines.layer_program import LayerProgram
 from diffupose.ops._backend import stream_of
 from diffupose.schedule import StepTable
@@ -154,8 +154,7 @@ class Run:
 
     def __call__(self) -> Tensor:
         """Put the kernels on the current stream and return the samples."""
-        addresses = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in self._tensors.items()}
-        self._handle.sample(**addresses, **self._numbers, stream=stream_of(self.out))
+        self._handle.sample(**addresses_of(self._tensors), **self._numbers, stream=stream_of(self.out))
         return self.out
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +17,32 @@ from diffupose.schedule import StepTable
 
 Precision = Literal["float32", "bfloat16"]
 """What the products of an engine are taken in; sums and everything else are float32."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What an engine is to sample; tensors are on one device.
+
+    Attributes:
+        condition: ``[B, J, C]``.
+        table: The sampler.
+        seed: 64 bits.
+        frame_ids: ``[B]`` int64.
+        hypothesis_ids: ``[H]`` int64.
+        clip_sample_range: Limit of x0 in data units, or None.
+    """
+
+    condition: Tensor
+    table: StepTable
+    seed: int
+    frame_ids: Tensor
+    hypothesis_ids: Tensor
+    clip_sample_range: float | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(B, H, J, 3)``: of the samples."""
+        return len(self.frame_ids), len(self.hypothesis_ids), self.condition.shape[1], 3
 
 
 class Engine(ABC):
@@ -41,8 +68,8 @@ class Engine(ABC):
         """Return this engine as it is best for so many hypotheses in all."""
         return self
 
-    def check(self, condition: Tensor, table: StepTable) -> None:  # noqa: B027 - most engines take whatever fits
-        """Raise ValueError unless the engine can sample with these; ``ops.sample`` has checked the rest."""
+    def check(self, request: SampleRequest) -> None:  # noqa: B027 - most engines take whatever fits
+        """Raise ValueError unless the engine can take a request; ``ops.sample`` has checked the rest."""
 
     @abstractmethod
     def denoise(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
@@ -55,25 +82,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def sample(
-        self,
-        condition: Tensor,
-        table: StepTable,
-        seed: int,
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        clip_sample_range: float | None,
-    ) -> Tensor:
-        """Return samples ``[B, H, J, 3]`` in data units; nothing is checked, see ``ops.sample``.
-
-        Args:
-            condition: ``[B, J, C]``.
-            table: The sampler.
-            seed: 64 bits.
-            frame_ids: ``[B]`` int64, on the device of the condition.
-            hypothesis_ids: ``[H]`` int64, on the device of the condition.
-            clip_sample_range: Limit of x0 in data units, or None.
-        """
+    def sample(self, request: SampleRequest) -> Tensor:
+        """Return samples ``[B, H, J, 3]`` in data units; nothing is checked, see ``ops.sample``."""
 
 
 class UnfitProgramError(ValueError):
@@ -104,11 +114,11 @@ class ProgramEngine(Engine):
     def _denoise(self, sample: Tensor, condition: Tensor, parameters: Tensor, out: Tensor) -> None:
         """Run the layers once, with one row of parameters."""
 
-    def check(self, condition: Tensor, table: StepTable) -> None:
+    def check(self, request: SampleRequest) -> None:
         """Raise ValueError unless the condition has the program's shape."""
         joints, channels = self.program.num_joints, self.program.widths[0] - 3
-        if condition.shape[1:] != (joints, channels):
-            raise ValueError(f"inputs must have shape [B, {joints}, {channels}], got {tuple(condition.shape)}")
+        if request.condition.shape[1:] != (joints, channels):
+            raise ValueError(f"inputs must have shape [B, {joints}, {channels}], got {tuple(request.condition.shape)}")
 
     def parameters(self, timesteps: Tensor) -> Tensor:
         """Return the parameters of all steps, ``[S, ...]``, as the engine reads them; the last ones are kept."""
@@ -174,6 +184,11 @@ def parameter_slots(program: LayerProgram, padded: Callable[[int], int]) -> list
             slots.append((used, used + padded(layer.channels), layer.channels))
             used += 2 * padded(layer.channels)
     return slots
+
+
+def addresses_of(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Return where tensors lie, 0 for None, by their names."""
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 def check_precision(precision: str) -> None:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from diffupose.engines import captured_loop
-from diffupose.engines.engine import Engine
+from diffupose.engines.engine import Engine, SampleRequest
 from diffupose.engines.triton_network import FusedNetwork
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.philox_normal import philox_normal
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 from diffupose.reference.sample import sample as reference_sample
-from diffupose.schedule import StepTable
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(sample [N, J, 3], condition [N, J, C], timesteps [1]) -> [N, J, 3 or more]``, such as an ``nn.Module``."""
@@ -32,38 +31,34 @@ class ModuleEngine(Engine):
     backend: Backend = "torch"
 
     def __init__(self, network: Network, noise_backend: Backend | None = None) -> None:
-        self.network, self._noise = network, partial(philox_normal, backend=noise_backend)
+        self.network, self._noise_backend = network, noise_backend
 
     def denoise(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
         """Return the network's output; see ``Engine.denoise``."""
         return self.network(sample, condition, timesteps)
 
-    def sample(
-        self,
-        condition: Tensor,
-        table: StepTable,
-        seed: int,
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        clip_sample_range: float | None,
-    ) -> Tensor:
+    def sample(self, request: SampleRequest) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``Engine.sample``."""
+        table, device = request.table, request.condition.device
         scale = table.noise_scale_tensor()
         return reference_sample(
-            self.network,  # type: ignore[arg-type]
-            condition,
+            self.network,
+            request.condition,
             table.tensor(),
-            torch.from_numpy(table.timesteps).to(condition.device),
-            seed,
-            frame_ids,
-            hypothesis_ids,
-            clip_sample_range,
-            None if scale is None else scale.to(condition.device),
-            self._noise,
+            torch.from_numpy(table.timesteps).to(device),
+            partial(self._noise, request),
+            request.clip_sample_range,
+            None if scale is None else scale.to(device),
         )
 
+    def _noise(self, request: SampleRequest, step: int) -> Tensor:
+        """Return the noise ``[B, H, J, 3]`` of a step."""
+        ids, (*_, joints, axes) = (request.frame_ids, request.hypothesis_ids), request.shape
+        drawn = philox_normal(request.seed, *ids, step, joints * axes, backend=self._noise_backend)
+        return drawn.unflatten(-1, (joints, axes))
 
-class TritonEngine(Engine):
+
+class TritonEngine(ModuleEngine):
     """A module and the Triton step, replayed as a CUDA graph; it has no gradient.
 
     Args:
@@ -72,38 +67,22 @@ class TritonEngine(Engine):
     """
 
     backend: Backend = "triton"
+    network: nn.Module
 
     def __init__(self, network: nn.Module, noise_backend: Backend | None = None) -> None:
-        self.network, self._noise = network, partial(philox_normal, backend=noise_backend)
+        super().__init__(network, noise_backend)
         if isinstance(network, FusedNetwork):
             self.precision = network.precision
 
-    def check(self, condition: Tensor, table: StepTable) -> None:
+    def check(self, request: SampleRequest) -> None:
         """Raise ValueError unless the timesteps are among those that a ``FusedNetwork`` has tabulated."""
-        last = int(table.timesteps.max(initial=0))
+        last = int(request.table.timesteps.max(initial=0))
         if isinstance(self.network, FusedNetwork) and last >= self.network.num_timesteps:
             raise ValueError(f"table must have timesteps below {self.network.num_timesteps}, got {last}")
 
-    def denoise(self, sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the network's output; see ``Engine.denoise``."""
-        return self.network(sample, condition, timesteps)
-
-    def sample(
-        self,
-        condition: Tensor,
-        table: StepTable,
-        seed: int,
-        frame_ids: Tensor,
-        hypothesis_ids: Tensor,
-        clip_sample_range: float | None,
-    ) -> Tensor:
+    def sample(self, request: SampleRequest) -> Tensor:
         """Return samples ``[B, H, J, 3]``; see ``Engine.sample``."""
-        joints = condition.shape[1]
-        initial = self._noise(seed, frame_ids, hypothesis_ids, INITIAL_NOISE_STEP, 3 * joints)
-        return captured_loop.sample(
-            self.network, condition, initial.unflatten(-1, (joints, 3)), table, seed, frame_ids, hypothesis_ids,
-            clip_sample_range,
-        )  # fmt: skip
+        return captured_loop.sample(self.network, request, self._noise(request, INITIAL_NOISE_STEP))
 
 
 def module_engine(network: Network, condition: Tensor, backend: Backend | None) -> Engine:

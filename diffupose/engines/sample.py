@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffupose.config import check_antithetic
-from diffupose.engines.engine import Engine
+from diffupose.engines.engine import Engine, SampleRequest
 from diffupose.engines.module_engines import module_engine
 from diffupose.ops._backend import Backend, choose_backend
 from diffupose.ops.philox_normal import philox_normal
@@ -70,11 +70,12 @@ def sample(
         choose_backend(backend, inputs.device, (engine.backend,))
     else:
         engine = module_engine(denoiser, inputs, backend)
-    engine.check(inputs, table)
+    request = SampleRequest(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range)
+    engine.check(request)
     # No noise is drawn: this raises what the seed, the ids and their number may raise.
     philox_normal(seed, frame_ids[:0], hypothesis_ids[:0], 0, 3 * inputs.shape[1])
     _check_table(table, inputs.shape[1])
-    return engine.sample(inputs, table, seed, frame_ids, hypothesis_ids, clip_sample_range)
+    return engine.sample(request)
 
 
 def _check_ids(inputs: Tensor, frame_ids: Tensor, hypothesis_ids: Tensor) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffupose._version import __version__
 from diffupose.conditioning import make_conditioning, mirror_condition
 from diffupose.config import LifterConfig, SamplingConfig
-from diffupose.engines.engine import Engine
+from diffupose.engines.engine import Engine, SampleRequest
 from diffupose.lifting.inputs import PixelInput
 from diffupose.schedule import StepTable
 from diffupose.skeleton import SKELETONS
@@ -30,12 +31,14 @@ class Views:
         focal: fx, fy in pixels, ``[B, 2]``, given or assumed.
         center: Principal points in pixels, ``[B, 2]``; goes with ``focal``.
         camera_known: Whether ``focal`` and ``center`` were given.
+        assumed_focal: What was assumed for ``focal`` otherwise, in longer image sides.
     """
 
     image_size: Tensor | None
-    focal: Tensor | None
-    center: Tensor | None
-    camera_known: bool
+    focal: Tensor | None = None
+    center: Tensor | None = None
+    camera_known: bool = False
+    assumed_focal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,26 @@ class Chunks:
                     bar.update(len(frames) * len(ids))
         return hypotheses
 
+    def meta(self) -> dict[str, object]:
+        """Return the settings of the lift, ready for JSON."""
+        names = ("sampler", "num_inference_steps", "eta", "timestep_spacing", "variance", "num_hypotheses", "flip",
+                 "antithetic", "aggregation")  # fmt: skip
+        focal = self.views.focal
+        return {
+            "model": self.config.name,
+            "input_normalization": self.config.input_normalization,
+            **{name: getattr(self.settings, name) for name in names},
+            "seed": self.seed,
+            "focal_length_px": None
+            if focal is None
+            else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
+            "assumed_focal": self.views.assumed_focal,
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+            "diffupose": __version__,
+            "torch": torch.__version__,
+        }
+
     def _split(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield frames and hypothesis ids that are lifted together."""
         count, most = self.settings.num_hypotheses, self.engine.max_hypotheses
@@ -115,7 +138,8 @@ class Chunks:
             x0 = self._regress(condition, len(hypothesis_ids))
         else:
             clip = self.config.diffusion.clip_sample_range
-            x0 = self.engine.sample(condition, self.table, self.seed, frame_ids, hypothesis_ids, clip)
+            request = SampleRequest(condition, self.table, self.seed, frame_ids, hypothesis_ids, clip)
+            x0 = self.engine.sample(request)
         poses = self.pose_mean + self.pose_scale * x0  # [b, h, J, 3]
         if joints is not None:
             poses = poses[:, :, joints]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffupose._version import __version__
 from diffupose.camera import ASSUMED_FOCAL, estimate_translation, split_intrinsics
 from diffupose.checkpoint import save_lifter_file
 from diffupose.config import Aggregation, SamplingConfig
@@ -123,7 +122,8 @@ class Lifter:
 
     def needs_image_size(self, has_intrinsics: bool, assumed_focal: float | None) -> bool:
         """Return whether a lift needs the image size: for screen coordinates, or for the assumed focal length."""
-        return not self._turns_predictions or (not has_intrinsics and assumed_focal is not None)
+        person = self.config.input_normalization == "person"
+        return not person or (not has_intrinsics and assumed_focal is not None)
 
     def step_table(self, settings: SamplingConfig) -> StepTable:
         """Return the sampler of some settings as a table.
@@ -247,25 +247,20 @@ class Lifter:
             aggregation=settings.aggregation,
             translation=None if matrices is None else _translation(hypotheses, pixels, matrices),
             usable=pixels.usable,
-            meta=self._meta(chunks, assumed_focal),
+            meta=chunks.meta(),
         )
 
     def _views(self, size: Tensor | None, matrices: Tensor | None, assumed_focal: float | None, batch: int) -> Views:
         """Return the cameras; a focal length is assumed where none is given and predictions are to be turned."""
         if size is None and self.needs_image_size(matrices is not None, assumed_focal):
             raise ValueError("image_size must be given as (w, h): this model needs it, got None")
-        focal = center = None
         if matrices is not None:
             focal, center = (item.expand(batch, 2) for item in split_intrinsics(matrices))
-        elif size is not None and assumed_focal is not None and self._turns_predictions:
-            focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
-            center = size / 2
-        return Views(size, focal, center, matrices is not None)
-
-    @property
-    def _turns_predictions(self) -> bool:
-        """Whether a focal length takes part: screen coordinates are not turned."""
-        return self.config.input_normalization == "person"
+            return Views(size, focal, center, camera_known=True)
+        if size is None or assumed_focal is None or self.config.input_normalization != "person":
+            return Views(size)  # screen coordinates are not turned: no focal length takes part
+        focal = (assumed_focal * size.amax(dim=-1, keepdim=True)).expand(batch, 2)
+        return Views(size, focal, size / 2, assumed_focal=assumed_focal)
 
     def _warn_of_other_steps(self, settings: SamplingConfig) -> None:
         names = ("sampler", "num_inference_steps", "eta", "timestep_spacing", "variance", "flip")
@@ -285,32 +280,6 @@ class Lifter:
                 f"{filled} missing joints are filled by the mean pose: this model cannot know that they are missing",
                 stacklevel=4,  # past this method, __call__ and its decorator
             )
-
-    def _meta(self, chunks: Chunks, assumed_focal: float | None) -> dict[str, object]:
-        settings, focal = chunks.settings, chunks.views.focal
-        assumed = self._turns_predictions and not chunks.views.camera_known
-        return {
-            "model": self.config.name,
-            "input_normalization": self.config.input_normalization,
-            "sampler": settings.sampler,
-            "num_inference_steps": settings.num_inference_steps,
-            "eta": settings.eta,
-            "timestep_spacing": settings.timestep_spacing,
-            "variance": settings.variance,
-            "num_hypotheses": settings.num_hypotheses,
-            "flip": settings.flip,
-            "antithetic": settings.antithetic,
-            "aggregation": settings.aggregation,
-            "seed": chunks.seed,
-            "focal_length_px": None
-            if focal is None
-            else sorted({round(float(f), 3) for f in focal[:, 0].unique()})[:8],
-            "assumed_focal": assumed_focal if assumed else None,
-            "engine": chunks.engine.name,
-            "precision": chunks.engine.precision,
-            "diffupose": __version__,
-            "torch": torch.__version__,
-        }
 
 
 def _translation(hypotheses: Tensor, pixels: PixelInput, matrices: Tensor) -> Tensor:

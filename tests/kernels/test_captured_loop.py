@@ -6,12 +6,14 @@ Without a GPU ``_capture`` is replaced by what captures nothing and runs the bod
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from diffupose.engines import captured_loop
+from diffupose.engines.engine import SampleRequest
 from diffupose.engines.sample import sample
 from diffupose.errors import BackendUnavailableError
 from diffupose.schedule import NoiseSchedule, step_table
@@ -55,7 +57,7 @@ def captured(monkeypatch):
         return advance
 
     monkeypatch.setattr(captured_loop, "_capture", capture)
-    monkeypatch.setattr(captured_loop, "_is_kept", lambda network, inputs, hypotheses: True)
+    monkeypatch.setattr(captured_loop, "_is_kept", lambda network, request: True)
     monkeypatch.setattr(captured_loop, "_LOOPS", type(captured_loop._LOOPS)())
     return bodies
 
@@ -238,37 +240,39 @@ def test_what_needs_another_graph(name, captured, network, device):
 
 def test_hooks_and_autocast_are_not_captured(network, device, monkeypatch):
     """Each by itself turns a network that would be kept into one that is not."""
-    inputs = torch.randn(1, 5, 2, device=device)
+    on_gpu = SimpleNamespace(is_cuda=True)
 
-    class OnGpu:
-        is_cuda, shape = True, inputs.shape
+    def kept(hypotheses=10):
+        request = SimpleNamespace(condition=on_gpu, shape=(1, hypotheses, 5, 3))
+        return captured_loop._is_kept(network, request)
 
     monkeypatch.setattr(captured_loop, "TRITON_IS_INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert captured_loop._is_kept(network, OnGpu(), 10)
-    assert not captured_loop._is_kept(network, OnGpu(), 0)
-    assert not captured_loop._is_kept(network, OnGpu(), captured_loop._MOST_ROWS + 1)
+    assert kept()
+    assert not kept(0)
+    assert not kept(captured_loop._MOST_ROWS + 1)
     for register in (network.layer.register_forward_hook, network.layer.register_forward_pre_hook):
         hook = register(lambda *arguments: None)
-        assert not captured_loop._is_kept(network, OnGpu(), 10)
+        assert not kept()
         hook.remove()
-    assert not captured_loop._is_kept(network.train(), OnGpu(), 10)
+    network.train()
+    assert not kept()
     network.eval()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "is_autocast_enabled", lambda device: True)
-        assert not captured_loop._is_kept(network, OnGpu(), 10)
+        assert not kept()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not captured_loop._is_kept(network, OnGpu(), 10)
+    assert not kept()
 
 
 def test_what_is_kept(network, device):
     """On the CPU nothing is: the loop runs step by step."""
-    inputs = torch.randn(1, 5, 2, device=device)
-    kept = device.type == "cuda"
-    assert captured_loop._is_kept(network, inputs, 10) == kept
-    assert not captured_loop._is_kept(network.train(), inputs, 10)
+    ids = torch.arange(1, device=device), torch.arange(10, device=device)
+    request = SampleRequest(torch.randn(1, 5, 2, device=device), table(), 0, *ids, None)
+    assert captured_loop._is_kept(network, request) == (device.type == "cuda")
+    assert not captured_loop._is_kept(network.train(), request)
     network.eval().layer.register_forward_hook(lambda *arguments: None)
-    assert not captured_loop._is_kept(network, inputs, 10)
+    assert not captured_loop._is_kept(network, request)
 
 
 def test_errors(network, device):
