@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/activation.h"
 #include "modulated_graph_conv/modulated_graph_conv.h"
 #include "philox_normal/philox_normal.h"
 #include "reverse_step/reverse_step.h"
@@ -38,8 +39,7 @@ inline int64_t numel_of(std::initializer_list<int64_t> sizes) {
 }
 
 // The activation of a layer, none, relu or gelu, by its name.
-template <typename Activation>
-Activation activation_of(const std::string& name) {
+inline Activation activation_of(const std::string& name) {
     if (name == "none") return Activation::none;
     if (name == "relu") return Activation::relu;
     require(name == "gelu", "activation must be none, relu or gelu");

@@ -38,7 +38,7 @@ void raise_unless(bool finished) {
 void add_graph_conv(Engine& engine, int input, int output, int residual, const std::string& activation, int64_t c_in,
                     int64_t c_out, uintptr_t weight, uintptr_t own, uintptr_t neighbors, uintptr_t adjacency,
                     uintptr_t bias) {
-    engine.add(GraphConvLayer{input, output, residual, activation_of<Activation>(activation), c_in, c_out,
+    engine.add(GraphConvLayer{input, output, residual, activation_of(activation), c_in, c_out,
                               address<float>(weight, "weight"), address<float>(own, "own"),
                               address<float>(neighbors, "neighbors"), address<float>(adjacency, "adjacency"),
                               address<float>(bias, "bias")});

@@ -43,8 +43,8 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
                        uintptr_t bias) {
     LayerRecord record;
     std::memset(&record, 0, sizeof(record));  // its padding too: equal layers are equal bytes
-    record.kind = kind_of(kind), record.activation = activation_of<CudaActivation>(activation);
-    record.input_steps = input_steps, record.output_steps = output_steps;
+    record.kind = kind_of(kind), record.activation = activation_of(activation);
+    record.input_blocks = input_steps, record.output_blocks = output_steps;
     record.channels = channels, record.num_heads = num_heads;
     record.bias_per_joint = bias_per_joint, record.normalize = normalize, record.output_is_float = output_is_float;
     record.film = film;
@@ -54,7 +54,7 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
     record.weight = reinterpret_cast<const void*>(weight);
     record.own = numbers(own), record.neighbors = numbers(neighbors), record.adjacency = numbers(adjacency);
     record.bias = numbers(bias);
-    const bool product = record.kind == LayerKind::graph_conv || record.kind == LayerKind::linear;
+    const bool product = is_product(record);
     require(input_steps >= 1 && output_steps >= 1, "a layer has a step at least");
     require(num_heads >= 1 && parameters >= 0, "num_heads must be at least 1, parameters not negative");
     const bool attention = record.kind == LayerKind::attention_weights || record.kind == LayerKind::attention_apply;
@@ -168,7 +168,7 @@ void bind_engine_cuda(py::module_& m) {
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
     m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));
     m.def("wgmma_available", &wgmma_available);
-    m.def("cluster_tiles", &cluster_tiles, py::arg("joints"));
+    m.def("cluster_tiles", &cluster_joint_groups, py::arg("joints"));
     m.def("cluster_bytes", &cluster_bytes, py::arg("tile_bytes"), py::arg("num_layers"));
     m.def("clusters_available", &clusters_available, py::arg("num_joints"), py::arg("shared_bytes"));
     m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",

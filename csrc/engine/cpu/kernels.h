@@ -7,11 +7,10 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/isa.h"
 
 namespace diffupose {
-
-enum class Activation { none, relu, gelu };
 
 // Columns of a weight, side by side in panels of `2 * lanes`. Float32 panels are [K][2 lanes]; bfloat16 panels, where
 // the processor multiplies them, are [K / 2][2 lanes][2], else their values are kept in float32.

@@ -1,22 +1,32 @@
-// The engine on the GPU: the layer program of engine.h over tiles of eight poses.
+// The engine on the GPU: the layer program of engine.h over pose tiles of eight poses.
 //
-// Three ways through it. `launch_denoise` and `launch_sample_layers` put one kernel per layer on the stream, many
-// blocks sharing a layer: for few poses, to be captured in a CUDA graph. `launch_sample_persistent` is one kernel for
-// the whole reverse process: a block takes a tile through all layers and steps, its activations stay in shared memory
-// and the weights stream past them: for many poses. `launch_sample_clusters` is one kernel, too: a cluster of blocks
-// takes a single pose through all layers and steps: for few poses, on GPUs that have clusters.
+// There are five ways to sample. The caller chooses one by its launcher and, for the second one, by the layout:
 //
-// A tile's memory is planned by the caller: buffers that are not needed at the same time may lie on each other. All
-// pointers are on the device; nothing is allocated here and nothing waited for.
+//   mode          layout    launcher                    product     one kernel takes            for
+//   `layers`      pairs     launch_sample_layers        mma         one layer, all pose tiles   few poses
+//   `layers`      pairs     launch_sample_layers        float32     one layer, all pose tiles   any number of poses
+//   `persistent`  pairs     launch_sample_persistent    mma         all layers and steps        many poses
+//   `persistent`  wgmma     launch_sample_wgmma         wgmma       all layers and steps        many poses, on Hopper
+//   `cluster`     cluster   launch_sample_clusters      mma         all layers and steps        few poses, on clusters
+//
+// By layers, many blocks share a layer, and a CUDA graph holds the kernels of all steps; `launch_denoise` runs the
+// layers once. In a persistent kernel a block takes a pose tile through all layers and steps; its activations stay in
+// shared memory, and the weights stream past them. In the cluster kernel a cluster of blocks takes a single pose.
+//
+// The caller plans the memory of a pose tile: buffers that are not needed at the same time may overlap. All pointers
+// are on the device. Nothing is allocated here, and nothing waits.
 #pragma once
 
 #include <cstdint>
 
+#include "common/activation.h"
+#include "common/host_device.h"
+
 namespace diffupose {
 
 constexpr int kTilePoses = 8;
-// Channels are padded to this: the depth of one matrix instruction.
-constexpr int kStepChannels = 16;
+// Channels are padded to whole blocks of this many, which is the depth of one matrix instruction.
+constexpr int kChannelBlock = 16;
 // Joints are padded to 16 or 18, pairs of them to 8 or 9.
 constexpr int kCudaMaxJoints = 18;
 
@@ -24,33 +34,32 @@ inline int joint_pairs(int joints) { return joints <= 16 ? 8 : 9; }
 
 // Hopper's kernel pads to 16 or 17 joints.
 constexpr int kWgmmaMaxJoints = 17;
-// Of its tile's memory the last bytes hold what it reads again and again.
+// The last bytes of its pose tile's memory hold the adjacencies that it reads again and again.
 constexpr int kWgmmaStagingBytes = 4 * kWgmmaMaxJoints * 20 * 4;
-// Its weights come in rounds of so many steps, and so many steps ahead of their use.
+// It loads weights in rounds of this many channel blocks, and this many channel blocks ahead of their use.
 constexpr int kWgmmaRoundSteps = 8, kWgmmaStepsAhead = 3;
 inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
 
-// A cluster's activations are those of one pose, of so many times eight joints.
-inline int cluster_tiles(int joints) { return joints <= 16 ? 2 : 3; }
+// Joint groups of eight joints, in which the activations of a cluster's pose lie.
+inline int cluster_joint_groups(int joints) { return joints <= 16 ? 2 : 3; }
 
 enum class LayerKind : int32_t { graph_conv, linear, scale_shift, attention_weights, attention_apply };
-enum class CudaActivation : int32_t { none, relu, gelu };
 
-// Offsets are bytes in a tile's memory; -1 is none. Weights are packed as fragments.cuh says, the other tensors
-// are float32 with channels padded by zeros and joints to 2 pairs.
+// Offsets are bytes in the memory of a pose tile; -1 is none. The header of the layout says how weights are packed. The
+// other tensors are float32, padded by zeros to whole channel blocks and to 2 pairs joints.
 struct LayerRecord {
     LayerKind kind;
-    CudaActivation activation;
-    int32_t input_steps;   // channels / 16
-    int32_t output_steps;  // channels / 16, of all heads for attention
-    int32_t channels;      // what scale_shift averages over
+    Activation activation;
+    int32_t input_blocks;   // channel blocks: channels / 16, rounded up
+    int32_t output_blocks;  // the same; of all heads for attention
+    int32_t channels;       // over which scale_shift averages
     int32_t num_heads;
     int32_t bias_per_joint, normalize, output_is_float;
-    int32_t film;  // silu(x * scale + shift) of the step's parameters behind a product
+    int32_t film;  // a product's result becomes silu(x * scale + shift), by the step's parameters
     float eps;
     int64_t input, output, residual;
     int64_t weights;     // offset of the attention weights
-    int64_t parameters;  // index of the first of the step's parameters: scale, and shift behind it
+    int64_t parameters;  // index of scale among the step's parameters; shift follows it
     const void* weight;
     const float *own, *neighbors;  // [2 pairs, channels]
     const float* adjacency;        // [2 pairs, kAdjacencyStride]
@@ -58,7 +67,11 @@ struct LayerRecord {
 };
 constexpr int kAdjacencyStride = 20;
 
-// How activations and weights lie in memory, which is for what runs them.
+DIFFUPOSE_HOST_DEVICE inline bool is_product(const LayerRecord& layer) {
+    return layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
+}
+
+// How activations and weights lie in memory. Each layout has its own launchers.
 enum class CudaLayout : int32_t {
     pairs,    // fragments.cuh: launch_denoise, launch_sample_layers, launch_sample_persistent
     wgmma,    // wgmma_layers.cuh: launch_sample_wgmma
@@ -98,21 +111,21 @@ struct CudaDenoiseArgs {
     float* out;  // [N, J, num_output_channels]
 };
 
-// workspace: tile_bytes for every tile of eight poses.
+// workspace: tile_bytes for every pose tile.
 void launch_denoise(const CudaProgram& program, const CudaDenoiseArgs& args, unsigned char* workspace, void* stream);
 void launch_sample_layers(const CudaProgram& program, const CudaSampleArgs& args, unsigned char* workspace,
                           void* stream);
-// bfloat16 only; tile_bytes must fit a block's shared memory.
+// bfloat16 only; tile_bytes must fit the shared memory of a block.
 void launch_sample_persistent(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream);
-// The same by Hopper's matrix instructions: for a program that is laid out as wgmma_layers.cuh says, of
-// kWgmmaMaxJoints at most, where wgmma_available().
+// The same by Hopper's matrix instructions, where wgmma_available(): for a program in the layout of wgmma_layers.cuh
+// with at most kWgmmaMaxJoints joints.
 void launch_sample_wgmma(const CudaProgram& program, const CudaSampleArgs& args, int num_blocks, void* stream);
-// For a program that is laid out as cluster_layers.cuh says, of one pose: its tile_bytes and those of cluster_bytes()
-// beyond must fit a block's shared memory, and num_clusters the device at the same time.
+// For a program in the layout of cluster_layers.cuh, whose pose tile is one pose. cluster_bytes() must fit the shared
+// memory of a block. The device must hold num_clusters clusters at the same time.
 void launch_sample_clusters(const CudaProgram& program, const CudaSampleArgs& args, int num_clusters, void* stream);
-// What a block of a cluster takes of shared memory.
+// Shared memory that a block of a cluster takes.
 int64_t cluster_bytes(int64_t tile_bytes, int num_layers);
-// How many clusters the current device holds at the same time, of so much shared memory; 0 where it has none.
+// How many clusters whose blocks take `shared_bytes` the current device holds at the same time; 0 without clusters.
 int clusters_available(int num_joints, int64_t shared_bytes);
 // Whether the current device is a Hopper GPU, and the extension was built with machine code for sm_90a.
 bool wgmma_available();

@@ -1,17 +1,17 @@
-// How activations and weights lie in memory, so that the operands of mma.m16n8k16 are what a thread loads.
+// The layout `pairs`: a thread loads the operands of mma.m16n8k16 from memory as they lie there.
 //
-// The rows of a matrix instruction are two joints of eight poses: rows 0 to 7 joint 2p, rows 8 to 15 joint 2p + 1. In
-// what an instruction gives back, a thread holds pose `lane / 4` and channels 2 (lane % 4) and the next, of both
-// joints: all joints of a pose and a channel are in one thread, and the product with the adjacency takes no exchange.
+// The rows of a matrix instruction are two joints of eight poses: rows 0 to 7 are joint 2p, rows 8 to 15 joint 2p + 1.
+// In the result a thread holds pose `lane / 4` and channels 2 (lane % 4) and the next, of both joints. So one thread
+// has all joints of a pose and a channel, and the product with the adjacency needs no exchange between threads.
 //
-// Activations [pair][step][lane][8]: of 16 channels (a step), lane 4 g + t holds eight numbers of pose g, in the order
-// (joint 0, joint 1) of channels 2t, 2t + 1, then of channels 2t + 8, 2t + 9. Those are the four registers of operand
-// A.
+// Activations [pair][channel block][lane][8]: of the 16 channels of a block, lane 4 g + t holds eight numbers of pose
+// g. Their order is (joint 0, joint 1) of channels 2t, 2t + 1, then of channels 2t + 8, 2t + 9. These are the four
+// registers of operand A.
 //
-// Weights of `products` matrices side by side (2 for a graph convolution, 1 for a linear layer), [block of 8 columns]
-// [step][lane][product][4]: of column lane / 4, rows 2t, 2t + 1, 2t + 8, 2t + 9, the two registers of operand B. In
-// float32, where no instruction exchanges anything, [block][step][quarter q][t][column 2][product][4]: of columns 2t
-// and 2t + 1, rows 2q, 2q + 1, 2q + 8, 2q + 9.
+// Weights of `products` matrices side by side (2 for a graph convolution, 1 for a linear layer) are [block of 8
+// columns] [channel block][lane][product][4]: of column lane / 4, rows 2t, 2t + 1, 2t + 8, 2t + 9. These are the two
+// registers of operand B. In float32 no instruction exchanges numbers, and weights are [block of 8 columns][channel
+// block] [quarter q][t][column 2][product][4]: of columns 2t and 2t + 1, rows 2q, 2q + 1, 2q + 8, 2q + 9.
 #pragma once
 
 #include "common/bfloat16.h"
@@ -21,7 +21,7 @@
 namespace diffupose {
 
 constexpr int kWarpSize = 32;
-constexpr int kRecord = 8;  // numbers of a lane in a step
+constexpr int kRecord = 8;  // numbers that a lane holds of a channel block
 
 struct Lane {
     int index, pose, quarter;
@@ -32,16 +32,22 @@ __device__ inline Lane this_lane() {
     return {lane, lane / 4, lane % 4};
 }
 
-// Where a lane's record of a step of a pair begins.
-__device__ inline int record_index(int pair, int step, int steps, int lane) {
-    return ((pair * steps + step) * kWarpSize + lane) * kRecord;
+// Index of the first number that a lane holds of a pair and a channel block.
+__device__ inline int record_index(int pair, int channel_block, int channel_blocks, int lane) {
+    return ((pair * channel_blocks + channel_block) * kWarpSize + lane) * kRecord;
 }
 
-// Where one number lies.
-__device__ inline int element_index(int joint, int pose, int channel, int steps) {
-    const int step = channel / kStepChannels, in_step = channel % kStepChannels;
-    const int lane = 4 * pose + in_step % 8 / 2;
-    return record_index(joint / 2, step, steps, lane) + in_step / 8 * 4 + joint % 2 * 2 + channel % 2;
+// Index of one number.
+__device__ inline int element_index(int joint, int pose, int channel, int channel_blocks) {
+    const int channel_block = channel / kChannelBlock, in_channel_block = channel % kChannelBlock;
+    const int lane = 4 * pose + in_channel_block % 8 / 2;
+    return record_index(joint / 2, channel_block, channel_blocks, lane) + in_channel_block / 8 * 4 + joint % 2 * 2 +
+           channel % 2;
+}
+
+template <typename T>
+__device__ inline T* at(unsigned char* memory, int64_t offset) {
+    return reinterpret_cast<T*>(memory + offset);
 }
 
 // --- Storage ---------------------------------------------------------------------------------------------------------
@@ -131,68 +137,6 @@ __device__ inline void multiply(float* sum, uint4 a, uint32_t b0, uint32_t b1) {
         }
     }
 #endif
-}
-
-// One step of 16 channels for one block of eight columns of every product: sum[product][pair][4].
-//
-// The four sums are what the matrix instruction gives back: channels 2t and 2t + 1 of joint 2 pair, then of the next.
-template <int kPairs, int kProducts, int kBlocks>
-struct Sums {
-    float values[kProducts][kPairs][kBlocks][4];
-
-    __device__ void clear() {
-#pragma unroll
-        for (int i = 0; i < kProducts * kPairs * kBlocks * 4; ++i) (&values[0][0][0][0])[i] = 0.0f;
-    }
-};
-
-// What a lane holds of the weights of a step.
-template <typename T, int kProducts, int kBlocks>
-struct Weights;
-
-template <int kProducts, int kBlocks>
-struct Weights<Bfloat16, kProducts, kBlocks> {
-    uint32_t words[kBlocks][kProducts][2];
-
-    // Blocks of columns lie `steps` steps apart.
-    __device__ void load(const Bfloat16* weight, int block, int step, int steps, Lane lane) {
-#pragma unroll
-        for (int n = 0; n < kBlocks; ++n) {
-            const Bfloat16* from = weight + (((block + n) * steps + step) * kWarpSize + lane.index) * kProducts * 4;
-            if constexpr (kProducts == 2) {
-                const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
-                words[n][0][0] = four.x, words[n][0][1] = four.y, words[n][1][0] = four.z, words[n][1][1] = four.w;
-            } else {
-                const uint2 two = __ldg(reinterpret_cast<const uint2*>(from));
-                words[n][0][0] = two.x, words[n][0][1] = two.y;
-            }
-        }
-    }
-};
-
-// Adds the products of steps [first, last) to the sums. `x` is the tile's input buffer, of `steps` steps.
-template <int kPairs, int kProducts, int kBlocks>
-__device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, const Bfloat16* x, const Bfloat16* weight,
-                                    int block, int first, int last, int steps, Lane lane) {
-    using Held = Weights<Bfloat16, kProducts, kBlocks>;
-    Held next;
-    if (first < last) next.load(weight, block, first, steps, lane);
-    for (int step = first; step < last; ++step) {
-        const Held now = next;
-        // The next weights are on their way from L2 while these are used.
-        if (step + 1 < last) next.load(weight, block, step + 1, steps, lane);
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-            const uint4 a = *reinterpret_cast<const uint4*>(x + record_index(pair, step, steps, lane.index));
-#pragma unroll
-            for (int n = 0; n < kBlocks; ++n) {
-#pragma unroll
-                for (int product = 0; product < kProducts; ++product) {
-                    multiply(sums.values[product][pair][n], a, now.words[n][product][0], now.words[n][product][1]);
-                }
-            }
-        }
-    }
 }
 
 }  // namespace diffupose

@@ -1,12 +1,12 @@
-// Loads past L1, from where all multiprocessors see what others wrote.
+// Loads from L2, where a multiprocessor sees what others have written.
 #pragma once
 
 #include "common/cuda.h"
 
 namespace diffupose {
 
-// Words, or zeros. In assembly: from C++ the compiler makes moves that wait for the first of many loads before it asks
-// for the next.
+// A load, or zeros if it is not `there`. In assembly, since the compiler's code for the C++ waits for each load before
+// it issues the next.
 __device__ inline uint4 load_if(const uint4* from, bool there) {
 #ifdef __CUDA_ARCH__
     uint4 words;

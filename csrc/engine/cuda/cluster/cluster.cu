@@ -3,14 +3,13 @@
 #include "engine/cuda/cluster/cluster_others.cuh"
 #include "engine/cuda/engine_cuda.h"
 #include "engine/cuda/steps.cuh"
-#include "reverse_step/reverse_step_element.h"
 
 namespace diffupose {
 namespace {
 
 #ifdef DIFFUPOSE_CLUSTERS
 
-// What the end of a step needs beside the network's output, of one number of the pose.
+// What the reverse step needs beside the network's output, for one element of the pose.
 struct StepAhead {
     StepRow row;
     float noise;
@@ -24,19 +23,19 @@ __device__ inline float draw_one(const CudaSampleArgs& args, int64_t pose, uint3
 }
 
 __device__ inline StepAhead look_ahead(const CudaSampleArgs& args, int64_t pose, int step, int element, int elements) {
-    const float* given = args.coefficients + 6 * step;
-    StepAhead ahead = {{given[0], given[1], given[2], given[3], given[4], given[5]}, 0.0f};
+    StepAhead ahead = {step_row(args, step), 0.0f};
     if (ahead.row.s != 0.0f) {
-        const float scale = args.noise_scale == nullptr ? 1.0f : args.noise_scale[step * elements + element];
-        ahead.noise = scale * draw_one(args, pose, static_cast<uint32_t>(step), element);
+        const float drawn = draw_one(args, pose, static_cast<uint32_t>(step), element);
+        ahead.noise = noise_scale(args, step, elements, element) * drawn;
     }
     return ahead;
 }
 
 #endif
 
-// A thread has a number of the pose in registers from the first step to the last; every block of the cluster has all.
-template <int kTiles>
+// A thread holds one element of x_t in registers from the first step to the last. Every block of the cluster holds all
+// elements.
+template <int kJointGroups>
 __global__ void __launch_bounds__(kClusterThreads, 1)
     cluster_kernel(const __grid_constant__ Shape shape, const __grid_constant__ CudaSampleArgs args,
                    const LayerRecord* program, int num_layers, int activation_bytes) {
@@ -54,10 +53,10 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         reinterpret_cast<uint2*>(layers)[i] = reinterpret_cast<const uint2*>(program)[i];
     }
     if (thread == 0) open_mailbox(shared.mailboxes[0]), open_mailbox(shared.mailboxes[1]);
-    sync_cluster();  // all blocks run, their mailboxes are open, and what others write is zero
+    sync_cluster();  // all blocks run, their mailboxes are open, and their activations are zero
 
     const int first = next_product(layers, num_layers, num_layers - 1);
-    unsigned turn = 0, products = 0;  // rounds and layers so far
+    unsigned turn = 0, products = 0;  // rounds and product layers so far
     HeldWeights held;
     fetch_weights(layers[first], 0, held, place);
     fetch_constants(layers[first], 0, args.parameters, shared.constants[0], place.rank);
@@ -65,7 +64,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
     const int64_t poses = args.num_frames * args.num_hypotheses;
     for (int64_t pose = blockIdx.x / kClusterBlocks; pose < poses; pose += gridDim.x / kClusterBlocks) {
         float x = 0.0f, x0_last = 0.0f;
-        const int own = ClusterLayout::index(thread / 3, thread % 3, shape.input_steps);
+        const int own = ClusterLayout::index(thread / 3, thread % 3, shape.input_blocks);
         if (thread < elements) {
             x = draw_one(args, pose, static_cast<uint32_t>(kPhiloxMaxStep), thread);
             store1(input + own, x);
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         const float* condition = args.condition + pose / args.num_hypotheses * joints * shape.condition_channels;
         for (int i = thread; i < joints * shape.condition_channels; i += kClusterThreads) {
             const int joint = i / shape.condition_channels, channel = 3 + i % shape.condition_channels;
-            store1(input + ClusterLayout::index(joint, channel, shape.input_steps), condition[i]);
+            store1(input + ClusterLayout::index(joint, channel, shape.input_blocks), condition[i]);
         }
         __syncthreads();
         for (int step = 0; step < args.num_steps; ++step) {
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
             for (int i = 0; i < num_layers; ++i) {
                 const LayerRecord& layer = layers[i];
                 if (!is_product(layer)) {
-                    run_alone<kTiles>(layer, memory, parameters, joints, place);
+                    run_alone<kJointGroups>(layer, memory, parameters, joints, place);
                     __syncthreads();
                     continue;
                 }
@@ -104,17 +103,19 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
                     };
                     const RoundConstants& constants = shared.constants[turn % 2];
                     if (layer.kind == LayerKind::graph_conv) {
-                        PartSums<kTiles, 2> sums = {};
-                        multiply_part<kTiles>(layer, memory, block, held, place, sums);
-                        store_part<kTiles>(shared, sums, place);
+                        PartSums<kJointGroups, 2> sums = {};
+                        multiply_part<kJointGroups>(layer, memory, block, held, place, sums);
+                        store_part<kJointGroups>(shared, sums, place);
                         meet();
-                        end_round<kTiles, 2>(layer, memory, shared, constants, mailbox, round, joints, place.rank);
+                        end_round<kJointGroups, 2>(layer, memory, shared, constants, mailbox, round, joints,
+                                                   place.rank);
                     } else {
-                        PartSums<kTiles, 1> sums = {};
-                        multiply_part<kTiles>(layer, memory, block, held, place, sums);
-                        store_part<kTiles>(shared, sums, place);
+                        PartSums<kJointGroups, 1> sums = {};
+                        multiply_part<kJointGroups>(layer, memory, block, held, place, sums);
+                        store_part<kJointGroups>(shared, sums, place);
                         meet();
-                        end_round<kTiles, 1>(layer, memory, shared, constants, mailbox, round, joints, place.rank);
+                        end_round<kJointGroups, 1>(layer, memory, shared, constants, mailbox, round, joints,
+                                                   place.rank);
                     }
                     const int later = more || !last ? step : (step + 1 == args.num_steps ? 0 : step + 1);
                     fetch_constants(next_layer, next_round, args.parameters + later * args.num_parameters,
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
             }
             if (thread < elements) {
                 const auto* output = at<const float>(memory, shape.output);
-                const float said = output[ClusterLayout::index(thread / 3, thread % 3, shape.output_steps)];
+                const float said = output[ClusterLayout::index(thread / 3, thread % 3, shape.output_blocks)];
                 const float x0 = predicted_x0(ahead.row, args.clip, x, said);
                 x = previous_sample(ahead.row, x, x0, x0_last, ahead.noise);
                 x0_last = x0;
@@ -147,7 +148,7 @@ int64_t cluster_bytes(int64_t activation_bytes, int num_layers) {
 
 int clusters_available(int num_joints, int64_t shared_bytes) {
     if (shared_bytes > 1 << 30) return 0;
-    const auto kernel = cluster_tiles(num_joints) == 2 ? cluster_kernel<2> : cluster_kernel<3>;
+    const auto kernel = cluster_joint_groups(num_joints) == 2 ? cluster_kernel<2> : cluster_kernel<3>;
     return clusters_together(kernel, kClusterThreads, static_cast<int>(shared_bytes));
 }
 
@@ -155,7 +156,7 @@ void launch_sample_clusters(const CudaProgram& program, const CudaSampleArgs& ar
     const int64_t poses = args.num_frames * args.num_hypotheses;
     if (poses == 0) return;
     const auto bytes = static_cast<int>(cluster_bytes(program.tile_bytes, program.num_layers));
-    const auto kernel = cluster_tiles(program.num_joints) == 2 ? cluster_kernel<2> : cluster_kernel<3>;
+    const auto kernel = cluster_joint_groups(program.num_joints) == 2 ? cluster_kernel<2> : cluster_kernel<3>;
     DIFFUPOSE_LAUNCH_CLUSTERS(kernel, poses < num_clusters ? poses : num_clusters, kClusterThreads, bytes, stream,
                               shape_of(program), args, program.layers_cuda, program.num_layers,
                               static_cast<int>(program.tile_bytes));

@@ -1,70 +1,74 @@
-// The layers of one pose by a cluster of blocks, for few poses, where latency is all that counts.
+// The product layers of one pose by a cluster of blocks, for few poses, where latency counts.
 //
-// Every block holds all activations of the pose in its shared memory. Of a product it takes some blocks of 16 output
-// channels, and sends what comes out to all blocks of the cluster; behind each product a block waits until it has
-// everything, for nothing else. The other layers every block computes by itself, all of them the same bits. Weights
-// come from L2: what a round takes is asked for while the round before is mixed and on its way.
+// Every block holds all activations of the pose in its shared memory. Of a product each block computes some blocks of
+// 16 output channels and sends the results to all blocks of the cluster. After each product a block waits until it has
+// received all of its output. Other layers need no exchange: every block computes all of them, with the same bits.
+// Weights come from L2: a round's weights are loaded while the previous round is mixed and sent.
 //
-// Who has everything of a product knows that all others have read what they need for it, since they have sent it, or if
-// they take no part in it a receipt. So where a product's output goes, nothing may lie that is read for that product,
-// or for what lies between it and the one before; who plans the memory sees to that (engines/cuda_plan.py).
+// A block that has received a whole product knows that all other blocks have read the product's inputs: they have sent
+// their results, or a receipt if they compute none of the output channels. Blocks do not wait for each other anywhere
+// else. So a product's output must not overlap anything read since the previous product. The memory plan ensures this
+// (engines/cuda_plan.py).
 //
-// Products are transposed: rows are output channels, columns joints. Activations [eight joints][step][lane][4]: of 16
-// channels (a step), lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of joint g, the two registers of operand
-// B. Weights [block of 16 channels][step][product][lane][8], the four registers of operand A: of channels g and g + 8,
-// rows 2t and 2t + 1, then 2t + 8 and 2t + 9. Factors and biases [block][channel 16][kRow joints]; the adjacency
-// [kRow][kRow].
+// Products are transposed: rows are output channels, columns joints. Activations are [joint group of eight joints]
+// [channel block][lane][4]: of the 16 channels of a block, lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of
+// joint g. These are the two registers of operand B. Weights are [block of 16 output channels][channel block][product]
+// [lane][8], the four registers of operand A: of channels g and g + 8, rows 2t and 2t + 1, then 2t + 8 and 2t + 9.
+// Factors and biases are [block][channel 16][kRow joints]; the adjacency is [kRow][kRow].
 //
-// Four warps share the input channels of a block of 16 output channels, in the same way whatever runs: the bits of a
-// pose depend on nothing but the pose.
+// Four warps share the input channels of a block of 16 output channels, always in the same way. So the bits of a pose
+// depend on nothing but the pose.
 #pragma once
 
 #include "common/cuda_cluster.h"
 #include "common/cuda_copy.h"
+#include "engine/cuda/finish.cuh"
+#include "engine/cuda/fragments.cuh"
 #include "engine/cuda/loads.cuh"
-#include "engine/cuda/pair_tasks.cuh"
 
 namespace diffupose {
 
-// Blocks of 16 channels that a block of the cluster takes at once (three are what width 384 has for each of eight), and
-// warps that share the input channels of one.
+// Blocks of 16 output channels that a block of the cluster computes in a round, and warps that share the input channels
+// of one. Three slots of eight blocks are 384 channels.
 constexpr int kSlots = 3, kParts = 4;
 constexpr int kClusterWarps = kSlots * kParts, kClusterThreads = kClusterWarps * kWarpSize;
-constexpr int kSlotChannels = kSlots * kStepChannels;
-// Joints from one channel to the next. Not 16 or 32: threads that read four joints of successive channels shall meet
-// different banks.
+constexpr int kSlotChannels = kSlots * kChannelBlock;
+// Joints from one channel to the next. With 16 or 32, threads that read four joints of successive channels would meet
+// the same banks of shared memory.
 constexpr int kRow = kAdjacencyStride;
-// Registers of weights that a lane holds ahead: six steps of both products of a graph convolution.
+// Registers of weights that a lane loads ahead: six channel blocks of both products of a graph convolution.
 constexpr int kHeld = 12;
-// Steps between two looks at whether there are more.
+// Channel blocks between two checks whether there are more.
 constexpr int kHeldChunk = 3;
 
 struct ClusterLayout {
-    __device__ static int index(int joint, int channel, int steps) {
-        const int in_step = channel % kStepChannels;
-        return ((joint / 8 * steps + channel / kStepChannels) * kWarpSize + joint % 8 * 4 + in_step % 8 / 2) * 4 +
-               in_step / 8 * 2 + channel % 2;
+    __device__ static int index(int joint, int channel, int channel_blocks) {
+        const int in_channel_block = channel % kChannelBlock;
+        return ((joint / 8 * channel_blocks + channel / kChannelBlock) * kWarpSize + joint % 8 * 4 +
+                in_channel_block % 8 / 2) *
+                   4 +
+               in_channel_block / 8 * 2 + channel % 2;
     }
 };
 
-// What a round needs of its blocks beside the weights.
+// What a round needs beside the weights.
 struct RoundConstants {
     float own[kSlotChannels * kRow], neighbors[kSlotChannels * kRow], bias[kSlotChannels * kRow];
     float adjacency[kRow * kRow];
     float scale[kSlotChannels], shift[kSlotChannels];
 };
 
-// A block's shared memory behind the activations; the layers' records lie behind it.
+// A block's shared memory after the activations. The records of the layers follow it.
 struct ClusterMemory {
     float parts[kParts][2][kSlotChannels * kRow];  // sums of each part of the input channels
     RoundConstants constants[2];                   // of this round and of the next one
     unsigned char staged[kSlotChannels * kRow * 4];
-    uint4 receipts[kClusterBlocks];  // of each block; what they say is never read
-    Mailbox mailboxes[2];            // of even products and of odd ones
+    uint4 receipts[kClusterBlocks];  // from each block; only their arrival counts
+    Mailbox mailboxes[2];            // for even products and for odd ones
 };
 static_assert(sizeof(ClusterMemory) % 8 == 0 && sizeof(LayerRecord) % 8 == 0);
 
-// What a thread knows of where it is.
+// A thread's position in the cluster.
 struct ClusterPlace {
     int rank, warp, slot, part;
     Lane lane;  // its `pose` is a row of eight here
@@ -75,23 +79,16 @@ __device__ inline ClusterPlace this_cluster_place() {
     return {cluster_rank(), warp, warp / kParts, warp % kParts, this_lane()};
 }
 
-__device__ inline bool is_product(const LayerRecord& layer) {
-    return layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
-}
-
-// A round of a layer: each block of the cluster takes kSlots blocks of 16 channels.
-struct Round {
-    int layer, number;
-};
+// Rounds of a layer: in each of them a block of the cluster takes kSlots blocks of 16 channels.
 __device__ inline int rounds_of(const LayerRecord& layer) {
     constexpr int kAtOnce = kSlots * kClusterBlocks;
-    return (layer.output_steps + kAtOnce - 1) / kAtOnce;
+    return (layer.output_blocks + kAtOnce - 1) / kAtOnce;
 }
 __device__ inline int block_of(int round, int slot, int rank) {
     return (round * kSlots + slot) * kClusterBlocks + rank;
 }
 
-// The next product layer behind one, the first one behind the last.
+// The next product layer after layer i; the first one after the last.
 __device__ inline int next_product(const LayerRecord* layers, int num_layers, int i) {
     do {
         i = i + 1 == num_layers ? 0 : i + 1;
@@ -99,32 +96,33 @@ __device__ inline int next_product(const LayerRecord* layers, int num_layers, in
     return i;
 }
 
-// Channels [first, first + count) of a layer's input, in steps of 16, that a part of the warps takes.
+// Channel blocks [first, first + count) of a layer's input, which one part of the warps takes.
 struct Share {
     int first, count;
-    __device__ Share(int steps, int part)
-        : first(steps * part / kParts), count(steps * (part + 1) / kParts - steps * part / kParts) {}
+    __device__ Share(int channel_blocks, int part)
+        : first(channel_blocks * part / kParts),
+          count(channel_blocks * (part + 1) / kParts - channel_blocks * part / kParts) {}
 };
 
-// --- What a round reads from L2 --------------------------------------------------------------------------------------
+// --- Loads from L2 ---------------------------------------------------------------------------------------------------
 
 struct HeldWeights {
     uint4 of[kHeld];
 };
 
 template <int kProducts>
-__device__ inline const uint4* weights_of(const LayerRecord& layer, int block, int step, Lane lane) {
-    return static_cast<const uint4*>(layer.weight) + (block * layer.input_steps + step) * kProducts * kWarpSize +
-           lane.index;
+__device__ inline const uint4* weights_of(const LayerRecord& layer, int block, int channel_block, Lane lane) {
+    return static_cast<const uint4*>(layer.weight) +
+           (block * layer.input_blocks + channel_block) * kProducts * kWarpSize + lane.index;
 }
 
-// Asks for the weights of a round.
+// Starts to load the weights of a round.
 __device__ inline void fetch_weights(const LayerRecord& layer, int round, HeldWeights& held,
                                      const ClusterPlace& place) {
     const bool two = layer.kind == LayerKind::graph_conv;
     const int block = block_of(round, place.slot, place.rank);
-    const Share share(layer.input_steps, place.part);
-    const int count = block < layer.output_steps ? (two ? 2 : 1) * share.count : 0;
+    const Share share(layer.input_blocks, place.part);
+    const int count = block < layer.output_blocks ? (two ? 2 : 1) * share.count : 0;
     const uint4* from = two ? weights_of<2>(layer, block, share.first, place.lane)
                             : weights_of<1>(layer, block, share.first, place.lane);
     if (count >= kHeld) {
@@ -136,18 +134,17 @@ __device__ inline void fetch_weights(const LayerRecord& layer, int round, HeldWe
     }
 }
 
-// Asks for the rest: each thread for one thing, since whoever waits for the chain of one address after the other waits
-// long.
+// Starts to load the constants of a round. Each thread loads one piece, since a thread's chain of loads takes long.
 __device__ inline void fetch_constants(const LayerRecord& layer, int round, const float* parameters,
                                        RoundConstants& constants, int rank) {
-    constexpr int kPerBlock = kStepChannels * kRow, kPieces = kPerBlock / 4, kScalePieces = kStepChannels / 4;
+    constexpr int kPerBlock = kChannelBlock * kRow, kPieces = kPerBlock / 4, kScalePieces = kChannelBlock / 4;
     constexpr int kFactors = kSlots * kPieces, kAdjacency = kRow * kRow / 4, kScales = kSlots * kScalePieces;
     static_assert(kFactors + kAdjacency + 2 * kScales <= kClusterThreads);
     const bool two = layer.kind == LayerKind::graph_conv;
     int i = static_cast<int>(threadIdx.x);
     if (i < kFactors) {
         const int slot = i / kPieces, block = block_of(round, slot, rank);
-        if (block >= layer.output_steps) return;
+        if (block >= layer.output_blocks) return;
         const int from = block * kPerBlock + 4 * (i - slot * kPieces);
         copy_async<16>(constants.bias + 4 * i, layer.bias + from);
         if (two) copy_async<16>(constants.own + 4 * i, layer.own + from);
@@ -157,8 +154,8 @@ __device__ inline void fetch_constants(const LayerRecord& layer, int round, cons
     } else if ((i -= kAdjacency) < 2 * kScales && layer.film) {
         const bool is_shift = i >= kScales;
         const int piece = i % kScales, slot = piece / kScalePieces, block = block_of(round, slot, rank);
-        if (block >= layer.output_steps) return;
-        const int from = (is_shift ? layer.output_steps + block : block) * kStepChannels + piece % kScalePieces * 4;
+        if (block >= layer.output_blocks) return;
+        const int from = (is_shift ? layer.output_blocks + block : block) * kChannelBlock + piece % kScalePieces * 4;
         copy_async<16>((is_shift ? constants.shift : constants.scale) + 4 * piece,
                        parameters + layer.parameters + from);
     }
@@ -168,65 +165,66 @@ __device__ inline void fetch_constants(const LayerRecord& layer, int round, cons
 
 // A part's sums of a block of 16 channels: [product][eight joints], channels g, g and g + 8, g + 8 of joints 2t, 2t
 // + 1.
-template <int kTiles, int kProducts>
-using PartSums = float[kProducts][kTiles][4];
+template <int kJointGroups, int kProducts>
+using PartSums = float[kProducts][kJointGroups][4];
 
-template <int kTiles, int kProducts>
+template <int kJointGroups, int kProducts>
 __device__ inline void multiply_part(const LayerRecord& layer, unsigned char* memory, int block,
                                      const HeldWeights& held, const ClusterPlace& place,
-                                     PartSums<kTiles, kProducts>& sums) {
-    constexpr int kHeldSteps = kHeld / kProducts;
-    static_assert(kHeldSteps % kHeldChunk == 0);
-    const int steps = layer.input_steps;
-    const Share share(steps, place.part);
+                                     PartSums<kJointGroups, kProducts>& sums) {
+    constexpr int kHeldBlocks = kHeld / kProducts;
+    static_assert(kHeldBlocks % kHeldChunk == 0);
+    const int channel_blocks = layer.input_blocks;
+    const Share share(channel_blocks, place.part);
     const uint2* x = at<const uint2>(memory, layer.input) + share.first * kWarpSize + place.lane.index;
 #pragma unroll
-    for (int chunk = 0; chunk < kHeldSteps / kHeldChunk; ++chunk) {
+    for (int chunk = 0; chunk < kHeldBlocks / kHeldChunk; ++chunk) {
         if (chunk * kHeldChunk >= share.count) break;
 #pragma unroll
         for (int i = chunk * kHeldChunk; i < (chunk + 1) * kHeldChunk; ++i) {
-            // What weights of zero are multiplied with must be numbers that there are.
+            // Weights of zero must be multiplied by finite activations, so by those of the last channel block.
             const int here = i < share.count ? i : share.count - 1;
 #pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-                const uint2 b = x[(tile * steps + here) * kWarpSize];
+            for (int joint_group = 0; joint_group < kJointGroups; ++joint_group) {
+                const uint2 b = x[(joint_group * channel_blocks + here) * kWarpSize];
 #pragma unroll
                 for (int product = 0; product < kProducts; ++product) {
-                    multiply(sums[product][tile], held.of[i * kProducts + product], b.x, b.y);
+                    multiply(sums[product][joint_group], held.of[i * kProducts + product], b.x, b.y);
                 }
             }
         }
     }
     const uint4* weights = weights_of<kProducts>(layer, block, share.first, place.lane);
-    const int count = block < layer.output_steps ? share.count : 0;
-    for (int i = kHeldSteps; i < count; ++i) {
+    const int count = block < layer.output_blocks ? share.count : 0;
+    for (int i = kHeldBlocks; i < count; ++i) {
         uint4 a[kProducts];
 #pragma unroll
         for (int product = 0; product < kProducts; ++product) {
             a[product] = __ldg(weights + (i * kProducts + product) * kWarpSize);
         }
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-            const uint2 b = x[(tile * steps + i) * kWarpSize];
+        for (int joint_group = 0; joint_group < kJointGroups; ++joint_group) {
+            const uint2 b = x[(joint_group * channel_blocks + i) * kWarpSize];
 #pragma unroll
-            for (int product = 0; product < kProducts; ++product) multiply(sums[product][tile], a[product], b.x, b.y);
+            for (int product = 0; product < kProducts; ++product)
+                multiply(sums[product][joint_group], a[product], b.x, b.y);
         }
     }
 }
 
-template <int kTiles, int kProducts>
-__device__ inline void store_part(ClusterMemory& shared, const PartSums<kTiles, kProducts>& sums,
+template <int kJointGroups, int kProducts>
+__device__ inline void store_part(ClusterMemory& shared, const PartSums<kJointGroups, kProducts>& sums,
                                   const ClusterPlace& place) {
 #pragma unroll
     for (int product = 0; product < kProducts; ++product) {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-            const int joint = 8 * tile + 2 * place.lane.quarter;
+        for (int joint_group = 0; joint_group < kJointGroups; ++joint_group) {
+            const int joint = 8 * joint_group + 2 * place.lane.quarter;
             if (joint >= kRow) continue;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int channel = place.slot * kStepChannels + place.lane.pose + 8 * half;
-                const float* two = sums[product][tile] + 2 * half;
+                const int channel = place.slot * kChannelBlock + place.lane.pose + 8 * half;
+                const float* two = sums[product][joint_group] + 2 * half;
                 *reinterpret_cast<float2*>(shared.parts[place.part][product] + channel * kRow + joint) =
                     make_float2(two[0], two[1]);
             }
@@ -234,7 +232,7 @@ __device__ inline void store_part(ClusterMemory& shared, const PartSums<kTiles, 
     }
 }
 
-// The sum of all parts, in a fixed order.
+// Sum over the parts, in a fixed order.
 __device__ inline void add_parts(const ClusterMemory& shared, int product, int index, float* sum) {
     load4(shared.parts[0][product] + index, sum);
 #pragma unroll
@@ -246,48 +244,39 @@ __device__ inline void add_parts(const ClusterMemory& shared, int product, int i
     }
 }
 
-// Bias, activation, residual and FiLM of four joints of a channel, in place; `in_slots` is the channel among those of
-// the round, `channel` among those of the layer.
+// Applies bias, activation, residual and FiLM to four joints of a channel, in place. `in_slots` is the channel within
+// the round, `channel` within the layer.
 __device__ inline void finish_four(const LayerRecord& layer, unsigned char* memory, const RoundConstants& constants,
                                    int in_slots, int channel, int joint, float* values) {
-    const CudaActivation activation = layer.activation;
-    const bool has_residual = layer.residual >= 0, film = layer.film;
+    const Activation activation = layer.activation;
+    const bool has_residual = layer.residual >= 0, has_film = layer.film;
     float bias[4], residual[4] = {};
     load4(constants.bias + in_slots * kRow + joint, bias);
-    if (has_residual) {  // before all else, at the same time; padded joints have some number there, too
+    if (has_residual) {  // all loads first; padded joints have some number there, too
         const auto* from =
-            at<const Bfloat16>(memory, layer.residual) + ClusterLayout::index(joint, channel, layer.output_steps);
+            at<const Bfloat16>(memory, layer.residual) + ClusterLayout::index(joint, channel, layer.output_blocks);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) residual[i] = to_float(from[i * kStepChannels]);
+        for (int i = 0; i < 4; ++i) residual[i] = to_float(from[i * kChannelBlock]);
     }
+    with_activation(activation, [&](auto kind) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] += bias[i];
-    if (activation == CudaActivation::relu) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = activate<CudaActivation::relu>(values[i]);
-    } else if (activation == CudaActivation::gelu) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = activate<CudaActivation::gelu>(values[i]);
-    }
-    if (has_residual) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] += residual[i];
-    }
-    if (film) {
+        for (int i = 0; i < 4; ++i) values[i] = finish<decltype(kind)::value>(values[i], bias[i], residual[i]);
+    });
+    if (has_film) {
         const float scale = constants.scale[in_slots], shift = constants.shift[in_slots];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = silu(values[i] * scale + shift);
+        for (int i = 0; i < 4; ++i) values[i] = film(values[i], scale, shift);
     }
 }
 
-// What a block gets for a layer from all blocks, itself among them.
+// Bytes that a block receives for a layer from all blocks, including itself.
 __device__ inline int bytes_of_mail(const LayerRecord& layer, int joints) {
-    const int without = layer.output_steps < kClusterBlocks ? kClusterBlocks - layer.output_steps : 0;
-    return joints * layer.output_steps * kStepChannels * (layer.output_is_float ? 4 : 2) +
+    const int without = layer.output_blocks < kClusterBlocks ? kClusterBlocks - layer.output_blocks : 0;
+    return joints * layer.output_blocks * kChannelBlock * (layer.output_is_float ? 4 : 2) +
            without * static_cast<int>(sizeof(uint4));
 }
 
-// What this block has staged of a round, to all blocks of the cluster.
+// Sends what this block has staged of a round to all blocks of the cluster.
 template <typename T>
 __device__ inline void tell_cluster(const LayerRecord& layer, unsigned char* memory, const unsigned char* staged,
                                     Mailbox& mailbox, int round, int joints, int rank) {
@@ -296,27 +285,27 @@ __device__ inline void tell_cluster(const LayerRecord& layer, unsigned char* mem
     const int thread = static_cast<int>(threadIdx.x);
     for (int i = thread % kGroup; i < kSlots * kRow * kPieces; i += kGroup) {
         const int block = block_of(round, i / (kRow * kPieces), rank), joint = i / kPieces % kRow;
-        if (block >= layer.output_steps || joint >= joints) continue;
+        if (block >= layer.output_blocks || joint >= joints) continue;
         const uint4 words = *reinterpret_cast<const uint4*>(staged + 16 * i);
-        const int index = ClusterLayout::index(joint, block * kStepChannels, layer.output_steps);
+        const int index = ClusterLayout::index(joint, block * kChannelBlock, layer.output_blocks);
         unsigned char* to = memory + layer.output + index * kPieces + i % kPieces * 16;
-        // Not all of them to the same block at the same time.
+        // Threads begin with different blocks, so that no block receives everything at once.
         for (int k = thread / kGroup; k < kClusterBlocks; k += kGroups) {
             send((rank + k) % kClusterBlocks, to, words, mailbox);
         }
     }
 }
 
-// The sums of all parts to what the layer gives, and that to all blocks: behind a barrier of the block.
-template <int kTiles, int kProducts>
+// Adds the parts, finishes the layer and sends the results to all blocks. The caller has synchronised the block.
+template <int kJointGroups, int kProducts>
 __device__ inline void end_round(const LayerRecord& layer, unsigned char* memory, ClusterMemory& shared,
                                  const RoundConstants& constants, Mailbox& mailbox, int round, int joints, int rank) {
-    constexpr int kFours = kTiles == 2 ? 4 : kRow / 4;
+    constexpr int kFours = kJointGroups == 2 ? 4 : kRow / 4;
     static_assert(kFours * kSlotChannels <= kClusterThreads);
     const int thread = static_cast<int>(threadIdx.x), in_slots = thread % kSlotChannels;
     const int joint = 4 * (thread / kSlotChannels), index = in_slots * kRow + joint;
-    const int block = block_of(round, in_slots / kStepChannels, rank);
-    const bool there = thread < kFours * kSlotChannels && block < layer.output_steps;
+    const int block = block_of(round, in_slots / kChannelBlock, rank);
+    const bool there = thread < kFours * kSlotChannels && block < layer.output_blocks;
     float values[4];
     if (there) {
         add_parts(shared, 0, index, values);
@@ -348,16 +337,16 @@ __device__ inline void end_round(const LayerRecord& layer, unsigned char* memory
                 }
             }
         }
-        const int in_block = in_slots % kStepChannels, channel = block * kStepChannels + in_block;
+        const int in_block = in_slots % kChannelBlock, channel = block * kChannelBlock + in_block;
         finish_four(layer, memory, constants, in_slots, channel, joint, values);
         const int staged =
-            (in_slots / kStepChannels * kRow + joint) * kStepChannels + ClusterLayout::index(0, in_block, 1);
+            (in_slots / kChannelBlock * kRow + joint) * kChannelBlock + ClusterLayout::index(0, in_block, 1);
         if (layer.output_is_float) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) store1(at<float>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
+            for (int i = 0; i < 4; ++i) store1(at<float>(shared.staged, 0) + staged + i * kChannelBlock, values[i]);
         } else {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) store1(at<Bfloat16>(shared.staged, 0) + staged + i * kStepChannels, values[i]);
+            for (int i = 0; i < 4; ++i) store1(at<Bfloat16>(shared.staged, 0) + staged + i * kChannelBlock, values[i]);
         }
     }
     __syncthreads();
@@ -366,7 +355,7 @@ __device__ inline void end_round(const LayerRecord& layer, unsigned char* memory
     } else {
         tell_cluster<Bfloat16>(layer, memory, shared.staged, mailbox, round, joints, rank);
     }
-    if (rank >= layer.output_steps && thread < kClusterBlocks) {  // which is one round
+    if (rank >= layer.output_blocks && thread < kClusterBlocks) {  // such a layer is one round
         send(thread, shared.receipts + rank, make_uint4(0, 0, 0, 0), mailbox);
     }
 }

@@ -1,4 +1,4 @@
-// The layers of cluster_layers.cuh that are no products: every block of the cluster computes them by itself.
+// The layers of a cluster that are no products. Every block of the cluster computes all of each layer.
 #pragma once
 
 #include "engine/cuda/cluster/cluster_layers.cuh"
@@ -11,25 +11,25 @@ __device__ inline float sum_over_warp(float value) {
     return value;
 }
 
-// normalized(x) * scale + shift, or silu(x * scale + shift), of two joints by a warp at the same time.
+// normalized(x) * scale + shift, or silu(x * scale + shift). A warp takes two joints at the same time.
 __device__ inline void scale_shift_joints(const LayerRecord& layer, unsigned char* memory, const float* parameters,
                                           int joints, const ClusterPlace& place) {
-    constexpr int kAtOnce = 2, kEarly = 3;  // steps of a lane whose parameters are asked for at the beginning
+    constexpr int kAtOnce = 2, kEarly = 3;  // channel blocks of a lane whose parameters are loaded first
     static_assert(kAtOnce * kClusterWarps >= kCudaMaxJoints);
-    const int steps = layer.input_steps, row = place.lane.pose;
+    const int channel_blocks = layer.input_blocks, row = place.lane.pose;
     const float* scales = parameters + layer.parameters + 2 * place.lane.quarter;
-    const float* shifts = scales + steps * kStepChannels;
+    const float* shifts = scales + channel_blocks * kChannelBlock;
     const Bfloat16* x[kAtOnce];
     Bfloat16* y[kAtOnce];
     float mean[kAtOnce] = {}, factor[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
         const int joint = place.warp + i * kClusterWarps;
-        const int index = ClusterLayout::index(joint < joints ? joint : 0, 2 * place.lane.quarter, steps);
+        const int index = ClusterLayout::index(joint < joints ? joint : 0, 2 * place.lane.quarter, channel_blocks);
         x[i] = at<const Bfloat16>(memory, layer.input) + index, y[i] = at<Bfloat16>(memory, layer.output) + index;
         factor[i] = 1.0f;
     }
-    // Numbers 0 and 1 are channels 2t and 2t + 1 of the step, 2 and 3 those 8 further.
+    // Numbers 0 and 1 are channels 2t and 2t + 1 of the channel block, 2 and 3 are channels 2t + 8 and 2t + 9.
     struct Pairs {
         float2 lower, upper;
         __device__ void load(const float* from) {
@@ -43,29 +43,29 @@ __device__ inline void scale_shift_joints(const LayerRecord& layer, unsigned cha
     Pairs scale[kEarly], shift[kEarly];
 #pragma unroll
     for (int k = 0; k < kEarly; ++k) {
-        const int step = row + 8 * k < steps ? row + 8 * k : 0;
-        scale[k].load(scales + step * kStepChannels), shift[k].load(shifts + step * kStepChannels);
+        const int channel_block = row + 8 * k < channel_blocks ? row + 8 * k : 0;
+        scale[k].load(scales + channel_block * kChannelBlock), shift[k].load(shifts + channel_block * kChannelBlock);
     }
-    constexpr int kStride = 4 * kWarpSize;  // from a step to the next
+    constexpr int kStride = 4 * kWarpSize;  // from a channel block to the next
     if (layer.normalize) {
         const float count = static_cast<float>(layer.channels);
-        for (int step = row; step < steps; step += 8) {
+        for (int channel_block = row; channel_block < channel_blocks; channel_block += 8) {
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 float four[4];
-                load4(x[i] + step * kStride, four);
+                load4(x[i] + channel_block * kStride, four);
                 mean[i] += (four[0] + four[1]) + (four[2] + four[3]);  // padded channels are 0
             }
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) mean[i] = sum_over_warp(mean[i]) / count;
         float squares[kAtOnce] = {};
-        for (int step = row; step < steps; step += 8) {
-            const int channel = step * kStepChannels + 2 * place.lane.quarter;
+        for (int channel_block = row; channel_block < channel_blocks; channel_block += 8) {
+            const int channel = channel_block * kChannelBlock + 2 * place.lane.quarter;
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 float four[4];
-                load4(x[i] + step * kStride, four);
+                load4(x[i] + channel_block * kStride, four);
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     const float difference = four[k] - mean[i];
@@ -76,50 +76,50 @@ __device__ inline void scale_shift_joints(const LayerRecord& layer, unsigned cha
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) factor[i] = 1.0f / sqrtf(sum_over_warp(squares[i]) / count + layer.eps);
     }
-    const auto scale_step = [&](int step, const Pairs& by, const Pairs& plus) {
+    const auto scale_block = [&](int channel_block, const Pairs& by, const Pairs& plus) {
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
             if (place.warp + i * kClusterWarps >= joints) continue;
             float four[4];
-            load4(x[i] + step * kStride, four);
+            load4(x[i] + channel_block * kStride, four);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                const float value = (four[k] - mean[i]) * factor[i] * by[k] + plus[k];
-                four[k] = layer.normalize ? value : silu(value);
+                four[k] = scale_shift(layer.normalize, four[k], mean[i], factor[i], by[k], plus[k]);
             }
-            store4(y[i] + step * kStride, four);
+            store4(y[i] + channel_block * kStride, four);
         }
     };
 #pragma unroll
     for (int k = 0; k < kEarly; ++k) {
-        if (row + 8 * k < steps) scale_step(row + 8 * k, scale[k], shift[k]);
+        if (row + 8 * k < channel_blocks) scale_block(row + 8 * k, scale[k], shift[k]);
     }
-    for (int step = row + 8 * kEarly; step < steps; step += 8) {
+    for (int channel_block = row + 8 * kEarly; channel_block < channel_blocks; channel_block += 8) {
         Pairs by, plus;
-        by.load(scales + step * kStepChannels), plus.load(shifts + step * kStepChannels);
-        scale_step(step, by, plus);
+        by.load(scales + channel_block * kChannelBlock), plus.load(shifts + channel_block * kChannelBlock);
+        scale_block(channel_block, by, plus);
     }
 }
 
-// softmax(q k^T) of one head, of the queries of eight joints: [head][key][query], padded queries included. The input
+// softmax(q k^T) of one head, of the queries of a joint group: [head][key][query], padded queries included. The input
 // holds the queries of all heads and then the keys. Keys are rows of the matrix instruction.
-template <int kTiles>
+template <int kJointGroups>
 __device__ inline void attend_from_eight(const LayerRecord& layer, unsigned char* memory, int joints, int head,
-                                         int tile, Lane lane) {
-    constexpr int kHalves = (kTiles + 1) / 2, kStride = 8 * kTiles;
+                                         int joint_group, Lane lane) {
+    constexpr int kHalves = (kJointGroups + 1) / 2, kStride = 8 * kJointGroups;
     const uint2* x = at<const uint2>(memory, layer.input) + lane.index;
-    const int steps = layer.input_steps, head_steps = steps / 2 / layer.num_heads;
+    const int channel_blocks = layer.input_blocks, head_blocks = channel_blocks / 2 / layer.num_heads;
     float dots[kHalves][4] = {};
-    for (int step = head * head_steps; step < (head + 1) * head_steps; ++step) {
-        const uint2 query = x[(tile * steps + step) * kWarpSize];
+    for (int channel_block = head * head_blocks; channel_block < (head + 1) * head_blocks; ++channel_block) {
+        const uint2 query = x[(joint_group * channel_blocks + channel_block) * kWarpSize];
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
-            const uint2* keys = x + (2 * half * steps + steps / 2 + step) * kWarpSize;
-            const uint2 lower = keys[0], upper = 2 * half + 1 < kTiles ? keys[steps * kWarpSize] : uint2{};
+            const uint2* keys = x + (2 * half * channel_blocks + channel_blocks / 2 + channel_block) * kWarpSize;
+            const uint2 lower = keys[0],
+                        upper = 2 * half + 1 < kJointGroups ? keys[channel_blocks * kWarpSize] : uint2{};
             multiply(dots[half], make_uint4(lower.x, upper.x, lower.y, upper.y), query.x, query.y);
         }
     }
-    float* weights = at<float>(memory, layer.weights) + head * kStride * kStride + 8 * tile + 2 * lane.quarter;
+    float* weights = at<float>(memory, layer.weights) + head * kStride * kStride + 8 * joint_group + 2 * lane.quarter;
     float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
     const auto key_of_row = [&](int half, int i) { return 16 * half + i / 2 * 8 + lane.pose; };
 #pragma unroll
@@ -160,19 +160,20 @@ __device__ inline void attend_from_eight(const LayerRecord& layer, unsigned char
     }
 }
 
-// weights v: a thread takes two channels of four joints at a time.
-template <int kTiles>
+// The attention-weighted values. A thread takes two channels of four joints at a time.
+template <int kJointGroups>
 __device__ inline void attention_values(const LayerRecord& layer, unsigned char* memory, int joints) {
-    constexpr int kFours = kTiles == 2 ? 4 : kRow / 4, kStride = 8 * kTiles;
-    const int steps = layer.output_steps, head_steps = steps / layer.num_heads;
+    constexpr int kFours = kJointGroups == 2 ? 4 : kRow / 4, kStride = 8 * kJointGroups;
+    const int channel_blocks = layer.output_blocks, head_blocks = channel_blocks / layer.num_heads;
     const auto* x = at<const uint32_t>(memory, layer.input);
     auto* y = at<uint32_t>(memory, layer.output);
-    for (int i = static_cast<int>(threadIdx.x); i < steps * kFours * 8; i += kClusterThreads) {
-        const int pair = i % 8, first = i / 8 % kFours * 4, step = i / (8 * kFours);
+    for (int i = static_cast<int>(threadIdx.x); i < channel_blocks * kFours * 8; i += kClusterThreads) {
+        const int pair = i % 8, first = i / 8 % kFours * 4, channel_block = i / (8 * kFours);
         const auto word = [&](int joint) {
-            return ClusterLayout::index(joint, step * kStepChannels, steps) / 2 + pair;
+            return ClusterLayout::index(joint, channel_block * kChannelBlock, channel_blocks) / 2 + pair;
         };
-        const float* weights = at<const float>(memory, layer.weights) + step / head_steps * kStride * kStride + first;
+        const float* weights =
+            at<const float>(memory, layer.weights) + channel_block / head_blocks * kStride * kStride + first;
         float lower[4] = {}, upper[4] = {};
 #pragma unroll 4
         for (int joint = 0; joint < joints; ++joint) {
@@ -192,17 +193,17 @@ __device__ inline void attention_values(const LayerRecord& layer, unsigned char*
     }
 }
 
-template <int kTiles>
+template <int kJointGroups>
 __device__ inline void run_alone(const LayerRecord& layer, unsigned char* memory, const float* parameters, int joints,
                                  const ClusterPlace& place) {
     if (layer.kind == LayerKind::scale_shift) {
         scale_shift_joints(layer, memory, parameters, joints, place);
     } else if (layer.kind == LayerKind::attention_weights) {
-        for (int i = place.warp; i < layer.num_heads * kTiles; i += kClusterWarps) {
-            attend_from_eight<kTiles>(layer, memory, joints, i / kTiles, i % kTiles, place.lane);
+        for (int i = place.warp; i < layer.num_heads * kJointGroups; i += kClusterWarps) {
+            attend_from_eight<kJointGroups>(layer, memory, joints, i / kJointGroups, i % kJointGroups, place.lane);
         }
     } else {
-        attention_values<kTiles>(layer, memory, joints);
+        attention_values<kJointGroups>(layer, memory, joints);
     }
 }
 

@@ -3,19 +3,16 @@
 #include "engine/cuda/layers/split.cuh"
 #include "engine/cuda/pair_tasks.cuh"
 #include "engine/cuda/steps.cuh"
-#include "reverse_step/reverse_step_element.h"
 
 namespace diffupose {
 namespace {
 
-// Threads of the kernels around the products.
+// Threads of the kernels that are no products.
 constexpr int kSideWarps = 4;
 constexpr int kSideThreads = kSideWarps * kWarpSize;
-// A block of a product takes 8 columns where there are few enough of them to run all at once, a multiprocessor each,
-// else 16, which read the activations half as often.
+// A product's block takes 8 columns while each block can have a multiprocessor to itself. With more blocks it takes 16
+// columns, which halves the reads of activations.
 constexpr int64_t kFewBlocks = 128;
-// --- One kernel for each layer ---------------------------------------------------------------------------------------
-
 template <typename T, int kPairs, int kProducts, int kBlocks>
 __global__ void __launch_bounds__(kPairs* kWarpSize, sizeof(T) == 2 ? 2 : 1)
     product_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes,
@@ -26,12 +23,12 @@ __global__ void __launch_bounds__(kPairs* kWarpSize, sizeof(T) == 2 ? 2 : 1)
                tiling.count(blockIdx.x), static_cast<int>(threadIdx.x) / kWarpSize, this_lane());
 }
 
-// The other layers: a warp for each task.
+// How many tasks a layer has, for a warp each.
 template <int kPairs>
 __host__ __device__ inline int tasks_of(const LayerRecord& layer) {
     return layer.kind == LayerKind::scale_shift         ? kPairs
            : layer.kind == LayerKind::attention_weights ? layer.num_heads * kPairs
-                                                        : layer.output_steps;
+                                                        : layer.output_blocks;
 }
 
 template <typename T, int kPairs>
@@ -46,7 +43,7 @@ __device__ inline void run_task(const LayerRecord& layer, unsigned char* memory,
     }
 }
 
-// kSideWarps tasks a block.
+// A block runs kSideWarps tasks.
 template <typename T, int kPairs>
 __global__ void __launch_bounds__(kSideThreads)
     task_kernel(const __grid_constant__ LayerRecord layer, unsigned char* workspace, int64_t tile_bytes, int joints,
@@ -73,27 +70,27 @@ __global__ void __launch_bounds__(kSideThreads)
     draw_initial(shape, args, int64_t{kTilePoses} * blockIdx.x, static_cast<int>(threadIdx.x), kSideThreads);
 }
 
-// The condition's part of a record of the input buffer, the others 0. Records are counted as they lie.
+// The condition's part of a record of the input buffer; the rest of the record is 0. `record` is the index in memory.
 __device__ inline void load_condition(const Shape& shape, const CudaSampleArgs& args, int64_t first_pose, int poses,
                                       int record, float* values) {
-    const int pose = record % kWarpSize / 4, step = record / kWarpSize % shape.input_steps;
-    const int pair = record / kWarpSize / shape.input_steps;
+    const int pose = record % kWarpSize / 4, channel_block = record / kWarpSize % shape.input_blocks;
+    const int pair = record / kWarpSize / shape.input_blocks;
     const int64_t row = (first_pose + pose) / args.num_hypotheses * shape.joints + 2 * pair;
 #pragma unroll
     for (int i = 0; i < kRecord; ++i) {
-        const int channel = step * kStepChannels + record % 4 * 2 + i / 4 * 8 + i % 2 - 3, which = i / 2 % 2;
+        const int channel = channel_block * kChannelBlock + record % 4 * 2 + i / 4 * 8 + i % 2 - 3, which = i / 2 % 2;
         const bool inside =
             pose < poses && 2 * pair + which < shape.joints && channel >= 0 && channel < shape.condition_channels;
         values[i] = inside ? __ldcg(args.condition + (row + which) * shape.condition_channels + channel) : 0.0f;
     }
 }
 
-// A record of the input buffer, with x_t of the tile's poses, `stride` apart, beside the condition.
+// Stores a record of the input buffer: the condition, and x_t of the poses, which are `stride` apart.
 template <typename T>
 __device__ inline void store_input(const Shape& shape, unsigned char* memory, const float* x, int stride, int poses,
                                    int record, float* values) {
-    const int pose = record % kWarpSize / 4, first = record % 4 * 2, pair = record / kWarpSize / shape.input_steps;
-    const bool has_x = record / kWarpSize % shape.input_steps == 0 && pose < poses;
+    const int pose = record % kWarpSize / 4, first = record % 4 * 2, pair = record / kWarpSize / shape.input_blocks;
+    const bool has_x = record / kWarpSize % shape.input_blocks == 0 && pose < poses;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // of the record's lower channels
         const int joint = 2 * pair + i / 2, channel = first + i % 2;
@@ -102,25 +99,24 @@ __device__ inline void store_input(const Shape& shape, unsigned char* memory, co
     store8(at<T>(memory, shape.input) + record * kRecord, values);
 }
 
-// The end of a step, and the beginning of the next one.
+// The end of a step, and the input buffer of the next one.
 template <typename T, int kPairs>
 struct StepEnd {
     static constexpr int kThreads = kPairs * kWarpSize, kElements = 3 * 2 * kPairs;
-    static_assert(kTilePoses * ((kElements + 3) / 4) <= kThreads);  // drawn by four, by one thread each
-    // A warp takes a pose, its lanes some numbers each.
+    static_assert(kTilePoses * ((kElements + 3) / 4) <= kThreads);  // each thread draws four numbers
+    // A warp takes a pose; each of its lanes takes kRounds numbers.
     static constexpr int kRounds = (kElements + kWarpSize - 1) / kWarpSize;
     static_assert(kTilePoses <= kPairs);
     float noise[kPairs][kRounds * kWarpSize], next[kPairs][kRounds * kWarpSize];
 
-    // By a block for its tile.
+    // A block runs it for its pose tile.
     __device__ void run(const Shape& shape, const CudaSampleArgs& args, unsigned char* memory, Tiling tiling,
                         int step) {
         const int thread = static_cast<int>(threadIdx.x), elements = 3 * shape.joints;
         const int64_t first_pose = tiling.first(blockIdx.x);
-        const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_steps * kWarpSize;
+        const int poses = tiling.count(blockIdx.x), records = kPairs * shape.input_blocks * kWarpSize;
         const bool is_last = step + 1 == args.num_steps;
-        const float* given = args.coefficients + 6 * step;
-        const StepRow row = {given[0], given[1], given[2], given[3], given[4], given[5]};
+        const StepRow row = step_row(args, step);
         float record[kRecord] = {};
         if (!is_last) load_condition(shape, args, first_pose, poses, thread, record);
         const int blocks = (elements + 3) / 4, in_tile = thread / blocks, block = thread % blocks;
@@ -131,8 +127,7 @@ struct StepEnd {
             for (int i = 0; i < 4; ++i) {
                 const int element = 4 * block + i;
                 if (element >= elements) continue;
-                const float scale = args.noise_scale == nullptr ? 1.0f : args.noise_scale[step * elements + element];
-                noise[in_tile][element] = scale * z[i];
+                noise[in_tile][element] = noise_scale(args, step, elements, element) * z[i];
             }
         }
         const int warp = thread / kWarpSize;
@@ -148,7 +143,7 @@ struct StepEnd {
             const int element = thread % kWarpSize + k * kWarpSize;
             const bool there = warp < poses && element < elements;
             x[k] = load_if(out + element, there);
-            said[k] = load_if(output + element_index(element / 3, warp, element % 3, shape.output_steps), there);
+            said[k] = load_if(output + element_index(element / 3, warp, element % 3, shape.output_blocks), there);
             x0_last[k] = load_if((row.c_1 != 0.0f ? last : out) + element, there && row.c_1 != 0.0f);
         }
 #pragma unroll
@@ -187,7 +182,7 @@ __global__ void __launch_bounds__(kSideThreads)
     const int row = shape.joints * shape.output_channels;
     for (int i = static_cast<int>(threadIdx.x); i < tiling.count(blockIdx.x) * row; i += kSideThreads) {
         const int joint = i % row / shape.output_channels, channel = i % shape.output_channels;
-        out[tiling.first(blockIdx.x) * row + i] = output[element_index(joint, i / row, channel, shape.output_steps)];
+        out[tiling.first(blockIdx.x) * row + i] = output[element_index(joint, i / row, channel, shape.output_blocks)];
     }
 }
 
@@ -196,7 +191,7 @@ Tiling tiling_of(int64_t poses) {
     return {poses, static_cast<int>((poses + tiles - 1) / tiles)};
 }
 
-// What all layers are launched with.
+// Arguments of every layer's launch.
 struct Launch {
     unsigned char* workspace;
     Tiling tiling;
@@ -207,15 +202,15 @@ struct Launch {
 template <typename T, int kPairs, int kProducts>
 void launch_product(const LayerRecord& layer, const CudaProgram& program, const Launch& to, const float* parameters) {
     const int64_t tiles = num_tiles(to.tiling.poses);
-    const auto grid = static_cast<unsigned>(tiles), steps = static_cast<unsigned>(layer.output_steps);
-    if (tiles * 2 * layer.output_steps > kFewBlocks) {
+    const auto grid = static_cast<unsigned>(tiles), blocks = static_cast<unsigned>(layer.output_blocks);
+    if (tiles * 2 * layer.output_blocks > kFewBlocks) {
         const auto wide = product_kernel<T, kPairs, kProducts, 2>;
-        DIFFUPOSE_LAUNCH_EARLY(wide, dim3(grid, steps), kPairs * kWarpSize, 0, to.stream, to.early, layer, to.workspace,
-                               program.tile_bytes, to.tiling, parameters);
+        DIFFUPOSE_LAUNCH_EARLY(wide, dim3(grid, blocks), kPairs * kWarpSize, 0, to.stream, to.early, layer,
+                               to.workspace, program.tile_bytes, to.tiling, parameters);
         return;
     }
     const auto kernel = product_kernel<T, kPairs, kProducts, 1>;
-    DIFFUPOSE_LAUNCH_EARLY(kernel, dim3(grid, 2 * steps), kPairs * kWarpSize, 0, to.stream, to.early, layer,
+    DIFFUPOSE_LAUNCH_EARLY(kernel, dim3(grid, 2 * blocks), kPairs * kWarpSize, 0, to.stream, to.early, layer,
                            to.workspace, program.tile_bytes, to.tiling, parameters);
 }
 

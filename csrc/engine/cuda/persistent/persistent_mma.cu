@@ -3,26 +3,27 @@
 #include "common/cuda.h"
 #include "engine/cuda/engine_cuda.h"
 #include "engine/cuda/pair_tasks.cuh"
+#include "engine/cuda/persistent/mma_product.cuh"
 #include "engine/cuda/steps.cuh"
 
 namespace diffupose {
 namespace {
 
-// Warps of a block of the persistent kernel: with two a scheduler, one multiplies while the other mixes joints, and
-// each may hold 255 registers.
+// Two warps for each scheduler: one multiplies while the other mixes joints, and each thread may hold 255 registers.
 constexpr int kPersistentWarps = 8;
 constexpr int kPersistentThreads = kPersistentWarps * kWarpSize;
 
+// Each kind of layer has its own loop. One loop that branches for each task makes the kernel spill more.
 template <int kPairs>
 __device__ void run_layer(const LayerRecord& layer, unsigned char* memory, int joints, const float* parameters) {
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
     const Lane lane = this_lane();
     if (layer.kind == LayerKind::graph_conv) {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
+        for (int i = warp; i < layer.output_blocks; i += kPersistentWarps) {
             product_task<Bfloat16, kPairs, 2, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::linear) {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
+        for (int i = warp; i < layer.output_blocks; i += kPersistentWarps) {
             product_task<Bfloat16, kPairs, 1, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::scale_shift) {
@@ -34,7 +35,7 @@ __device__ void run_layer(const LayerRecord& layer, unsigned char* memory, int j
             attention_weights_task<Bfloat16, kPairs>(layer, memory, joints, i / kPairs, i % kPairs, lane);
         }
     } else {
-        for (int i = warp; i < layer.output_steps; i += kPersistentWarps) {
+        for (int i = warp; i < layer.output_blocks; i += kPersistentWarps) {
             attention_apply_task<Bfloat16, kPairs>(layer, memory, i, lane);
         }
     }

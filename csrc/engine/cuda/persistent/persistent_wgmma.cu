@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                  const LayerRecord* layers, int num_layers, unsigned num_tiles, int staging) {
 #if !defined(__CUDA_ARCH__) || defined(DIFFUPOSE_WGMMA)
     DIFFUPOSE_DYNAMIC_SHARED(memory);
-    unsigned turn = 0;  // the group turn % 2 multiplies
+    unsigned turn = 0;  // group turn % 2 multiplies
     if (this_place().group == 1) arrive_at_barrier(kTurnBarrier);
     for (unsigned tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
         const int64_t first_pose = int64_t{kTilePoses} * tile;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                       kBlockThreads);
         }
     }
-    // The turn that nobody took.
+    // Completes the barrier of the turn that no block took.
     if (static_cast<int>(turn % 2) == this_place().group) sync_barrier(kTurnBarrier + this_place().group);
 #endif
 }

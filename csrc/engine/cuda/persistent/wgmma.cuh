@@ -1,12 +1,13 @@
-// Hopper's matrix instruction in small functions: a warpgroup (four warps) multiplies 64 rows by all columns of a tile.
+// Hopper's matrix instruction in small functions. A warpgroup of four warps multiplies 64 rows by all columns of a pose
+// tile.
 //
-// D += A B. A, 64 x 16 bfloat16, lies in registers: warp w of the group holds rows 16 w to 16 w + 15, lane 4 g + t of
-// it rows g and g + 8, columns 2t, 2t + 1 and 2t + 8, 2t + 9 (the order of registers: row g, row g + 8, then the upper
-// columns). B, 16 x 8 n, lies in shared memory and is told by a descriptor. D: of every eight columns a lane has
-// columns 2t and 2t + 1 of row g, then of row g + 8.
+// D += A B. A, 64 x 16 bfloat16, lies in registers: warp w of the group holds rows 16 w to 16 w + 15. Lane 4 g + t
+// holds rows g and g + 8 of these, columns 2t, 2t + 1 and 2t + 8, 2t + 9. The order of registers is row g, row g + 8,
+// then the same for the upper columns. B, 16 x 8 n, lies in shared memory; a descriptor tells where. Of every eight
+// columns of D a lane holds columns 2t and 2t + 1 of row g, then of row g + 8.
 //
-// Only machine code for sm_90a has the instruction; elsewhere these functions do nothing, and nobody launches what
-// calls them (see launch_sample_wgmma).
+// Only machine code for sm_90a has the instruction. Elsewhere these functions do nothing, and kernels that call them
+// are never launched (see launch_sample_wgmma).
 #pragma once
 
 #include "common/bfloat16.h"
@@ -30,8 +31,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 }
 #endif
 
-// Four bytes at an offset in shared memory, 0 if not `wanted`. These two have no branch, so that the compiler sees one
-// piece of code from the first joint to the last.
+// Four bytes at an offset in shared memory, 0 if not `wanted`. This function and the next have no branch, so that the
+// code of all joints is one basic block for the compiler.
 __device__ inline uint32_t load_shared_if(bool wanted, const unsigned char* memory, int offset) {
 #ifdef __CUDACC__
     uint32_t word;
@@ -45,7 +46,7 @@ __device__ inline uint32_t load_shared_if(bool wanted, const unsigned char* memo
 #endif
 }
 
-// Two numbers: of float32 at `wide_offset` if it is `wide`, else of bfloat16 at `offset`.
+// Stores two numbers: as float32 at `wide_offset` if `wide`, else as bfloat16 at `offset`.
 __device__ inline void store_shared_either(bool wide, unsigned char* memory, int wide_offset, int offset,
                                            float2 value) {
     const uint32_t word = pack_bfloat16(value.x, value.y);
@@ -66,8 +67,8 @@ __device__ inline void store_shared_either(bool wide, unsigned char* memory, int
 
 // --- B in shared memory ----------------------------------------------------------------------------------------------
 
-// Where B begins and how its core matrices lie, eight rows of eight numbers in 128 bytes behind each other: core
-// matrices of the next eight columns are `column_bytes` further, those of the next eight rows right behind.
+// The descriptor of B: its address, and how its core matrices lie, which are eight rows of eight numbers in 128 bytes.
+// Core matrices of the next eight columns are `column_bytes` further, those of the next eight rows follow at once.
 __device__ inline uint64_t describe(const void* b, int column_bytes) {
 #ifdef __CUDA_ARCH__
     const auto address = uint64_t{shared_address(b)};
@@ -80,7 +81,7 @@ __device__ inline uint64_t describe(const void* b, int column_bytes) {
     return address >> 4 | kRowBytes >> 4 << 16 | static_cast<uint64_t>(column_bytes >> 4) << 32;
 }
 
-// A descriptor of what lies so many bytes behind.
+// The descriptor of a B that lies `bytes` further.
 __device__ inline uint64_t advance(uint64_t descriptor, int bytes) {
     return descriptor + static_cast<uint64_t>(bytes >> 4);
 }
@@ -98,7 +99,7 @@ __device__ inline uint64_t advance(uint64_t descriptor, int bytes) {
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
     "%58, %59, %60, %61, %62, %63"
 
-// d += A B, where B has 8 kColumns columns. The whole warpgroup must come.
+// d += A B, where B has 8 kColumns columns. All threads of the warpgroup must call it.
 template <int kColumns>
 __device__ inline void multiply_group(float (&d)[4 * kColumns], const uint4& a, uint64_t b) {
     static_assert(kColumns == 16 || kColumns == 17);
@@ -141,14 +142,14 @@ __device__ inline void multiply_group(float (&d)[4 * kColumns], const uint4& a, 
 
 // --- Ordering --------------------------------------------------------------------------------------------------------
 
-// Before a product whose registers something else has written, A or sums.
+// Must come before a product if other instructions have written its registers, A or sums.
 __device__ inline void begin_products() {
 #ifdef DIFFUPOSE_WGMMA
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 #endif
 }
 
-// The products since the last call belong together.
+// Makes the products since the last call a group.
 __device__ inline void commit_products() {
 #ifdef DIFFUPOSE_WGMMA
     asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
@@ -163,14 +164,14 @@ __device__ inline void wait_for_products() {
 #endif
 }
 
-// What this thread has stored in shared memory is seen by products of those that meet it at a barrier from now on.
+// Makes this thread's stores to shared memory visible to products that other threads issue after the next barrier.
 __device__ inline void publish_to_products() {
 #ifdef DIFFUPOSE_WGMMA
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 #endif
 }
 
-// A barrier of the block that some threads only arrive at: `sync_barrier` waits until kBlockThreads have come in all.
+// Named barriers of the block. Some threads only arrive: `sync_barrier` waits until kBlockThreads have arrived or wait.
 // __syncthreads() is barrier 0.
 constexpr int kBlockThreads = 2 * kGroupThreads;
 

@@ -1,42 +1,43 @@
-// The layers of one tile of eight poses by two warpgroups of Hopper, with its activations in shared memory.
+// The product layers of a pose tile by two warpgroups of Hopper, with its activations in shared memory.
 //
-// Products are transposed: rows are output channels, columns joints times poses. So 17 joints are 136 columns, which is
-// a width that the instruction has, weights are operand A, which comes from L2 to the registers that use it, and of its
-// channels and poses a thread has all joints: the product with the adjacency takes no exchange.
+// Products are transposed: rows are output channels, columns joints times poses. So 17 joints are 136 columns, a width
+// that the instruction has. Weights are operand A, and go from L2 to the registers that use them. A thread holds all
+// joints of its channels and poses, so the product with the adjacency needs no exchange between threads.
 //
-// Activations [joint][channel][pose 8]: eight channels of a joint are a core matrix of operand B. Weights
-// [block of 64 channels][step][product][warp][lane][8], the registers of operand A (wgmma.cuh); products are 2 for a
-// graph convolution, 1 for a linear layer; steps are padded by zeros to whole rounds, and kWgmmaStepsAhead more of them
-// lie behind the last block. Factors (`own`, `neighbors`) [step][half][four joints][channel 8][4].
-// The adjacency is transposed: a row is what a neighbour weighs in all joints.
+// Activations are [joint][channel][pose 8]; eight channels of a joint are a core matrix of operand B. Weights are
+// [block of 64 channels][channel block][product][warp][lane][8], the registers of operand A (wgmma.cuh), with 2
+// products for a graph convolution and 1 for a linear layer. Zeros pad channel blocks to whole rounds, and
+// kWgmmaStepsAhead more channel blocks follow the last block. Factors (`own`, `neighbors`) are [channel
+// block][half][four joints][channel 8] [4]. The adjacency is transposed: a row holds a neighbour's weights in all
+// joints.
 //
-// The warpgroups take turns: while one multiplies a block of 64 channels, the other mixes the joints of the block
-// before and stores them. Turns are counted through all layers of all steps, and the first block of a layer is
-// multiplied while the last one of the layer before is being stored, up to where it needs it.
+// The warpgroups take turns: while one multiplies a block of 64 channels, the other mixes the joints of the previous
+// block and stores them. Turns are counted through all layers of all steps. The first block of a layer is multiplied
+// while the last block of the previous layer is stored, up to the channels that it needs from there.
 #pragma once
 
-#include "engine/cuda/pair_tasks.cuh"
+#include "engine/cuda/finish.cuh"
 #include "engine/cuda/persistent/wgmma.cuh"
 
 namespace diffupose {
 
 constexpr int kWgmmaWarps = kBlockThreads / kWarpSize;
-constexpr int kGroupSteps = kGroupRows / kStepChannels;  // steps of the next layer that a block of this one makes
-// Steps of weights that a thread holds: one is multiplied, the others are on their way from L2. As many as a block
-// makes, so that what the layer before makes last is asked for in the last round.
-constexpr int kRing = kGroupSteps, kRound = kWgmmaRoundSteps;
+constexpr int kGroupBlocks = kGroupRows / kChannelBlock;  // channel blocks of the next layer's input in a block
+// Channel blocks whose weights a thread holds: one is multiplied, the others are in flight. As many as a block has, so
+// that the last block of the previous layer is needed in the last round only.
+constexpr int kRing = kGroupBlocks, kRound = kWgmmaRoundSteps;
 static_assert(kRing == kWgmmaStepsAhead + 1 && kRound % kRing == 0);
-// Numbers of barriers: of a warpgroup's turn, the first one's and the second's, and of a layer's last block.
+// Numbers of barriers: 1 and 2 for the turns of the two warpgroups, 3 for the last block of a layer.
 constexpr int kTurnBarrier = 1, kLayerBarrier = 3;
 
 struct WgmmaLayout {
-    __device__ static int index(int joint, int pose, int channel, int steps) {
-        return (joint * steps * kStepChannels + channel) * kTilePoses + pose;
+    __device__ static int index(int joint, int pose, int channel, int channel_blocks) {
+        return (joint * channel_blocks * kChannelBlock + channel) * kTilePoses + pose;
     }
 };
 
-// Where a thread's numbers lie in a product and in the other layers: channel `row` of eight, poses 2 `quarter` and the
-// next; eight channels of all poses are 128 bytes behind each other.
+// A thread's position: it holds channel `row` of eight, of poses 2 `quarter` and the next. Eight channels of all poses
+// are 128 consecutive bytes.
 struct Place {
     int group, warp, row, quarter;  // the warp within its group
 };
@@ -52,7 +53,7 @@ __device__ inline Place this_place() {
     return {thread / kGroupThreads, thread % kGroupThreads / kWarpSize, lane / 4, lane % 4};
 }
 
-// The parameters of a step of the reverse process: where they are is told when it is asked, to hold no register.
+// The parameters of a step. Their address is computed at each use, so that it occupies no register.
 struct Parameters {
     const CudaSampleArgs& args;
     int step;
@@ -74,12 +75,12 @@ __device__ inline void store_poses(float* to, float2 value) { *reinterpret_cast<
 
 // --- Graph convolutions and linear layers ----------------------------------------------------------------------------
 
-// What a thread holds of a step's weights.
+// A thread's weights of a channel block.
 template <int kProducts>
-struct StepWeights {
+struct BlockWeights {
     uint4 of[kProducts];
 
-    // Weights pass by: what is read again and again shall stay in L1.
+    // Weights are read once, and must not evict from L1 what is read repeatedly.
     __device__ void load(const uint4* weight) {
 #pragma unroll
         for (int product = 0; product < kProducts; ++product) {
@@ -95,50 +96,49 @@ struct StepWeights {
     }
 };
 
-// Of a block: channel row, then channel row + 8, of two poses of every joint.
+// Sums of a block: channel row, then channel row + 8, of two poses of every joint.
 template <int kJoints, int kProducts>
 struct GroupSums {
     float values[kProducts][4 * kJoints];
 };
 
-// Rounds of the ring that a layer takes: steps behind the last one have weights of zero.
-__device__ inline int rounds_of(int steps) { return (steps + kRound - 1) / kRound; }
+// Rounds of the ring that a layer takes. Channel blocks after the last one have weights of zero.
+__device__ inline int rounds_of(int channel_blocks) { return (channel_blocks + kRound - 1) / kRound; }
 
-// Asks for the products of all steps: they are done when they have been waited for. `weight` is this thread's of the
-// block; in the last round the group waits for the end of the layer before if it must.
+// Issues the products of all channel blocks; the caller waits for their end. `weight` is this thread's address in the
+// block. If `layer_before`, the group waits in the last round until the previous layer has been stored.
 //
-// Without a branch from one step to the next: with branches the compiler waits for all loads that are under way where
-// it needs the oldest.
+// After a branch the compiler waits for all outstanding weight loads, so the round has none.
 template <int kJoints, int kProducts>
 __device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, const void* x, const uint4* weight,
-                                          int steps, int group, bool layer_before) {
-    StepWeights<kProducts> ring[kRing];
-    const int rounds = rounds_of(steps);
+                                          int channel_blocks, int group, bool layer_before) {
+    BlockWeights<kProducts> ring[kRing];
+    const int rounds = rounds_of(channel_blocks);
 #pragma unroll
     for (int i = 0; i < kRing - 1; ++i) ring[i].load(weight + i * kProducts * kGroupThreads);
     const uint4* next = weight + (kRing - 1) * kProducts * kGroupThreads;
-    // A first product that adds to nothing would do as well, but the compiler would think that it reads what the block
-    // before has left, and keep the registers for that.
+    // Instead, the first product could overwrite the sums. But then the compiler would keep the registers of the
+    // previous block's sums, as if the product read them.
 #pragma unroll
     for (int i = 0; i < kProducts * 4 * kJoints; ++i) (&sums.values[0][0])[i] = 0.0f;
-    const uint64_t b = describe(x, steps * kStepChannels * kTilePoses * 2);
+    const uint64_t b = describe(x, channel_blocks * kChannelBlock * kTilePoses * 2);
     sync_barrier(kTurnBarrier + group);
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
         if (layer_before && round + 1 == rounds) sync_barrier(kLayerBarrier);
 #pragma unroll
         for (int i = 0; i < kRound; ++i) {
-            // What weights of zero are multiplied with must be there, and no more than that.
-            const int here = round * kRound + i, step = here < steps ? here : steps - 1;
+            // Weights of zero must be multiplied by finite activations, so by those of the last channel block.
+            const int here = round * kRound + i, channel_block = here < channel_blocks ? here : channel_blocks - 1;
             begin_products();
 #pragma unroll
             for (int product = 0; product < kProducts; ++product) {
                 multiply_group<kJoints>(sums.values[product], ring[i % kRing].of[product],
-                                        advance(b, step * kStepChannels * kTilePoses * 2));
+                                        advance(b, channel_block * kChannelBlock * kTilePoses * 2));
             }
             commit_products();
-            // Those of the step before are done, and its weights make room. Behind the last ones are those of the next
-            // block, which are read and not used.
+            // The products of the previous channel block are done, so its weights can be replaced. The loads after the
+            // last ones read weights of the next block, which are not used.
             wait_for_products<1>();
             ring[(i + kRing - 1) % kRing].load(next);
             next += kProducts * kGroupThreads;
@@ -147,21 +147,21 @@ __device__ inline void add_group_products(GroupSums<kJoints, kProducts>& sums, c
     arrive_at_barrier(kTurnBarrier + 1 - group);
 }
 
-// Reads a row of the adjacency.
+// Loads a row of the adjacency.
 template <int kJoints>
 __device__ inline void load_row(const float* adjacency, int joint, float* row) {
 #pragma unroll
     for (int i = 0; i < kJoints; i += 4) load4(adjacency + joint * kAdjacencyStride + i, row + i);
 }
 
-// What is loaded behind it is not loaded before it: the compiler would load everything at once and have no registers.
+// The compiler moves no load across it. Otherwise it would load everything at once and run out of registers.
 __device__ inline void keep_order() {
 #ifdef DIFFUPOSE_WGMMA
     asm volatile("bar.warp.sync 0xffffffff;\n" ::: "memory");
 #endif
 }
 
-// A number that the compiler cannot follow: it would hold what it computes from a counter in registers of their own.
+// Hides how a number was computed. Otherwise the compiler would keep values derived from a counter in more registers.
 __device__ inline void hide_from_compiler(int& number) {
 #ifdef DIFFUPOSE_WGMMA
     asm volatile("" : "+r"(number));
@@ -177,19 +177,19 @@ struct FourFactors {
     __device__ void load(const float* from, int half) { load4(from, of[0]), load4(from + half, of[1]); }
 };
 
-// What a block's end reads from L2: the first of it is asked for while the last products are under way, the rest ahead
-// of its use.
+// Factors that the end of a block reads from L2. The first are loaded while the last products run, the others shortly
+// before their use.
 template <int kJoints>
 struct Factors {
     static constexpr int kFours = (kJoints + 3) / 4, kFour = 8 * 4;  // factors of four joints, eight channels
-    static constexpr int kEarly = kJoints == 17 ? 3 : 4;             // before the products are done: more would spill
-    FourFactors own[kFours], neighbors[2];                           // of these as many as are at work or on their way
+    static constexpr int kEarly = kJoints == 17 ? 3 : 4;             // loaded before the products end; more would spill
+    FourFactors own[kFours], neighbors[2];                           // of these only those in use or in flight
     const LayerRecord& layer;
     int begin;
 
-    // `step` is that of the warp's channels.
-    __device__ Factors(const LayerRecord& layer, int step, Place place)
-        : layer(layer), begin(step * 2 * kFours * kFour + place.row * 4) {}
+    // `channel_block` is that of the warp's channels.
+    __device__ Factors(const LayerRecord& layer, int channel_block, Place place)
+        : layer(layer), begin(channel_block * 2 * kFours * kFour + place.row * 4) {}
     __device__ void load_early() {
 #pragma unroll
         for (int four = 0; four < kEarly; ++four) own[four].load(layer.own + begin + four * kFour, kFours * kFour);
@@ -203,8 +203,8 @@ struct Factors {
     }
 };
 
-// own * H0 + A (neighbors * H1), in place of H0: neighbour by neighbour, whose numbers are done with then. `adjacency`
-// lies in shared memory.
+// own * H0 + A (neighbors * H1), in place of H0. The loop runs over neighbours, so that the registers of each can be
+// reused after its turn. `adjacency` lies in shared memory.
 template <int kJoints>
 __device__ inline void mix_joints(const float* adjacency, GroupSums<kJoints, 2>& sums, Factors<kJoints>& factors) {
     constexpr int kFours = Factors<kJoints>::kFours;
@@ -215,7 +215,7 @@ __device__ inline void mix_joints(const float* adjacency, GroupSums<kJoints, 2>&
         if (i == 16) keep_order(), factors.load_neighbors(0);
         own[i] *= factors.own[i / 16].of[i / 2 % 2][i / 4 % 4];
     }
-    float weights[2][4 * kFours];  // of a row what a neighbour weighs in all joints
+    float weights[2][4 * kFours];  // a neighbour's weights in all joints
     load_row<kJoints>(adjacency, 0, weights[0]);
 #pragma unroll
     for (int neighbor = 0; neighbor < kJoints; ++neighbor) {
@@ -238,43 +238,44 @@ __device__ inline void mix_joints(const float* adjacency, GroupSums<kJoints, 2>&
     }
 }
 
-// What is a piece of code of its own, without a branch from the first joint to the last but that of FiLM behind GELU.
+// Each has its own code, without a branch over all joints. The exception is the branch for FiLM after GELU.
 enum class Finish { plain, film, gelu };
 
-// Bias of channel row and channel row + 8 of a warp's 16 channels, of every joint where a linear layer has it so.
+// Biases of channel row and channel row + 8 of a warp's 16 channels, for every joint if a linear layer has a bias per
+// joint.
 template <int kJoints, int kProducts>
 struct Biases {
     static constexpr int kCount = kProducts == 1 ? kJoints : 1;
     float of[kCount][2];
 
-    __device__ void load(const LayerRecord& layer, int step, Place place) {
-        const float* from = layer.bias + step * kStepChannels + place.row;
-        const int next = kProducts == 1 && layer.bias_per_joint ? layer.output_steps * kStepChannels : 0;
+    __device__ void load(const LayerRecord& layer, int channel_block, Place place) {
+        const float* from = layer.bias + channel_block * kChannelBlock + place.row;
+        const int next = kProducts == 1 && layer.bias_per_joint ? layer.output_blocks * kChannelBlock : 0;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) of[i][0] = from[i * next], of[i][1] = from[i * next + 8];
     }
 };
 
-// Bias, activation, residual and FiLM of a warp's 16 channels, and where the result goes. What the record says is read
-// before the loop: the compiler cannot know that stores leave it as it is.
+// Applies bias, activation, residual and FiLM to a warp's 16 channels, and stores them. The record is read before the
+// loop, since the compiler cannot know that the stores leave it unchanged.
 template <Finish kFinish, int kJoints, int kProducts>
 __device__ inline void finish_block(const LayerRecord& layer, unsigned char* memory, Parameters parameters,
                                     GroupSums<kJoints, kProducts>& sums, const Biases<kJoints, kProducts>& biases,
-                                    int step, Place place) {
-    const int channels = layer.output_steps * kStepChannels, first = step * kStepChannels + place.row;
-    const bool film = kFinish == Finish::film || (kFinish == Finish::gelu && layer.film);
+                                    int channel_block, Place place) {
+    const int channels = layer.output_blocks * kChannelBlock, first = channel_block * kChannelBlock + place.row;
+    const bool has_film = kFinish == Finish::film || (kFinish == Finish::gelu && layer.film);
     const bool is_float = layer.output_is_float, has_residual = layer.residual >= 0;
-    const float lowest = layer.activation == CudaActivation::relu ? 0.0f : -INFINITY;
+    const float lowest = lowest_of(layer.activation);
     float scale[2] = {}, shift[2] = {};
-    if (film) {
+    if (has_film) {
         const float* at_channel = parameters.get() + layer.parameters + first;
         scale[0] = at_channel[0], scale[1] = at_channel[8];
         shift[0] = at_channel[channels], shift[1] = at_channel[channels + 8];
     }
-    int index = WgmmaLayout::index(0, 2 * place.quarter, first, layer.output_steps);
+    int index = WgmmaLayout::index(0, 2 * place.quarter, first, layer.output_blocks);
     const int residual = static_cast<int>(layer.residual), output = static_cast<int>(layer.output);
     const int next = channels * kTilePoses, upper = 8 * kTilePoses;
-    // Residuals of some joints are on their way while those before are used.
+    // Residuals of the next joints are in flight while the previous ones are used.
     constexpr int kAhead = 4;
     uint32_t before[2][kAhead][2];
     const auto load_residuals = [&](int joint, int at_index) {
@@ -296,32 +297,28 @@ __device__ inline void finish_block(const LayerRecord& layer, unsigned char* mem
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int here = index + half * upper;
-            float2 value = {result[2 * half] + bias[half], result[2 * half + 1] + bias[half]};
-            if constexpr (kFinish == Finish::gelu) {
-                value = {activate<CudaActivation::gelu>(value.x), activate<CudaActivation::gelu>(value.y)};
-            } else {
-                value = {value.x < lowest ? lowest : value.x, value.y < lowest ? lowest : value.y};  // NaN stays NaN
+            const float2 residual_of = unpack_bfloat16(before[joint / kAhead % 2][joint % kAhead][half]);
+            const auto finished = [&](float sum, float added) {
+                if constexpr (kFinish == Finish::gelu) return finish<Activation::gelu>(sum, bias[half], added);
+                return at_least(sum + bias[half], lowest) + added;
+            };
+            float2 value = {finished(result[2 * half], residual_of.x), finished(result[2 * half + 1], residual_of.y)};
+            if (has_film) {
+                value = {film(value.x, scale[half], shift[half]), film(value.y, scale[half], shift[half])};
             }
-            const float2 added = unpack_bfloat16(before[joint / kAhead % 2][joint % kAhead][half]);
-            value.x += added.x, value.y += added.y;
-            if (film) value = {silu(value.x * scale[half] + shift[half]), silu(value.y * scale[half] + shift[half])};
             store_shared_either(is_float, memory, output + 4 * here, output + 2 * here, value);
         }
         index += next;
     }
 }
 
-__device__ inline bool is_product(const LayerRecord& layer) {
-    return layer.kind == LayerKind::graph_conv || layer.kind == LayerKind::linear;
-}
-
-// Blocks of 64 channels, one turn each.
+// Turns of a layer: one for each block of 64 channels.
 __device__ inline int turns_of(const LayerRecord& layer) {
-    return is_product(layer) ? (layer.output_steps + kGroupSteps - 1) / kGroupSteps : 0;
+    return is_product(layer) ? (layer.output_blocks + kGroupBlocks - 1) / kGroupBlocks : 0;
 }
 
-// The adjacency of a group's block: it comes from L2 before the group's turn, which all of its threads await. A thread
-// that is done with a block is ahead of others by one at most: there are two places, used in turn.
+// Copies the adjacency of a group's block from L2 before the group's turn, for which all of its threads wait. A thread
+// can be ahead of others by one block at most, so two buffers in turn suffice.
 constexpr int kStagedBytes = kWgmmaMaxJoints * kAdjacencyStride * static_cast<int>(sizeof(float));
 static_assert(kWgmmaStagingBytes == 2 * 2 * kStagedBytes);
 
@@ -336,8 +333,8 @@ __device__ inline const float* stage_adjacency(const LayerRecord& layer, unsigne
     return to;
 }
 
-// A graph convolution or a linear layer, by a group's share of its blocks. `turn` is how many there were before;
-// `product_before` and `product_behind` say whether such layers are its neighbours, with no barrier between them.
+// A group's share of the blocks of a graph convolution or a linear layer. `turn` is the number of turns so far.
+// `product_before` and `product_behind` tell whether the neighbouring layers are products, with no barrier in between.
 template <int kJoints, int kProducts>
 __device__ inline void product_layer(const LayerRecord& layer, unsigned char* memory, unsigned char* staging,
                                      Parameters parameters, unsigned turn, bool product_before, bool product_behind) {
@@ -346,7 +343,7 @@ __device__ inline void product_layer(const LayerRecord& layer, unsigned char* me
     for (int block = static_cast<int>(turn + static_cast<unsigned>(this_place().group)) % 2; block < blocks;
          block += 2) {
         const Place place = this_place();
-        const int steps = layer.input_steps;
+        const int channel_blocks = layer.input_blocks;
         hide_from_compiler(block);
         const float* adjacency = nullptr;
         if constexpr (kProducts == 2) {
@@ -355,30 +352,30 @@ __device__ inline void product_layer(const LayerRecord& layer, unsigned char* me
         }
         GroupSums<kJoints, kProducts> sums;
         const uint4* weight = static_cast<const uint4*>(layer.weight) +
-                              block * rounds_of(steps) * kRound * kProducts * kGroupThreads + place.warp * kWarpSize +
-                              place.row * 4 + place.quarter;
-        add_group_products(sums, at<const Bfloat16>(memory, layer.input), weight, steps, place.group,
+                              block * rounds_of(channel_blocks) * kRound * kProducts * kGroupThreads +
+                              place.warp * kWarpSize + place.row * 4 + place.quarter;
+        add_group_products(sums, at<const Bfloat16>(memory, layer.input), weight, channel_blocks, place.group,
                            product_before && block == 0);
-        const int step = block * kGroupSteps + place.warp;
-        const bool is_used = step < layer.output_steps;
+        const int channel_block = block * kGroupBlocks + place.warp;
+        const bool is_used = channel_block < layer.output_blocks;
         Biases<kJoints, kProducts> biases;
-        [[maybe_unused]] Factors<kJoints> factors(layer, step, place);
+        [[maybe_unused]] Factors<kJoints> factors(layer, channel_block, place);
         if (is_used && kProducts == 2) {
-            biases.load(layer, step, place);
+            biases.load(layer, channel_block, place);
             factors.load_early();
         }
         wait_for_products<0>();
         if (is_used) {
             if constexpr (kProducts == 2) mix_joints(adjacency, sums, factors);
-            if constexpr (kProducts == 1) biases.load(layer, step, place);
+            if constexpr (kProducts == 1) biases.load(layer, channel_block, place);
             // A linear layer has no activation.
-            if (kProducts == 2 && layer.activation == CudaActivation::gelu) {
+            if (kProducts == 2 && layer.activation == Activation::gelu) {
                 finish_block<kProducts == 2 ? Finish::gelu : Finish::plain>(layer, memory, parameters, sums, biases,
-                                                                            step, place);
+                                                                            channel_block, place);
             } else if (layer.film) {
-                finish_block<Finish::film>(layer, memory, parameters, sums, biases, step, place);
+                finish_block<Finish::film>(layer, memory, parameters, sums, biases, channel_block, place);
             } else {
-                finish_block<Finish::plain>(layer, memory, parameters, sums, biases, step, place);
+                finish_block<Finish::plain>(layer, memory, parameters, sums, biases, channel_block, place);
             }
         }
         publish_to_products();

@@ -1,4 +1,4 @@
-// The layers of wgmma_layers.cuh that are no products.
+// The layers of a pose tile that are no products, in the layout of wgmma_layers.cuh.
 #pragma once
 
 #include "engine/cuda/persistent/wgmma_layers.cuh"
@@ -7,7 +7,7 @@ namespace diffupose {
 
 // --- Scale and shift -------------------------------------------------------------------------------------------------
 
-// Sum over the eight lanes that share two poses; all of them get it, in the same bits.
+// Sum over the eight lanes that share two poses. All eight get the same bits.
 __device__ inline float sum_over_rows(float value) {
 #pragma unroll
     for (int bit = 4; bit < kWarpSize; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
@@ -17,8 +17,8 @@ __device__ inline float sum_over_rows(float value) {
 // normalized(x) * scale + shift, or silu(x * scale + shift), of a joint of all poses.
 __device__ inline void scale_shift_joint(const LayerRecord& layer, unsigned char* memory, const float* parameters,
                                          int joint, Place place) {
-    const int channels = layer.input_steps * kStepChannels;
-    const int begin = WgmmaLayout::index(joint, 2 * place.quarter, place.row, layer.input_steps);
+    const int channels = layer.input_blocks * kChannelBlock;
+    const int begin = WgmmaLayout::index(joint, 2 * place.quarter, place.row, layer.input_blocks);
     const Bfloat16* x = at<const Bfloat16>(memory, layer.input) + begin;
     Bfloat16* y = at<Bfloat16>(memory, layer.output) + begin;
     float2 mean = {0.0f, 0.0f}, factor = {1.0f, 1.0f};
@@ -46,16 +46,18 @@ __device__ inline void scale_shift_joint(const LayerRecord& layer, unsigned char
 #pragma unroll 2
     for (int channel = 0; channel < channels; channel += 8) {
         const float2 value = load_poses(x + channel * kTilePoses);
-        const float2 result = {(value.x - mean.x) * factor.x * scale[channel] + scale[channels + channel],
-                               (value.y - mean.y) * factor.y * scale[channel] + scale[channels + channel]};
-        store_poses(y + channel * kTilePoses, layer.normalize ? result : make_float2(silu(result.x), silu(result.y)));
+        const auto scaled = [&](float x, float mean_of, float factor_of) {
+            return scale_shift(layer.normalize, x, mean_of, factor_of, scale[channel], scale[channels + channel]);
+        };
+        store_poses(y + channel * kTilePoses,
+                    make_float2(scaled(value.x, mean.x, factor.x), scaled(value.y, mean.y, factor.y)));
     }
 }
 
 // --- Attention -------------------------------------------------------------------------------------------------------
 
-// Of kCount numbers of each of eight lanes the sums over the lanes, kCount / 8 of them to each: those from
-// `row * kCount / 8` on are in the first places.
+// Adds kCount numbers over eight lanes. Each lane gets kCount / 8 of the sums, those from `row * kCount / 8` on, in its
+// first values.
 template <int kCount>
 __device__ inline void share_sums(float2* values, int row) {
     int half = kCount / 2;
@@ -79,16 +81,16 @@ template <int kJoints>
 __device__ inline void attention_weights_joint(const LayerRecord& layer, unsigned char* memory, int joints, int head,
                                                int joint, Place place) {
     constexpr int kShare = 3, kDots = 8 * kShare;  // of the eight lanes that share two poses
-    const int channels = layer.input_steps * kStepChannels / 2, head_channels = channels / layer.num_heads;
+    const int channels = layer.input_blocks * kChannelBlock / 2, head_channels = channels / layer.num_heads;
     const Bfloat16* x = at<const Bfloat16>(memory, layer.input) +
-                        WgmmaLayout::index(0, 2 * place.quarter, head * head_channels + place.row, layer.input_steps);
+                        WgmmaLayout::index(0, 2 * place.quarter, head * head_channels + place.row, layer.input_blocks);
     float2 dots[kDots] = {};
     for (int channel = 0; channel < head_channels; channel += 8) {
         const Bfloat16* from = x + channel * kTilePoses;
-        const float2 query = load_poses(from + WgmmaLayout::index(joint, 0, 0, layer.input_steps));
+        const float2 query = load_poses(from + WgmmaLayout::index(joint, 0, 0, layer.input_blocks));
 #pragma unroll
         for (int j = 0; j < kJoints; ++j) {
-            const float2 key = load_poses(from + WgmmaLayout::index(j, 0, channels, layer.input_steps));
+            const float2 key = load_poses(from + WgmmaLayout::index(j, 0, channels, layer.input_blocks));
             dots[j] = {fmaf(query.x, key.x, dots[j].x), fmaf(query.y, key.y, dots[j].y)};
         }
     }
@@ -118,12 +120,14 @@ __device__ inline void attention_weights_joint(const LayerRecord& layer, unsigne
     }
 }
 
-// weights v of 16 channels.
+// The attention-weighted values of one channel block.
 template <int kJoints>
-__device__ inline void attention_apply_step(const LayerRecord& layer, unsigned char* memory, int step, Place place) {
-    const int steps = layer.output_steps, head = step / (steps / layer.num_heads);
-    const int begin = WgmmaLayout::index(0, 2 * place.quarter, step * kStepChannels + place.row, steps);
-    const int upper = 8 * kTilePoses, next = WgmmaLayout::index(1, 0, 0, steps);
+__device__ inline void attention_apply_block(const LayerRecord& layer, unsigned char* memory, int channel_block,
+                                             Place place) {
+    const int channel_blocks = layer.output_blocks, head = channel_block / (channel_blocks / layer.num_heads);
+    const int begin =
+        WgmmaLayout::index(0, 2 * place.quarter, channel_block * kChannelBlock + place.row, channel_blocks);
+    const int upper = 8 * kTilePoses, next = WgmmaLayout::index(1, 0, 0, channel_blocks);
     const Bfloat16* x = at<const Bfloat16>(memory, layer.input) + begin;
     Bfloat16* y = at<Bfloat16>(memory, layer.output) + begin;
     const float* weights =
@@ -148,7 +152,7 @@ __device__ inline void attention_apply_step(const LayerRecord& layer, unsigned c
     }
 }
 
-// A layer that is no product, by all warps.
+// A layer that is no product. All warps run it.
 template <int kJoints>
 __device__ inline void other_layer(const LayerRecord& layer, unsigned char* memory, int joints, Parameters parameters) {
     const Place place = this_place();
@@ -160,8 +164,8 @@ __device__ inline void other_layer(const LayerRecord& layer, unsigned char* memo
             attention_weights_joint<kJoints>(layer, memory, joints, i / kJoints, i % kJoints, place);
         }
     } else {
-        for (int i = warp; i < layer.output_steps; i += kWgmmaWarps) {
-            attention_apply_step<kJoints>(layer, memory, i, place);
+        for (int i = warp; i < layer.output_blocks; i += kWgmmaWarps) {
+            attention_apply_block<kJoints>(layer, memory, i, place);
         }
     }
 }
