@@ -35,10 +35,9 @@ def run_program(
     buffers = {0: storing(torch.cat((sample, condition), dim=-1).to(dtype))}
     parameters = [(scale.to(dtype), shift.to(dtype)) for scale, shift in program.tabulate(timesteps)]
     for layer, following in zip(program.layers, (*program.layers[1:], None), strict=True):
-        result = _apply(layer, buffers[layer.input], parameters, rounding)
-        residual = layer.residual
-        if residual >= 0:
-            result = result + buffers[residual][..., : result.shape[-1]]
+        result = FORMULAS[type(layer)](layer, buffers[layer.input], parameters, rounding)
+        if layer.residual >= 0:
+            result = result + buffers[layer.residual]
         is_output = layer.output == len(program.widths) - 1
         buffers[layer.output] = result if is_output or _scales_in_place(following, layer) else storing(result)
     return buffers[len(program.widths) - 1]
@@ -48,26 +47,33 @@ def _scales_in_place(layer: Layer | None, before: Layer) -> bool:
     return isinstance(layer, ScaleShift) and not layer.normalize and layer.input == layer.output == before.output
 
 
-def _apply(
-    layer: Layer, x: Tensor, parameters: list[tuple[Tensor, Tensor]], rounding: Callable[[Tensor], Tensor]
-) -> Tensor:
-    if isinstance(layer, GraphConv):
-        x = rounding(x[..., : layer.weight.shape[1]])
-        own, neighbors = (x @ rounding(weight.to(x.dtype)) for weight in layer.weight)  # [N, J, C_out]
-        mixed = layer.adjacency.to(x.dtype) @ (layer.neighbors.to(x.dtype) * neighbors)
-        return ACTIVATIONS[layer.activation](layer.own.to(x.dtype) * own + mixed + layer.bias.to(x.dtype))
-    if isinstance(layer, Linear):
-        x = rounding(x[..., : layer.weight.shape[0]])
-        return x @ rounding(layer.weight.to(x.dtype)) + layer.bias.to(x.dtype)
-    if isinstance(layer, Attention):
-        width = layer.num_heads * layer.channels
-        heads = x[..., : 3 * width].unflatten(-1, (3, layer.num_heads, layer.channels))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # [N, heads, J, channels] each
-        attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
-        return attended.transpose(1, 2).flatten(2)
-    scale, shift = parameters[layer.slot]
-    x = x[..., : layer.channels]
+Pairs = list[tuple[Tensor, Tensor]]
+Rounding = Callable[[Tensor], Tensor]
+
+
+def _graph_conv(layer: GraphConv, x: Tensor, pairs: Pairs, rounding: Rounding) -> Tensor:
+    own, neighbors = (rounding(x) @ rounding(weight.to(x.dtype)) for weight in layer.weight)  # [N, J, C_out]
+    mixed = layer.adjacency.to(x.dtype) @ (layer.neighbors.to(x.dtype) * neighbors)
+    return ACTIVATIONS[layer.activation](layer.own.to(x.dtype) * own + mixed + layer.bias.to(x.dtype))
+
+
+def _linear(layer: Linear, x: Tensor, pairs: Pairs, rounding: Rounding) -> Tensor:
+    return rounding(x) @ rounding(layer.weight.to(x.dtype)) + layer.bias.to(x.dtype)
+
+
+def _attention(layer: Attention, x: Tensor, pairs: Pairs, rounding: Rounding) -> Tensor:
+    heads = x.unflatten(-1, (3, layer.num_heads, layer.channels))
+    query, key, value = heads.permute(2, 0, 3, 1, 4)  # [N, heads, J, channels] each
+    attended = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _scale_shift(layer: ScaleShift, x: Tensor, pairs: Pairs, rounding: Rounding) -> Tensor:
+    scale, shift = pairs[layer.slot]
     if not layer.normalize:
         return functional.silu(x * scale + shift)
     centered = x - x.mean(dim=-1, keepdim=True)
     return centered / (centered.square().mean(dim=-1, keepdim=True) + layer.eps).sqrt() * scale + shift
+
+
+FORMULAS = {GraphConv: _graph_conv, Linear: _linear, Attention: _attention, ScaleShift: _scale_shift}
