@@ -84,9 +84,7 @@ def test_a_kind_that_one_file_forgets_is_found_there(kind, monkeypatch):
             assert missing(kind) == [path]
     for paths in TEXTS:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                sys.modules[__name__], "read", lambda path: "" if path in paths else (ROOT / path).read_text()
-            )
+            patch.setattr(sys.modules[__name__], "EMPTY", paths.split())
             assert missing(kind) == [paths]
 
 
