@@ -56,7 +56,7 @@ def test_an_upward_import_is_found_inside_a_function(installed, module, line, ex
 
 
 def test_a_circle_inside_a_package_is_found(installed):
-    path = installed / "diffupose" / "metrics" / "_special.py"
+    path = installed / "diffupose" / "metrics" / "_checks.py"
     path.write_text(f"{path.read_text()}\n\ndef planted():\n    from diffupose.metrics import calibration\n")
     code, text = lint(installed)
     assert code == 1 and "No two modules of a package import each other BROKEN" in text, text

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from diffupose.metrics._checks import check_float, check_hypotheses_pair, check_poses, without_root
-from diffupose.metrics._special import f_cdf
 from diffupose.metrics.hypotheses import covariance_of_hypotheses, mean_of_hypotheses
 from diffupose.reference.hypothesis_statistics import MIN_HYPOTHESES
 
@@ -57,8 +56,10 @@ def squared_distance(error: Tensor, covariance: Tensor) -> Tensor:
 
 def level_of_distance(distance: Tensor, num_hypotheses: int) -> Tensor:
     """Return the level of Hotelling's region whose border lies at a squared distance, see ``region_level``."""
+    from scipy.special import fdtr  # here, since importing SciPy takes time
+
     n = num_hypotheses
-    return f_cdf(distance * (n * (n - 3) / (3.0 * (n * n - 1))), 3.0, n - 3.0)
+    return torch.as_tensor(fdtr(3.0, n - 3.0, (distance * (n * (n - 3) / (3.0 * (n * n - 1)))).numpy()))
 
 
 def region_level(

@@ -12,34 +12,19 @@ import torch
 from support.metric_cases import DTYPES, gaussian_case, randn, rotation
 
 from diffupose import metrics
-from diffupose.metrics import _special
-from diffupose.metrics._special import f_cdf
 
 
-@pytest.mark.parametrize("denominator", [1, 2, 3, 7, 17, 47, 197, 4997])
-@pytest.mark.parametrize("numerator", [1, 3, 8])
-def test_f_cdf_against_scipy(numerator, denominator):
-    value = np.concatenate([[0.0], np.logspace(-8, 8, 400)])
-    got = f_cdf(torch.from_numpy(value), numerator, denominator).numpy()
-    np.testing.assert_allclose(got, scipy.stats.f.cdf(value, numerator, denominator), rtol=1e-10, atol=1e-12)
-
-
-def test_f_cdf_edges():
-    special = torch.tensor([-1.0, 0.0, torch.inf, torch.nan], dtype=torch.float64)
-    got = f_cdf(special, 3.0, 7.0).tolist()
-    assert got[:3] == [0.0, 0.0, 1.0]
-    assert math.isnan(got[3])
-    assert f_cdf(torch.zeros(0, dtype=torch.float64), 3.0, 7.0).shape == (0,)
-    with pytest.raises(ValueError, match="value must be float64"):
-        f_cdf(torch.ones(1), 3.0, 7.0)
-    with pytest.raises(ValueError, match="degrees of freedom must be positive"):
-        f_cdf(special, 3.0, 0.0)
-
-
-def test_f_cdf_says_when_it_does_not_converge(monkeypatch):
-    monkeypatch.setattr(_special, "_MAX_TERMS", 1)
-    with pytest.raises(ArithmeticError, match="did not converge"):
-        f_cdf(torch.ones(1, dtype=torch.float64), 3.0, 50.0)
+def test_region_level_in_closed_form():
+    """With N = 5 it is x^1.5, where x = 3 f / (3 f + 2)."""
+    distance = torch.tensor([0.0, 1e-12, 0.3, 7.2, 1e6, torch.inf], dtype=torch.float64)
+    covariance = torch.eye(3, dtype=torch.float64).expand(1, 6, 3, 3)
+    target = torch.zeros(1, 6, 3, dtype=torch.float64)
+    target[..., 0] = distance.sqrt()
+    f = distance * 10 / 72  # N (N - 3) / (3 (N^2 - 1))
+    expected = (3 * f / (3 * f + 2)).pow(1.5)
+    expected[-1] = torch.nan  # a pose at infinity is no pose
+    got = metrics.region_level(torch.zeros_like(target), covariance, target, num_hypotheses=5)
+    torch.testing.assert_close(got, expected[None], rtol=1e-12, atol=0.0, equal_nan=True)
 
 
 def test_region_level_by_hand():
