@@ -42,7 +42,7 @@ TEXTS = {
     "csrc/engine/cuda/persistent/persistent_wgmma.cu csrc/engine/cuda/persistent/wgmma_others.cuh": [
         r"LayerKind::{kind}"
     ],
-    "csrc/engine/cuda/cluster/cluster_layers.cuh csrc/engine/cuda/cluster/cluster_others.cuh": [r"LayerKind::{kind}"],
+    "csrc/engine/cuda/cluster/cluster.cu csrc/engine/cuda/cluster/cluster_others.cuh": [r"(LayerKind::|// ){kind}"],
 }
 
 

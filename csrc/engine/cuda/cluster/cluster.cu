@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
                         meet();
                         end_round<kJointGroups, 2>(layer, memory, shared, constants, mailbox, round, joints,
                                                    place.rank);
-                    } else {
+                    } else {  // linear
                         PartSums<kJointGroups, 1> sums = {};
                         multiply_part<kJointGroups>(layer, memory, block, held, place, sums);
                         store_part<kJointGroups>(shared, sums, place);
