@@ -91,6 +91,7 @@ def peak_rate(precision: str) -> float | None:
         return sum(pool.map(lambda _: cpp().peak_flops(bfloat16=bfloat16), range(threads)))
 
 
+@pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark, so that the run ends with the one that says most
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     benches = [bench for bench in getattr(session, "benchmarks", ()) if bench and "flops" in bench.extra_info]

@@ -260,6 +260,13 @@ def test_same_bits(gpu):
     assert not gpu.capture.same([[value, value]], [value])
 
 
+@requires_cpp
+def test_every_op_has_inputs_that_a_busy_stream_can_hold_back(gpu):
+    for name, make in gpu.every_op.calls(torch.device("cpu"), "cpp").items():
+        inputs = gpu.capture.inputs_of(make())
+        assert any(value.is_floating_point() for value in inputs) or name.startswith("philox_normal"), name
+
+
 MEMCHECK = "========= COMPUTE-SANITIZER\n9 calls ran\n========= ERROR SUMMARY: 0 errors\n"
 RACECHECK = "9 calls ran\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
 

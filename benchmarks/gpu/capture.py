@@ -22,6 +22,7 @@ from benchmarks.gpu.every_op import calls
 from benchmarks.gpu.record import Record, Skip, arguments_of, run_stage
 from benchmarks.workloads.case import backends, tensors_of
 from benchmarks.workloads.measure import Call
+from diffupose.engines.engine import SampleRequest
 from diffupose.errors import BackendUnavailableError
 
 
@@ -108,11 +109,17 @@ def on_two_streams(call: Call, device: torch.device) -> list[list[Tensor]]:
     return results
 
 
-def behind_others(call: Call, device: torch.device) -> list[list[Tensor]]:
-    """Call on a busy stream on which the inputs are yet to come: a kernel on any other stream would read NaN."""
+def inputs_of(call: Call) -> list[Tensor]:
+    """Return the tensors that a call takes, those of a request among them."""
     assert isinstance(call, partial)
     values = [*call.args, *call.keywords.values()]
-    inputs = [value for value in values if isinstance(value, Tensor) and value.is_cuda and value.is_floating_point()]
+    values += [field for value in values if isinstance(value, SampleRequest) for field in vars(value).values()]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def behind_others(call: Call, device: torch.device) -> list[list[Tensor]]:
+    """Call on a busy stream on which the inputs are yet to come: a kernel on any other stream would read NaN."""
+    inputs = [value for value in inputs_of(call) if value.is_cuda and value.is_floating_point()]
     kept = [value.detach().clone() for value in inputs]
     with torch.no_grad():
         for value in inputs:
