@@ -32,7 +32,7 @@ def emulated_extension() -> ModuleType:
     compiler = build.find_compiler()
     if not compiler or not build.find_ninja():
         pytest.skip("no C++ compiler or no ninja")
-    sources = [ROOT / "setup.py", *files_below("csrc", "tests/cpp/cuda_emulation")]
+    sources = [ROOT / "setup.py", ROOT / "tools/toolchain.py", *files_below("csrc", "tests/cpp/cuda_emulation")]
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     content = content_hash(sources, *compiler, version, build.EXT_SUFFIX, importlib.metadata.version("pybind11"))
     # A folder of its own: the extensions of an installation are not compiled at the same time in the same place.
