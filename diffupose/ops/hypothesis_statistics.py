@@ -1,4 +1,4 @@
-"""Statistics of a set of hypotheses in one pass: the public op over the reference, C++, CUDA and Triton."""
+"""Statistics of a set of hypotheses in one pass: the public op over all backends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 
 from diffupose import reference
 from diffupose.camera import split_intrinsics
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, is_transformed, name_of, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, is_transformed
+from diffupose.ops._common import address, call_extension, check_device, check_shape, register, unfit_for
 
 
 class HypothesisStatistics(NamedTuple):
-    """What the hypotheses of each frame amount to; the last two are None without keypoints."""
+    """Statistics of the hypotheses of each frame; the last two are None without keypoints."""
 
     mean: Tensor
     """``[B, J, 3]``, metres."""
     covariance: Tensor
     """``[B, J, 3, 3]``, square metres, unbiased; NaN for fewer than 4 hypotheses, which cannot span 3D."""
     weights: Tensor | None
-    """``[B, H]``, how well each hypothesis projects; they sum to 1."""
+    """``[B, H]``, larger for hypotheses that lie nearer to the keypoints; they sum to 1."""
     weighted_mean: Tensor | None
     """``[B, J, 3]``, metres, of the hypotheses moved towards their viewing rays."""
 
@@ -38,20 +39,21 @@ def hypothesis_statistics(
 ) -> HypothesisStatistics:
     """Return mean and covariance of every joint and, given keypoints, the mean weighted by reprojection.
 
-    Each hypothesis is placed by linear least squares; its weight is ``exp(-error / (temperature s))``, the weighted
-    mean distance to the keypoints over the longer side s of their box. What is averaged are the hypotheses with each
-    joint moved sideways towards its viewing ray (``aggregation.refine_by_reprojection``). No ground truth is used.
+    Each hypothesis is placed by linear least squares. Its error is the weighted mean distance to the keypoints, and its
+    weight is ``exp(-error / (temperature s))`` with the longer side s of the keypoints' box. The weighted mean is taken
+    after each joint has moved sideways towards its viewing ray (``aggregation.refine_by_reprojection``). No ground
+    truth is used.
 
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
         keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
         confidence: Weights of shape ``[B, J]``, none of them negative; 0 where missing.
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels. All three are given, or none.
-        weight: Of ``refine_by_reprojection``, 0 to 1.
-        temperature: In box sides; infinity weighs all alike.
-        backend: ``"auto"``, ``"torch"``, or ``"cpp"``, ``"cuda"`` or ``"triton"``, which take float32 and have no
-            gradient; None takes the environment variable DIFFUPOSE_BACKEND, or else ``"auto"``. The results of the
-            latter three for a frame are the same bits for any batch and number of threads.
+        weight: The weight of ``refine_by_reprojection``, 0 to 1.
+        temperature: In box sides; with infinity all weights are equal.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None takes the environment variable
+            DIFFUPOSE_BACKEND, or else ``"auto"``. The last three take float32 and have no gradient. Their results for a
+            frame are the same bits for any batch and number of threads.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, or some of the keypoints' arguments are missing.
@@ -96,117 +98,96 @@ def _check(
     if 0 < len(missing) < 3:
         raise ValueError(f"{missing[0]} must be given with the others of {', '.join(view)}, got None")
     for name, tensor in view.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) not in expected[name]:
-            wanted = " or ".join(str(list(shape)) for shape in expected[name])
-            raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
-        if tensor.device != hypotheses.device:
-            raise ValueError(f"{name} must be on the device of hypotheses, {hypotheses.device}, got {tensor.device}")
+        if tensor is not None:
+            check_shape(name, tensor, *expected[name])
+            check_device(name, tensor, "hypotheses", hypotheses.device)
 
 
 MAX_JOINTS = {"cuda": 64, "triton": 640}
-"""What kernels take."""
-
-_CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
+"""The most joints that these kernels take."""
 
 
 def _unfit(hypotheses: Tensor, view: tuple[Tensor | None, ...]) -> dict[str, str]:
     """Return which backends cannot take these inputs, and why."""
-    seen = any(tensor is not None and tensor.requires_grad for tensor in view)
     if hypotheses.dtype != torch.float32:
-        reason = f"takes float32, got {hypotheses.dtype}"
-    elif torch.is_grad_enabled() and (hypotheses.requires_grad or seen):
-        reason = "has no gradient"
-    elif is_transformed():
-        reason = "has no rules for torch.func"
-    else:
-        return {
-            name: f"this op's {_CODE[name]} takes {most} joints at most, got {hypotheses.shape[2]}"
-            for name, most in MAX_JOINTS.items()
-            if hypotheses.shape[2] > most
-        }
-    return {name: f"this op's {code} {reason}" for name, code in _CODE.items()}
+        return unfit_for(f"takes float32, got {hypotheses.dtype}")
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (hypotheses, *view)):
+        return unfit_for("has no gradient")
+    if is_transformed():
+        return unfit_for("has no rules for torch.func")
+    unfit: dict[str, str] = {}
+    for name, most in MAX_JOINTS.items():
+        if hypotheses.shape[2] > most:
+            unfit |= unfit_for(f"takes {most} joints at most, got {hypotheses.shape[2]}", (name,))
+    return unfit
 
 
 # --- The raw op: float32. ---------------------------------------------------------------------------------------------
 
+_Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
-def _launch(
-    function: Callable[..., None],
+
+def _run_extension(
+    backend: str,
     hypotheses: Tensor,
-    view: dict[str, Any],
-    weight: float,
-    temperature: float,
-    **where: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Call an extension's function, ``where`` it is to run, and return what it writes."""
-    results = _fake(hypotheses, view["keypoints_2d"], None, None, weight, temperature)
-    names = "mean", "covariance", "weights", "weighted_mean"
-    tensors = view | {"hypotheses": hypotheses.contiguous()} | dict(zip(names, results, strict=True))
-    function(
-        # A tensor's address, 0 for none.
-        **{
-            name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
-            for name, value in tensors.items()
-        },
-        weight=weight,
-        temperature=temperature,
-        num_frames=hypotheses.shape[0],
-        num_hypotheses=hypotheses.shape[1],
-        num_joints=hypotheses.shape[2],
-        **where,
-    )
+    view: dict[str, Tensor | None],
+    convert: Callable[[Tensor], Tensor],
+    rest: tuple[float, ...],
+    **values: Any,
+) -> _Results:
+    """Run the C++ or the CUDA code; ``convert`` gives the view its dtype, ``values`` are the backend's arguments."""
+    weight, temperature = rest
+    hypotheses = hypotheses.contiguous()
+    results = _fake(hypotheses, view["keypoints_2d"])
+    view = {name: None if tensor is None else convert(tensor).contiguous() for name, tensor in view.items()}
+    mean, covariance, weights, weighted_mean = results
+    frames, count, joints, _ = hypotheses.shape
+    arguments: dict[str, Any] = {
+        "hypotheses": hypotheses.data_ptr(),
+        **{name: address(tensor) for name, tensor in view.items()},
+        "mean": mean.data_ptr(),
+        "covariance": covariance.data_ptr(),
+        "weights": weights.data_ptr(),
+        "weighted_mean": weighted_mean.data_ptr(),
+        "weight": weight,
+        "temperature": temperature,
+        "num_frames": frames,
+        "num_hypotheses": count,
+        "num_joints": joints,
+        **values,
+    }
+    call_extension(backend, "hypothesis_statistics", hypotheses, arguments)
     return results
 
 
 def _run_cpp(
     hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Results:
     # [B or nothing, 4]: fx, fy, cx, cy
     cameras = None if intrinsics is None else torch.cat(split_intrinsics(intrinsics), dim=-1)
-    view: dict[str, Any] = {
-        name: None if tensor is None else tensor.double().contiguous()
-        for name, tensor in (("keypoints_2d", keypoints_2d), ("confidence", confidence), ("cameras", cameras))
-    }
-    view["shared_camera"] = cameras is not None and cameras.ndim == 1
-    return _launch(cpp().hypothesis_statistics, hypotheses, view, *rest, num_threads=torch.get_num_threads())
+    view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "cameras": cameras}
+    shared = cameras is not None and cameras.ndim == 1
+    return _run_extension("cpp", hypotheses, view, Tensor.double, rest, shared_camera=shared)
 
 
 def _run_cuda(
     hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    seen = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
-    # As they are, where all are float32: to convert them costs more than the rest where hypotheses are few.
-    single = all(tensor is None or tensor.dtype == torch.float32 for tensor in seen.values())
-    dtype = torch.float32 if single else torch.float64
-    view: dict[str, Any] = {
-        name: None if tensor is None else tensor.to(dtype).contiguous() for name, tensor in seen.items()
-    }
-    view["view_dtype"] = name_of(dtype)
-    view["shared_camera"] = intrinsics is not None and intrinsics.ndim == 2
-    with on_device(hypotheses):
-        return _launch(cuda().hypothesis_statistics, hypotheses, view, *rest, stream=stream_of(hypotheses))
+) -> _Results:
+    view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
+    # With few hypotheses a conversion costs more than the kernel, so a view in float32 stays as it is.
+    single = all(tensor is None or tensor.dtype == torch.float32 for tensor in view.values())
+    convert, dtype = (Tensor.float, "float32") if single else (Tensor.double, "float64")
+    shared = intrinsics is not None and intrinsics.ndim == 2
+    return _run_extension("cuda", hypotheses, view, convert, rest, view_dtype=dtype, shared_camera=shared)
 
 
-def _run_triton(
-    hypotheses: Tensor,
-    keypoints_2d: Tensor | None,
-    confidence: Tensor | None,
-    intrinsics: Tensor | None,
-    weight: float,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_triton(*arguments: Any) -> _Results:
     from diffupose.kernels.hypothesis_statistics import hypothesis_statistics as kernel
 
-    return kernel(hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
+    return kernel(*arguments)
 
 
-_IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
-    "cpp": _run_cpp,
-    "cuda": _run_cuda,
-    "triton": _run_triton,
-}
+_IMPLEMENTATIONS: dict[str, Callable[..., _Results]] = {"cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
 
 
 def _run(
@@ -217,19 +198,11 @@ def _run(
     weight: float,
     temperature: float,
     backend: str = "cpp",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Results:
     return _IMPLEMENTATIONS[backend](hypotheses, keypoints_2d, confidence, intrinsics, weight, temperature)
 
 
-def _fake(
-    hypotheses: Tensor,
-    keypoints_2d: Tensor | None,
-    confidence: Tensor | None,
-    intrinsics: Tensor | None,
-    weight: float,
-    temperature: float,
-    backend: str = "cpp",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(hypotheses: Tensor, keypoints_2d: Tensor | None, *rest: Any) -> _Results:
     batch, count, joints, _ = hypotheses.shape
     mean, covariance = hypotheses.new_empty(batch, joints, 3), hypotheses.new_empty(batch, joints, 3, 3)
     if keypoints_2d is None:
@@ -237,12 +210,9 @@ def _fake(
     return mean, covariance, hypotheses.new_empty(batch, count), hypotheses.new_empty(batch, joints, 3)
 
 
-_lib = torch.library.Library("diffupose", "FRAGMENT")
-_lib.define(
+register(
     "hypothesis_statistics(Tensor hypotheses, Tensor? keypoints_2d, Tensor? confidence, Tensor? intrinsics, "
     'float weight, float temperature, str backend="cpp") -> (Tensor, Tensor, Tensor, Tensor)',
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _run,
+    _fake,
 )
-_lib.impl("hypothesis_statistics", _run, "CPU")
-_lib.impl("hypothesis_statistics", _run, "CUDA")
-torch.library.register_fake("diffupose::hypothesis_statistics", _fake, lib=_lib)

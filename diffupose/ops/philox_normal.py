@@ -1,12 +1,17 @@
-"""Gaussian noise by counter: the public op over the reference and the code of the backends."""
+"""Gaussian noise by counter: the public op over all backends."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffupose import reference
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend
+from diffupose.ops._common import call_extension, register
 from diffupose.reference.philox_normal import INITIAL_NOISE_STEP
 
 MAX_ELEMENTS = 4 << 16
@@ -22,13 +27,13 @@ def philox_normal(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Return standard normal noise that depends on seed, frame, hypothesis, step and element alone.
+    """Return standard normal noise that depends only on seed, frame, hypothesis, step and element.
 
-    The noise of a hypothesis is the same in every batch, chunk, thread, device and process: the random integers bit
-    for bit, the normals within 1e-6 of the float64 transform. The C++ code gives the same bits for any batch.
+    The noise of a hypothesis is the same in every batch, chunk, thread, device and process. The random integers are
+    the same bits; the normals are within 1e-6 of the float64 transform. The C++ code gives the same bits for any batch.
 
     Args:
-        seed: 64 bits, in [-2^63, 2^64); a negative seed is the unsigned number of the same bits.
+        seed: 64 bits, in [-2^63, 2^64); a negative seed means the unsigned number of the same bits.
         frame_ids: Ids of shape ``[B]``, int64, read as unsigned.
         hypothesis_ids: Ids of shape ``[H]``, int64, in [0, 2^32); only the low 32 bits count.
         step: Index of the row in the step table, in [0, 0xFFFF); ``INITIAL_NOISE_STEP`` (0xFFFF) for the noise the
@@ -67,7 +72,7 @@ def philox_normal(
 
 
 def check_ids(frame_ids: Tensor, hypothesis_ids: Tensor) -> None:
-    """Raise ``ValueError`` unless these can be ids."""
+    """Raise ``ValueError`` unless these are vectors of int64 on one device."""
     for name, ids, axis in (("frame_ids", frame_ids, "B"), ("hypothesis_ids", hypothesis_ids, "H")):
         if ids.ndim != 1:
             raise ValueError(f"{name} must have shape [{axis}], got {tuple(ids.shape)}")
@@ -80,79 +85,59 @@ def check_ids(frame_ids: Tensor, hypothesis_ids: Tensor) -> None:
 
 
 def signed(seed: int) -> int:
-    """Return the number of the same 64 bits that a schema's int, which is signed, can hold; or raise ValueError."""
+    """Return the signed number of the same 64 bits, which is what an op's schema holds; or raise ``ValueError``."""
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits, in [-2^63, 2^64), got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _run_torch(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
-    return reference.philox_normal(seed, frame_ids, hypothesis_ids, step, num_elements)
-
-
-def _run_cpp(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+def _run_extension(
+    backend: str, seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int
+) -> Tensor:
     frame_ids, hypothesis_ids = frame_ids.contiguous(), hypothesis_ids.contiguous()
-    out = torch.empty(len(frame_ids), len(hypothesis_ids), num_elements, dtype=torch.float32)
-    cpp().philox_normal(
-        seed=seed,
-        frame_ids=frame_ids.data_ptr(),
-        hypothesis_ids=hypothesis_ids.data_ptr(),
-        step=step,
-        out=out.data_ptr(),
-        num_frames=len(frame_ids),
-        num_hypotheses=len(hypothesis_ids),
-        num_elements=num_elements,
-        num_threads=torch.get_num_threads(),
-    )
+    out = _fake(seed, frame_ids, hypothesis_ids, step, num_elements)
+    frames, hypotheses, _ = out.shape
+    arguments: dict[str, Any] = {
+        "seed": seed,
+        "frame_ids": frame_ids.data_ptr(),
+        "hypothesis_ids": hypothesis_ids.data_ptr(),
+        "out": out.data_ptr(),
+        "step": step,
+        "num_frames": frames,
+        "num_hypotheses": hypotheses,
+        "num_elements": num_elements,
+    }
+    call_extension(backend, "philox_normal", out, arguments)
     return out
 
 
-def _run_cuda(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
-    frame_ids, hypothesis_ids = frame_ids.contiguous(), hypothesis_ids.contiguous()
-    out = frame_ids.new_empty(len(frame_ids), len(hypothesis_ids), num_elements, dtype=torch.float32)
-    with on_device(frame_ids):
-        cuda().philox_normal(
-            seed=seed,
-            frame_ids=frame_ids.data_ptr(),
-            hypothesis_ids=hypothesis_ids.data_ptr(),
-            step=step,
-            out=out.data_ptr(),
-            num_frames=len(frame_ids),
-            num_hypotheses=len(hypothesis_ids),
-            num_elements=num_elements,
-            stream=stream_of(frame_ids),
-        )
-    return out
-
-
-def _run_triton(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
+def _run_triton(*arguments: Any) -> Tensor:
     from diffupose.kernels.philox_normal import philox_normal as kernel
 
-    return kernel(seed, frame_ids, hypothesis_ids, step, num_elements)
+    return kernel(*arguments)
 
 
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
+_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "torch": reference.philox_normal,
+    "cpp": partial(_run_extension, "cpp"),
+    "cuda": partial(_run_extension, "cuda"),
+    "triton": _run_triton,
+}
 
 
-def _run(
-    seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int, backend: str | None
-) -> Tensor:
-    run = _IMPLEMENTATIONS[choose_backend(backend, frame_ids.device, _IMPLEMENTATIONS)]
-    return run(seed, frame_ids, hypothesis_ids, step, num_elements)
+def _run(seed: int, frame_ids: Tensor, *arguments: Any) -> Tensor:
+    *others, backend = arguments
+    chosen = choose_backend(backend, frame_ids.device, _IMPLEMENTATIONS)
+    return _IMPLEMENTATIONS[chosen](seed, frame_ids, *others)
 
 
-def _fake(
-    seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int, backend: str | None
-) -> Tensor:
+def _fake(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int, *_: Any) -> Tensor:
     return frame_ids.new_empty(frame_ids.shape[0], hypothesis_ids.shape[0], num_elements, dtype=torch.float32)
 
 
-_lib = torch.library.Library("diffupose", "FRAGMENT")
-_lib.define(
+register(
     "philox_normal(SymInt seed, Tensor frame_ids, Tensor hypothesis_ids, SymInt step, SymInt num_elements, "
     "str? backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _run,
+    _fake,
 )
-_lib.impl("philox_normal", _run, "CPU")
-_lib.impl("philox_normal", _run, "CUDA")
-torch.library.register_fake("diffupose::philox_normal", _fake, lib=_lib)

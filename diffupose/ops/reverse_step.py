@@ -1,13 +1,16 @@
-"""One step of the reverse process: the public op over the reference, the C++ and CUDA code and the Triton kernel."""
+"""One step of the reverse process: the public op over all backends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffupose.ops._backend import Backend, choose_backend, cpp, cuda, is_transformed, name_of, on_device, stream_of
+from diffupose.ops._backend import Backend, choose_backend, is_transformed, name_of
+from diffupose.ops._common import address, call_extension, check_device, check_shape, packed, register, unfit_for
 from diffupose.ops.philox_normal import check_ids, signed
 from diffupose.reference.reverse_step import reverse_step as _reference
 
@@ -32,28 +35,28 @@ def reverse_step(
         x0     = p x_t + q out                                 clipped to ±clip_sample_range if that is given
         x_prev = c_x x_t + c_0 x0 + c_1 x0_last + s noise_scale z
 
-    A term whose coefficient is 0 is skipped, so that a NaN in it does not matter.
+    A term whose coefficient is 0 is skipped, so a NaN in it does not matter.
 
     Args:
         sample: x_t of shape ``[B, H, J, 3]``, in the model's data units.
         model_output: ``[B, H, J, C]`` with C >= 3; channels after the third are ignored.
         coefficients: The table ``[S, 6]`` with columns p, q, c_x, c_0, c_1, s (``StepTable.tensor()``), on the CPU, or
             on the device of ``sample`` where ``step`` is a tensor.
-        step: Row of the table, in [0, S). Or a tensor of one int64 on the device of ``sample``, which ``"cuda"`` and
-            ``"triton"`` read on the device: nothing is copied and nothing waited for, so that a CUDA graph of the call
-            takes whatever row the tensor holds when it is replayed. Its range cannot be checked then.
-        x0_last: The previous step's x0, for multistep samplers (rows with c_1 != 0). Where such a row is read on the
+        step: Row of the table, in [0, S); an int, or a tensor of one int64 on the device of ``sample``. ``"cuda"`` and
+            ``"triton"`` read the tensor on the device, without a copy or a wait. So a CUDA graph of the call takes the
+            row that the tensor holds when it is replayed. The range of such a step is not checked.
+        x0_last: The previous step's x0, for multistep samplers (rows with c_1 != 0). If such a row is read on the
             device and this is None, the sample becomes NaN.
         noise: z of the same shape as ``sample``; None draws it by counter from ``seed``, ``frame_ids`` and
             ``hypothesis_ids``.
-        noise_scale: ``[S, J, 3]``, what z is multiplied by besides s (``StepTable.noise_scale_tensor()``); None is 1.
+        noise_scale: ``[S, J, 3]``, a second factor of z besides s (``StepTable.noise_scale_tensor()``); None is 1.
         seed: 64-bit seed of drawn noise.
         frame_ids: ``[B]`` int64; default ``arange(B)``.
         hypothesis_ids: ``[H]`` int64; default ``arange(H)``.
         clip_sample_range: Limit of x0, in the model's data units.
-        backend: ``"auto"``, ``"torch"``, ``"cpp"``, which takes float32, ``"cuda"`` or ``"triton"``, which also take
-            float16 and bfloat16; only ``"torch"`` has a gradient. None takes the environment variable
-            DIFFUPOSE_BACKEND, or else ``"auto"``.
+        backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None takes the environment variable
+            DIFFUPOSE_BACKEND, or else ``"auto"``. C++ takes float32, CUDA and Triton also float16 and bfloat16. Only
+            ``"torch"`` has a gradient.
 
     Returns:
         ``prev_sample`` and ``pred_original_sample``, both ``[B, H, J, 3]`` and in the common dtype of ``sample`` and
@@ -90,26 +93,23 @@ def reverse_step(
             raise ValueError(f"{name} must have the shape of sample, {tuple(sample.shape)}, got {tuple(tensor.shape)}")
     if clip_sample_range is not None and not clip_sample_range >= 0:
         raise ValueError(f"clip_sample_range must not be negative, got {clip_sample_range}")
-    scale_shape = (coefficients.shape[0], *sample.shape[2:])
-    if noise_scale is not None and noise_scale.shape != scale_shape:
-        raise ValueError(f"noise_scale must have shape {list(scale_shape)}, got {tuple(noise_scale.shape)}")
+    if noise_scale is not None:
+        check_shape("noise_scale", noise_scale, (coefficients.shape[0], *sample.shape[2:]))
     number, step_on_device = (0, step.view(1)) if isinstance(step, Tensor) else (step, None)
     inputs = _Inputs(
         sample, model_output, coefficients, number, step_on_device, x0_last, noise, noise_scale, signed(seed),
         frame_ids, hypothesis_ids, clip_sample_range, backend,
     )  # fmt: skip
-    tensors = inputs.tensors()
+    tensors, device = inputs.tensors(), sample.device
     for name, tensor in (tensors | {"frame_ids": frame_ids, "hypothesis_ids": hypothesis_ids}).items():
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.device != sample.device:
-            raise ValueError(f"{name} must be on the device of sample, {sample.device}, got {tensor.device}")
+        check_device(name, tensor, "sample", device)
     transformed = is_transformed()
     if transformed or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())):
-        reason = "has no rules for torch.func" if transformed else "has no gradient"
-        unfit = {name: f"this op's {code} {reason}" for name, code in _CODE.items()}
+        unfit = unfit_for("has no rules for torch.func" if transformed else "has no gradient")
         choose_backend(backend, sample.device, _IMPLEMENTATIONS, unfit=unfit)
         return _run_torch(_with_row_on_host(inputs))
     return torch.ops.diffupose.reverse_step.default(*inputs)
@@ -121,7 +121,7 @@ def _check_step(step: int, coefficients: Tensor) -> None:
 
 
 class _Inputs(NamedTuple):
-    """The raw op's arguments, in its order; ``step`` counts where ``step_on_device`` is None."""
+    """The raw op's arguments, in its order; ``step`` is used if ``step_on_device`` is None."""
 
     sample: Tensor
     model_output: Tensor
@@ -138,30 +138,28 @@ class _Inputs(NamedTuple):
     backend: str | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what the result is computed from, by name."""
+        """Return the floating-point tensors that are given, by name."""
         names = "sample", "model_output", "x0_last", "noise", "noise_scale"
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def ids(self) -> tuple[Tensor, Tensor]:
-        """Return the ids of drawn noise, checked."""
-        named = {"frame_ids": self.frame_ids, "hypothesis_ids": self.hypothesis_ids}
-        checked = []
-        for (name, ids), count in zip(named.items(), self.sample.shape[:2], strict=True):
-            if ids is None:
-                ids = torch.arange(count, device=self.sample.device)
-            if ids.shape != (count,):
-                raise ValueError(f"{name} must have shape [{count}], got {tuple(ids.shape)}")
-            checked.append(ids)
-        check_ids(*checked)
-        return checked[0], checked[1]
+        """Return the ids of drawn noise, checked and contiguous."""
+        frames, hypotheses, _, _ = self.sample.shape
+        frame_ids, hypothesis_ids = (
+            torch.arange(count, device=self.sample.device) if ids is None else ids.contiguous()
+            for ids, count in ((self.frame_ids, frames), (self.hypothesis_ids, hypotheses))
+        )
+        check_shape("frame_ids", frame_ids, (frames,))
+        check_shape("hypothesis_ids", hypothesis_ids, (hypotheses,))
+        check_ids(frame_ids, hypothesis_ids)
+        return frame_ids, hypothesis_ids
 
 
 def _with_row_on_host(inputs: _Inputs) -> _Inputs:
-    """Return the inputs with a row that Python can read, which waits for the device, and check it."""
+    """Return the inputs with their row on the CPU, checked; this waits for the device."""
     if inputs.step_on_device is not None:
-        inputs = inputs._replace(
-            coefficients=inputs.coefficients.cpu(), step=int(inputs.step_on_device), step_on_device=None
-        )
+        table, step = inputs.coefficients.cpu(), int(inputs.step_on_device)
+        inputs = inputs._replace(coefficients=table, step=step, step_on_device=None)
         _check_step(inputs.step, inputs.coefficients)
     p, q, *others = inputs.coefficients[inputs.step].tolist()
     if others[2] != 0.0 and inputs.x0_last is None:
@@ -174,77 +172,63 @@ def _with_row_on_host(inputs: _Inputs) -> _Inputs:
 def _run_torch(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     sample, model_output, noise = inputs.sample, inputs.model_output, inputs.noise
     if noise is None and float(inputs.coefficients[inputs.step, 5]) != 0.0:
-        drawn = torch.ops.diffupose.philox_normal.default(
-            inputs.seed,
-            *inputs.ids(),
-            inputs.step,
-            3 * sample.shape[2],
-            "torch" if inputs.backend == "torch" else None,
-        )
+        code = "torch" if inputs.backend == "torch" else None
+        draw = torch.ops.diffupose.philox_normal.default
+        drawn = draw(inputs.seed, *inputs.ids(), inputs.step, 3 * sample.shape[2], code)
         noise = drawn.view(sample.shape).to(sample.dtype)
     results = _reference(
-        sample,
-        model_output,
-        inputs.coefficients,
-        inputs.step,
-        inputs.x0_last,
-        noise,
-        inputs.clip_sample_range,
+        sample, model_output, inputs.coefficients, inputs.step, inputs.x0_last, noise, inputs.clip_sample_range,
         inputs.noise_scale,
-    )
+    )  # fmt: skip
     dtype = torch.promote_types(sample.dtype, model_output.dtype)
     return results[0].to(dtype), results[1].to(dtype)
 
 
-def _run_cpp(inputs: _Inputs) -> tuple[Tensor, Tensor]:
-    row = inputs.coefficients[inputs.step].tolist()
-    c_1, s = row[4:]
-    sample = inputs.sample.contiguous()
-    model_output, stride = _with_row_stride(inputs.model_output)
-    x0_last = noise = scale = None
-    ids: list[Tensor | None] = [None, None]
-    if c_1 != 0.0 and inputs.x0_last is not None:
-        x0_last = inputs.x0_last.contiguous()
-    if s != 0.0:
+def _run_extension(backend: str, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    row = inputs.coefficients[inputs.step].tolist() if inputs.step_on_device is None else None
+    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
+    sample = packed(inputs.sample, dtype)
+    output = inputs.model_output[..., :3].flatten(0, 2)  # [B H J, 3]
+    output = output if output.stride(1) == 1 else output.contiguous()
+    x0_last = noise = scale = frame_ids = hypothesis_ids = None
+    # A row that only the device knows may need everything that is given.
+    if inputs.x0_last is not None and (row is None or row[4] != 0.0):
+        x0_last = packed(inputs.x0_last, dtype)
+    if row is None or row[5] != 0.0:
         if inputs.noise_scale is not None:
-            scale = inputs.noise_scale[inputs.step].contiguous()
+            scale = inputs.noise_scale[inputs.step] if backend == "cpp" else inputs.noise_scale
+            scale = packed(scale, torch.float32)
         if inputs.noise is not None:
-            noise = inputs.noise.contiguous()
+            noise = packed(inputs.noise, torch.float32)
         else:
-            ids = [tensor.contiguous() for tensor in inputs.ids()]
+            frame_ids, hypothesis_ids = inputs.ids()
     prev_sample, x0 = torch.empty_like(sample), torch.empty_like(sample)
-    cpp().reverse_step(
-        row=row,
-        clip=inputs.clip_sample_range,
-        sample=sample.data_ptr(),
-        model_output=model_output.data_ptr(),
-        output_stride=stride,
-        x0_last=_address(x0_last),
-        noise=_address(noise),
-        noise_scale=_address(scale),
-        seed=inputs.seed,
-        frame_ids=_address(ids[0]),
-        hypothesis_ids=_address(ids[1]),
-        step=inputs.step,
-        prev_sample=prev_sample.data_ptr(),
-        x0=x0.data_ptr(),
-        num_frames=sample.shape[0],
-        num_hypotheses=sample.shape[1],
-        num_joints=sample.shape[2],
-        num_threads=torch.get_num_threads(),
-    )
+    frames, hypotheses, joints, _ = sample.shape
+    arguments: dict[str, Any] = {
+        "row": row,
+        "step": inputs.step,
+        "clip": inputs.clip_sample_range,
+        "sample": sample.data_ptr(),
+        "model_output": output.data_ptr(),
+        "output_stride": output.stride(0),
+        "x0_last": address(x0_last),
+        "noise": address(noise),
+        "noise_scale": address(scale),
+        "seed": inputs.seed,
+        "frame_ids": address(frame_ids),
+        "hypothesis_ids": address(hypothesis_ids),
+        "prev_sample": prev_sample.data_ptr(),
+        "x0": x0.data_ptr(),
+        "num_frames": frames,
+        "num_hypotheses": hypotheses,
+        "num_joints": joints,
+    }
+    if backend == "cuda":
+        table = inputs.coefficients.float().contiguous() if row is None else None
+        arguments |= {"table": address(table), "index": address(inputs.step_on_device)}
+        arguments |= {"dtype": name_of(dtype), "output_dtype": name_of(output.dtype)}
+    call_extension(backend, "reverse_step", sample, arguments)
     return prev_sample, x0
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _with_row_stride(model_output: Tensor) -> tuple[Tensor, int]:
-    """Return the output and the distance between two joints: a copy only if joints lie at no equal distances."""
-    flat = model_output[..., :3].flatten(0, 2)  # [B H J, 3]
-    flat = flat if flat.stride(1) == 1 else flat.contiguous()
-    return flat, flat.stride(0)
 
 
 def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
@@ -266,75 +250,29 @@ def _run_triton(inputs: _Inputs) -> tuple[Tensor, Tensor]:
     return prev_sample, x0
 
 
-def _run_cuda(inputs: _Inputs) -> tuple[Tensor, Tensor]:
-    row, table, index = None, None, inputs.step_on_device
-    needs_last = draws = True  # a row that only the device knows may need all that is given
-    if index is None:
-        row = inputs.coefficients[inputs.step].tolist()
-        needs_last, draws = row[4] != 0.0, row[5] != 0.0
-    else:
-        table = inputs.coefficients.float().contiguous()
-    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
-    sample = inputs.sample.to(dtype).contiguous()
-    model_output, stride = _with_row_stride(inputs.model_output)
-    x0_last = noise = scale = None
-    ids: list[Tensor | None] = [None, None]
-    if needs_last and inputs.x0_last is not None:
-        x0_last = inputs.x0_last.to(dtype).contiguous()
-    if draws:
-        if inputs.noise_scale is not None:
-            scale = inputs.noise_scale.float().contiguous()
-        if inputs.noise is not None:
-            noise = inputs.noise.float().contiguous()
-        else:
-            ids = [tensor.contiguous() for tensor in inputs.ids()]
-    prev_sample, x0 = torch.empty_like(sample), torch.empty_like(sample)
-    with on_device(sample):
-        cuda().reverse_step(
-            row=row,
-            step=inputs.step,
-            table=_address(table),
-            index=_address(index),
-            clip=inputs.clip_sample_range,
-            dtype=name_of(dtype),
-            output_dtype=name_of(model_output.dtype),
-            sample=sample.data_ptr(),
-            model_output=model_output.data_ptr(),
-            output_stride=stride,
-            x0_last=_address(x0_last),
-            noise=_address(noise),
-            noise_scale=_address(scale),
-            seed=inputs.seed,
-            frame_ids=_address(ids[0]),
-            hypothesis_ids=_address(ids[1]),
-            prev_sample=prev_sample.data_ptr(),
-            x0=x0.data_ptr(),
-            num_frames=sample.shape[0],
-            num_hypotheses=sample.shape[1],
-            num_joints=sample.shape[2],
-            stream=stream_of(sample),
-        )
-    return prev_sample, x0
-
-
-_IMPLEMENTATIONS = {"torch": _run_torch, "cpp": _run_cpp, "cuda": _run_cuda, "triton": _run_triton}
-_CODE = {"cpp": "C++ code", "cuda": "CUDA code", "triton": "Triton kernel"}
+_IMPLEMENTATIONS: dict[str, Callable[[_Inputs], tuple[Tensor, Tensor]]] = {
+    "torch": _run_torch,
+    "cpp": partial(_run_extension, "cpp"),
+    "cuda": partial(_run_extension, "cuda"),
+    "triton": _run_triton,
+}
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _unfit(inputs: _Inputs) -> dict[str, str]:
-    """Return which backends cannot take these inputs, and why."""
-    unfit = {}
-    dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
-    if inputs.x0_last is not None and torch.promote_types(inputs.x0_last.dtype, dtype) != dtype:
-        unfit["cuda"] = f"this op's CUDA code takes x0_last in {dtype}, as its results, got {inputs.x0_last.dtype}"
+    """Return which backends cannot take these inputs, and why: the first tensor that does not fit is named."""
+    unfit: dict[str, str] = {}
     for name, tensor in inputs.tensors().items():
-        if tensor.dtype != torch.float32:
-            unfit.setdefault("cpp", f"this op's C++ code takes {name} in float32, got {tensor.dtype}")
+        if tensor.dtype == torch.float32:
+            continue
+        unfit = unfit_for(f"takes {name} in float32, got {tensor.dtype}", ("cpp",)) | unfit
         if tensor.dtype not in _GPU_DTYPES:
-            for code in ("cuda", "triton"):
-                takes = f"this op's {_CODE[code]} takes {name} in float32, float16 or bfloat16"
-                unfit.setdefault(code, f"{takes}, got {tensor.dtype}")
+            reason = f"takes {name} in float32, float16 or bfloat16, got {tensor.dtype}"
+            unfit = unfit_for(reason, ("cuda", "triton")) | unfit
+    if unfit and inputs.x0_last is not None:
+        dtype = torch.promote_types(inputs.sample.dtype, inputs.model_output.dtype)
+        if torch.promote_types(inputs.x0_last.dtype, dtype) != dtype:
+            unfit |= unfit_for(f"takes x0_last in {dtype}, as its results, got {inputs.x0_last.dtype}", ("cuda",))
     return unfit
 
 
@@ -353,13 +291,10 @@ def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-_lib = torch.library.Library("diffupose", "FRAGMENT")
-_lib.define(
+register(
     "reverse_step(Tensor sample, Tensor model_output, Tensor coefficients, SymInt step, Tensor? step_on_device, "
     "Tensor? x0_last, Tensor? noise, Tensor? noise_scale, SymInt seed, Tensor? frame_ids, Tensor? hypothesis_ids, "
     "float? clip_sample_range, str? backend) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _run,
+    _fake,
 )
-_lib.impl("reverse_step", _run, "CPU")
-_lib.impl("reverse_step", _run, "CUDA")
-torch.library.register_fake("diffupose::reverse_step", _fake, lib=_lib)

@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: what the fused code is tested against, and what runs where nothing is built."""
+"""Every op in plain PyTorch: the specification that other backends are tested against, and their fallback."""
 
 from diffupose.reference.hypothesis_statistics import hypothesis_statistics
 from diffupose.reference.modulated_graph_conv import modulated_graph_conv

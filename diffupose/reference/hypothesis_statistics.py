@@ -8,18 +8,18 @@ from torch import Tensor
 from diffupose.camera import estimate_translation, person_box, project, split_intrinsics
 
 MIN_HYPOTHESES = 4
-"""With fewer the covariance is NaN: they cannot span 3D."""
+"""With fewer, the covariance is NaN: they cannot span 3D."""
 
 
 def mean_of(hypotheses: Tensor) -> Tensor:
     """Return the mean over axis 1 of ``[B, H, J, 3]``."""
-    # Averaging differences makes the mean of equal hypotheses exactly that pose, and their covariance exactly zero.
+    # Differences are averaged: so the mean of equal hypotheses is exactly that pose, and their covariance exactly 0.
     first = hypotheses[:, :1]
     return (first + (hypotheses - first).mean(dim=1, keepdim=True)).squeeze(1)
 
 
 def covariance_of(hypotheses: Tensor, mean: Tensor) -> Tensor:
-    """Return the unbiased (N - 1) covariance ``[B, J, 3, 3]`` around ``mean_of`` of the same hypotheses."""
+    """Return the unbiased covariance ``[B, J, 3, 3]`` around ``mean_of`` of the same hypotheses."""
     frames, count, joints, _ = hypotheses.shape
     if count < MIN_HYPOTHESES:
         return hypotheses.new_full((frames, joints, 3, 3), torch.nan)
@@ -30,7 +30,7 @@ def covariance_of(hypotheses: Tensor, mean: Tensor) -> Tensor:
 def reprojection_error(
     hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return how far each hypothesis lies from the keypoints when placed as well as it can be.
+    """Return the distance of each hypothesis from the keypoints after the best placement.
 
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
@@ -45,7 +45,7 @@ def reprojection_error(
     translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
     focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
     points = hypotheses + translation.unsqueeze(2)
-    # A joint behind the camera has no image: far away is the honest distance.
+    # A joint behind the camera has no image, so its distance is infinite.
     in_front = points[..., 2:] > 1e-3
     projected = project(torch.where(in_front, points, points.new_ones(())), focal, center)  # [B, H, J, 2]
     weight = confidence.to(hypotheses)
@@ -58,24 +58,25 @@ def reprojection_error(
 def refine_by_reprojection(
     hypotheses: Tensor, keypoints_2d: Tensor, confidence: Tensor, intrinsics: Tensor, *, weight: float = 1.0
 ) -> Tensor:
-    """Move each joint towards its viewing ray, keeping its depth, as far as its keypoint deserves it.
+    """Move each joint towards its viewing ray at constant depth, the more its keypoint can be trusted.
 
-    A hypothesis is placed by linear least squares; each present joint then moves sideways by ``weight`` times its
-    confidence times ``S / (S + R)`` of the way to the ray through its keypoint (as a Kalman filter would), and the
-    result is made root-relative again. S is the joint's variance across the image over the hypotheses; R, the
-    keypoint's, is the squared distance between it and the hypotheses' mean, or that of the pose's joints on average if
-    that is more. Exact keypoints lie where the hypotheses expect them, and draw them in; what a detector got wrong does
-    not.
+    A hypothesis is placed by linear least squares. Each present joint then moves sideways towards the ray through its
+    keypoint by ``weight`` times its confidence times ``S / (S + R)`` of the distance, as in a Kalman filter. The
+    result is made root-relative again.
+
+    S is the variance of the joint in the image over the hypotheses. R is the variance of the keypoint: its squared
+    distance from the hypotheses' mean, or the mean of that over the pose's joints if it is larger. So an exact
+    keypoint, which lies near the hypotheses, moves the joint more than a wrong detection.
 
     Args:
         hypotheses: Root-relative, camera frame, metres, shape ``[B, H, J, 3]``.
         keypoints_2d: Pixels of shape ``[B, J, 2]``; NaN where missing.
-        confidence: Weights of shape ``[B, J]``; 0 where missing, at most 1 counts.
+        confidence: Weights of shape ``[B, J]``; 0 where missing, clamped to 1.
         intrinsics: Camera matrices of shape ``[B, 3, 3]`` or ``[3, 3]``, in pixels.
-        weight: Share of that way, 0 to 1.
+        weight: Share of that distance, 0 to 1.
 
     Returns:
-        Poses of shape ``[B, H, J, 3]``, in metres. Where the root cannot be placed they are unchanged.
+        Poses of shape ``[B, H, J, 3]``, in metres; unchanged where the root cannot be placed.
     """
     translation = estimate_translation(hypotheses, keypoints_2d, confidence, intrinsics)
     focal, center = (item.reshape(-1, 1, 2).to(hypotheses) for item in split_intrinsics(intrinsics))
@@ -120,7 +121,7 @@ def hypothesis_statistics(
     error, _ = reprojection_error(hypotheses, keypoints_2d, confidence, intrinsics)
     _, half = person_box(keypoints_2d.to(hypotheses), confidence > 0)
     cost = (error / (2.0 * half * temperature)).nan_to_num(torch.inf, torch.inf)  # [B, H]
-    # A row in which no hypothesis can be placed: all count alike.
+    # If no hypothesis of a frame can be placed, all have the same weight.
     weights = torch.softmax(-cost, dim=1).nan_to_num(1.0 / hypotheses.shape[1])
     refined = refine_by_reprojection(hypotheses, keypoints_2d, confidence, intrinsics, weight=weight)
     return mean, covariance, weights, (weights[..., None, None] * refined).sum(dim=1)

@@ -45,7 +45,7 @@ def modulated_graph_conv_backward(
 
     Args:
         grad_out: ``[N, J, C_out]``.
-        x: As in ``modulated_graph_conv``, and so are the others.
+        x: ``[N, J, C_in]``.
         weight: ``[2, C_in, C_out]``.
         modulation: ``[J, C_out]``.
         adjacency: ``[J, J]``.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 INITIAL_NOISE_STEP = 0xFFFF
-"""The ``step`` of the noise a reverse process starts from; the steps themselves count from 0."""
+"""The ``step`` of the initial noise of a reverse process; its steps count from 0."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -18,7 +18,7 @@ _MAX_BLOCKS_AT_ONCE = 1 << 17
 
 
 def _multiply(multiplier: int, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the high and low 32 bits of a product of 32-bit numbers; halves keep every sum inside int64."""
+    """Return the high and low 32 bits of a product of 32-bit numbers, from half products that fit int64."""
     low = words * (multiplier & 0xFFFF)  # < 2^48
     high = words * (multiplier >> 16) + (low >> 16)  # < 2^49
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -57,7 +57,7 @@ def _box_muller(words: Tensor) -> Tensor:
     n1, n2 = (words >> 8).unbind(-1)
     u1 = (n1 + 1).to(torch.float32) * 2.0**-24  # (0, 1]
     u2 = n2.to(torch.float32) * 2.0**-24  # [0, 1)
-    # The angle is `quarter` quarter turns plus f of one, |f| <= 1/2: exact, and cos and sin are at their best there.
+    # The angle is `quarter` quarter turns plus f of one, |f| <= 1/2: exact, and cos and sin are most accurate there.
     quarter = torch.floor(4.0 * u2 + 0.5)
     f = 4.0 * u2 - quarter
     c, s = torch.cos(f * (math.pi / 2)), torch.sin(f * (math.pi / 2))
@@ -69,7 +69,7 @@ def _box_muller(words: Tensor) -> Tensor:
 
 
 def philox_normal(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: int, num_elements: int) -> Tensor:
-    """Return standard normal noise that depends on seed, frame, hypothesis, step and element alone.
+    """Return standard normal noise that depends only on seed, frame, hypothesis, step and element.
 
         key     = (seed & 0xffffffff, seed >> 32)
         counter = (frame & 0xffffffff, frame >> 32, hypothesis, step << 16 | block),  block = element // 4
@@ -88,7 +88,7 @@ def philox_normal(seed: int, frame_ids: Tensor, hypothesis_ids: Tensor, step: in
     chunk = max(1, _MAX_BLOCKS_AT_ONCE // blocks_per_frame)
     for ids, noise in zip(frame_ids.split(chunk), out.split(chunk), strict=True):
         frames = ids[:, None, None]
-        # The shift of a negative id copies its sign; the mask takes the copies away: ids are unsigned.
+        # Ids are unsigned, so the mask removes the sign bits that the shift of a negative id copies.
         words = (frames & _MASK, (frames >> 32) & _MASK, hypothesis_ids[:, None] & _MASK, last)
         counter = torch.stack(torch.broadcast_tensors(*words), dim=-1)  # [B, H, num_blocks, 4]
         normals = _box_muller(philox_4x32_10(counter, key).unflatten(-1, (2, 2)))  # [B, H, num_blocks, 2, 2]

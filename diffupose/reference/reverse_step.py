@@ -17,7 +17,7 @@ def reverse_step(
 ) -> tuple[Tensor, Tensor]:
     """Return ``x_prev`` and ``x0``, both ``[B, H, J, 3]``; see ``diffupose.ops.reverse_step``.
 
-    A term whose coefficient is 0 is skipped, not multiplied: 0 * NaN must not leak.
+    A term whose coefficient is 0 is skipped, not multiplied: 0 * NaN would be NaN.
     """
     p, q, c_x, c_0, c_1, s = coefficients[step].tolist()
     x0 = _combine((p, sample), (q, model_output[..., :3]))

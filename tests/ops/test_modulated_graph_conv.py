@@ -62,7 +62,7 @@ def test_closed_form_gradient():
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    # A single number in bfloat16 says nothing: the reference's rounding may cancel by chance.
+    # A single number in bfloat16 is no test: the reference's rounding errors may cancel by chance.
     [(shape, torch.float32) for shape in ODD] + [(shape, torch.bfloat16) for shape in ODD[1:]],
     ids=shape_id,
 )
@@ -100,7 +100,7 @@ def test_parity_where_products_are_torch_mm(monkeypatch):
 @pytest.mark.parametrize("product", [torch.bfloat16, torch.float16], ids=shape_id)
 @pytest.mark.parametrize("shape", [(33, 17, 64, 48), (2, 16, 3, 129)], ids=shape_id)
 def test_autocast(kernel_backend, shape, product, device):
-    """As exact as the reference under autocast, in its dtypes: the product is in 16 bits, what follows is not."""
+    """As exact as the reference under autocast, in the same dtypes: only the product is in 16 bits."""
     if kernel_backend == "cpp" and product == torch.float16:
         pytest.skip("C++ has no float16")
     inputs = make_inputs("modulated_graph_conv", shape, device=device, requires_grad=True)
@@ -120,7 +120,7 @@ def test_autocast(kernel_backend, shape, product, device):
 
 
 def test_gradcheck(device):
-    """``auto`` takes the reference in float64, also where C++ is there."""
+    """``auto`` takes the reference in float64, even if C++ is available."""
     inputs = make_inputs("modulated_graph_conv", (2, 3, 2, 4), dtype=torch.float64, device=device, requires_grad=True)
     assert torch.autograd.gradcheck(ops.modulated_graph_conv, inputs)
     assert torch.autograd.gradgradcheck(ops.modulated_graph_conv, inputs)
@@ -146,7 +146,7 @@ def test_opcheck(kernel_backend, bias, dtype, device):
 
 
 class Recorded(TorchDispatchMode):
-    """The names of the ops that are dispatched."""
+    """Records the names of the dispatched ops."""
 
     def __init__(self):
         super().__init__()
@@ -159,7 +159,7 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_modes_see_the_raw_ops(kernel_backend, autocast, device):
-    """Eager mode goes around them, with the same result."""
+    """Eager mode does not call the raw ops, and has the same result."""
     inputs = make_inputs("modulated_graph_conv", (9, 17, 8, 24), device=device, requires_grad=True)
 
     def run():
@@ -189,13 +189,13 @@ def test_fake_tensors(kernel_backend, device):
 def test_compile(kernel_backend, device):
     inputs = make_inputs("modulated_graph_conv", (33, 17, 8, 24), device=device, requires_grad=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*Dynamo detected")  # of what it cannot look into
+        warnings.filterwarnings("error", message=".*Dynamo detected")  # of code that it cannot trace
         assert_parity(torch.compile(named(kernel_backend), fullgraph=True), reference.modulated_graph_conv, inputs)
 
 
 @requires_cpp
 def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
-    """Bit for bit, given the product: of one part, of several, and of a pose alone."""
+    """Given the product, one part, several parts and a single pose give the same bits."""
     x, weight, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (100, 17, 8, 72))
     backward = torch.ops.diffupose.modulated_graph_conv_bwd.default
     threads = torch.get_num_threads()
@@ -205,7 +205,7 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
         grad_out = torch.randn_like(out)
         single = backward(grad_out, x, weight, modulation, adjacency, hidden, False)
         torch.set_num_threads(3)
-        # The fused pass alone: the rounding of a product may depend on threads and shape.
+        # Only the fused pass is compared: the rounding of a product may depend on threads and shape.
         monkeypatch.setattr(passes, "multiply", lambda a, b: hidden.flatten(0, 1))
         again, _ = torch.ops.diffupose.modulated_graph_conv_fwd.default(x, weight, modulation, adjacency, bias)
         monkeypatch.undo()
@@ -219,15 +219,15 @@ def test_sums_do_not_depend_on_threads_or_batch(monkeypatch):
 
 
 def cuda_pass(hidden, modulation, adjacency, bias, dtype):
-    """What follows the product ``[N, J, 2 C]``, alone."""
+    """Run only what follows the product ``[N, J, 2 C]``."""
     out = hidden.new_full((*hidden.shape[:2], hidden.shape[2] // 2), torch.nan, dtype=dtype)
-    passes.fwd_cuda(hidden, modulation, adjacency, bias, out)
+    passes.FORWARD["cuda"](hidden, modulation, adjacency, bias, out)
     return out
 
 
 @pytest.mark.parametrize("shape", [(5, 17, 24), (3, 16, 12), (2, 15, 33), (9, 20, 4)], ids=shape_id)
 def test_cuda_gives_equal_bits(with_cuda, shape, device):
-    """Twice, of a pose alone, and of arrays that begin anywhere, where a thread takes a single channel."""
+    """A second run and a single pose give the same bits; unaligned arrays, one channel per thread, nearly the same."""
     poses, joints, channels = shape
     _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, joints, 1, channels), device=device)
     hidden, grad_out = torch.randn(poses, joints, 2 * channels), torch.randn(poses, joints, channels)
@@ -239,10 +239,10 @@ def test_cuda_gives_equal_bits(with_cuda, shape, device):
     assert shifted.data_ptr() % 16 != 0
     torch.testing.assert_close(cuda_pass(shifted, modulation, adjacency, bias, torch.float32), out)
 
-    first = passes.bwd_cuda(grad_out, hidden, modulation, adjacency)
-    again = passes.bwd_cuda(grad_out, hidden, modulation, adjacency)
+    first = passes.BACKWARD["cuda"](grad_out, hidden, modulation, adjacency)
+    again = passes.BACKWARD["cuda"](grad_out, hidden, modulation, adjacency)
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
-    other = passes.bwd_cuda(grad_out, shifted, modulation, adjacency)
+    other = passes.BACKWARD["cuda"](grad_out, shifted, modulation, adjacency)
     for value, expected in zip(other, first, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
@@ -253,7 +253,7 @@ def test_cuda_gives_equal_bits(with_cuda, shape, device):
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(5, 17, 24), (3, 16, 12), (4, 15, 8), (2, 3, 7)], ids=shape_id)
 def test_cuda_rounds_once(with_cuda, shape, dtypes, device):
-    """Everything is computed in float32 from the stored numbers."""
+    """All is computed in float32 from the stored numbers and rounded once."""
     poses, joints, channels = shape
     _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, joints, 1, channels), device=device)
     hidden = torch.randn(poses, joints, 2 * channels).to(device, dtypes[0])
@@ -267,7 +267,7 @@ def test_cuda_rounds_once(with_cuda, shape, dtypes, device):
 
 
 def test_null_pointers_are_rejected(with_cuda, device):
-    """And what no kernel was made for."""
+    """So are dtypes and sizes without a kernel."""
     _, _, modulation, adjacency, bias = make_inputs("modulated_graph_conv", (1, 3, 1, 5), device=device)
     hidden, out = torch.randn(2, 3, 10).to(device), torch.empty(2, 3, 5).to(device)
     extension = _backend.cuda()
@@ -302,7 +302,7 @@ def test_null_pointers_are_rejected(with_cuda, device):
 @pytest.mark.parametrize(("num_joints", "channels"), [(1, 1), (15, 3), (16, 129), (17, 384), (64, 5), (65, 5)])
 @pytest.mark.parametrize("num_poses", [0, 1, 33])
 def test_edges(num_poses, num_joints, channels, device):
-    """Slices of larger tensors, transposed and expanded ones, whatever ``auto`` takes."""
+    """Slices of larger tensors, transposed and expanded tensors, on the backend of ``auto``."""
     wide = make_inputs("modulated_graph_conv", (num_poses, num_joints, 4, channels), device=device)
     sliced = [torch.stack((tensor, torch.full_like(tensor, torch.nan)), dim=-1)[..., 0] for tensor in wide]
     sliced[3] = sliced[3].T.contiguous().T
@@ -329,8 +329,8 @@ def test_unused_gradients(kernel_backend, device):
 
 
 @pytest.mark.parametrize("wanted", range(5))
-def test_products_that_nobody_wants_are_left_out(kernel_backend, wanted, device, monkeypatch):
-    """One product forward, one for the gradient of x or of the weight, none for the others."""
+def test_products_without_use_are_left_out(kernel_backend, wanted, device, monkeypatch):
+    """Forward takes one product, the gradients of x and weight one each, the other gradients none."""
     inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device)
     inputs[wanted].requires_grad_()
     calls, multiply = [], passes.multiply
@@ -344,7 +344,7 @@ def test_products_that_nobody_wants_are_left_out(kernel_backend, wanted, device,
 
 @pytest.mark.parametrize("changed", range(4))
 def test_inputs_must_stay_as_they_were(kernel_backend, changed, device):
-    """Between both passes, as everywhere in PyTorch; the weights are copied, and so is x where it is cast."""
+    """Inputs must not change between both passes, as in PyTorch. Weights are copied, and so is x if it is cast."""
     inputs = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device, requires_grad=True)
     expected = torch.autograd.grad(named(kernel_backend)(*inputs).sum(), inputs)
     out = named(kernel_backend)(*inputs)
@@ -414,7 +414,7 @@ def test_no_channels():
 
 
 def test_meta_device():
-    """A device without autocast, and without a backend but the reference."""
+    """A device without autocast, whose only backend is the reference."""
     assert ops.modulated_graph_conv(*(x.to("meta") for x in (X, WEIGHT, MODULATION, ADJACENCY))).shape == (2, 3, 5)
 
 
