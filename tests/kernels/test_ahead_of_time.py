@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for GPUs that need not be there: none spills, and none uses float64."""
+"""Every Triton kernel is compiled ahead of time: none spills registers, none uses float64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture
 def compiled(pytestconfig):
-    """Compile kernels in a process that does not interpret; what was compiled before is not compiled again."""
+    """Compile kernels in a process without the interpreter; a cache keeps earlier results."""
 
     def compile_for(architecture: int, *options: str) -> list[dict[str, Any]]:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -54,7 +54,7 @@ def check(rows: list[dict[str, Any]], architecture: int) -> None:
     for row in rows:
         assert row["spills"] == 0 and row["local"] == 0, row
         assert row["reg"] <= 255 and row["dynamic_shared"] <= 48 << 10, row
-        assert row["f64"] == 0, row  # GPUs that are not made for it take 64 times as long
+        assert row["f64"] == 0, row  # most GPUs compute float64 64 times slower
         if row["kernel"] in ("philox_normal_kernel", "reverse_step_kernel"):
             # The hardware's logarithm, square root, sine and cosine are not exact enough for the noise.
             assert row["approx"] == 0, row

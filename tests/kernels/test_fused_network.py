@@ -1,4 +1,4 @@
-"""The network that a lift by Triton runs, against the formulas of its layer program and against the module."""
+"""The network of a lift by Triton agrees with the formulas of its layer program and with the module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_networks(name, count, device):
 
 @pytest.mark.parametrize("name", ["paper", "paper-between", "base"])
 def test_networks_in_bfloat16(name, device):
-    """Within what rounding every activation between the first layer and the last to eight bits may do."""
+    """The error is that of rounding each activation between the first and the last layer to eight bits."""
     config = CONFIGS[name]
     program, timestep = layer_program(random_denoiser(config)), torch.tensor([TIMESTEP])
     sample, condition = random_inputs(config, 9)[:2]
@@ -60,11 +60,11 @@ def test_networks_in_bfloat16(name, device):
     exact = run_program(program, sample, condition, timestep)
     assert out.dtype == torch.float32
     error = (out.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-    assert 1e-4 < error < 2e-2  # not float32, and not wrong
+    assert 1e-4 < error < 2e-2  # bfloat16 was used, and the result is right
 
 
-def test_every_layer_with_everything(device):
-    """Every tensor random: residuals, own weights, a bias per joint or for all, scale and shift fused and by itself."""
+def test_every_layer_with_every_option(device):
+    """Random tensors everywhere: residuals, own weights, both kinds of bias, scale and shift fused or as a layer."""
     joints, width = 5, 24
     plain = linear(4, 5, joints, width, 3)
     layers = (
@@ -83,15 +83,15 @@ def test_every_layer_with_everything(device):
     program = program_of(*layers, joints=joints, widths=(5, width, width, 3 * width, width, 3))
     program = replace(program, tabulate=lambda t: [(scale[t], shift[t]) for scale, shift in tables])
     network = fused(program, device)
-    assert len(network.steps) == len(layers) - 1  # one scale and shift came into the kernel before it
+    assert len(network.steps) == len(layers) - 1  # one scale and shift is fused into the kernel before it
     sample, condition, timestep = torch.randn(4, joints, 3), torch.randn(4, joints, 2), torch.tensor([TIMESTEP])
     out = network(*on(device, sample, condition, timestep)).cpu()
     exact = run_program(program, sample, condition, timestep)
     torch.testing.assert_close(out.double(), exact, rtol=2e-5, atol=2e-5)
 
 
-def test_what_comes_in_stays_as_it_is(device):
-    """Weights are copies: later changes of the network do not arrive, and inputs are not written to."""
+def test_weights_are_copies_and_inputs_stay(device):
+    """Weights are copies: later changes of the network have no effect. Inputs are not written to."""
     config = CONFIGS["paper"]
     denoiser = random_denoiser(config)
     network = fused(layer_program(denoiser), device)
@@ -118,8 +118,8 @@ def test_errors(device):
         ops.sample(network, inputs[1], table, num_hypotheses=2, backend="triton")
 
 
-def test_the_lifter_runs_it_in_both_precisions(device, monkeypatch):
-    """And packs it once for each, until the weights change."""
+def test_lifter_in_both_precisions(device, monkeypatch):
+    """It packs the network once for each precision, until the weights change."""
     packed = []
     monkeypatch.setattr(choose, "FusedNetwork", lambda *args: packed.append(args[2]) or FusedNetwork(*args))
     lifter = Lifter.from_pretrained(device=device.type)

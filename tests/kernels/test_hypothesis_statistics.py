@@ -16,7 +16,7 @@ K = torch.tensor([[1000.0, 0.0, 500.0], [0.0, 1100.0, 400.0], [0.0, 0.0, 1.0]])
 
 @pytest.fixture(autouse=True)
 def _quiet_numpy():
-    """NumPy, which interprets, warns of numbers that are masked afterwards."""
+    """Triton's interpreter is NumPy, which warns of numbers that are masked later."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
@@ -28,13 +28,13 @@ def fused(hypotheses, keypoints_2d=None, confidence=None, intrinsics=None, backe
     return tuple(hypotheses.new_empty(0) if result is None else result for result in results)
 
 
-# The last three take several rounds over the hypotheses.
+# The last three need several rounds over the hypotheses.
 ODD = [(1, 1, 1), (0, 3, 17), (5, 4, 15), (1, 33, 16), (3, 10, 17), (2, 3, 17), (1, 70, 17), (1, 2100, 2), (1, 40, 65)]
 
 
 @pytest.mark.parametrize("shape", ODD, ids=shape_id)
 def test_parity(shape, device):
-    """Few hypotheses have no covariance in any dtype: NaN, which is compared apart."""
+    """The covariance of few hypotheses is NaN in any dtype. It is compared separately."""
 
     def moments_only(function):
         return lambda hypotheses: function(hypotheses)[: 1 if shape[1] < 4 else 2]
@@ -52,7 +52,7 @@ def test_parity(shape, device):
 
 
 def test_far_from_zero(device):
-    """Hundreds of metres away, with a spread of centimetres: as exact as the reference, which is centred too."""
+    """Hypotheses hundreds of metres away with a spread of centimetres give results as exact as the reference."""
     (hypotheses,) = make_inputs("hypothesis_statistics", (2, 50, 17, False), device=device)
     hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0], device=device)
     assert_parity(
@@ -62,8 +62,8 @@ def test_far_from_zero(device):
 
 @pytest.mark.parametrize("view", [False, True], ids=["moments", "view"])
 @pytest.mark.parametrize("count", [10, 50, 300])
-def test_the_first_are_apart(count, view, device):
-    """Two hundred spreads off: sums of squares must not be taken off from these alone."""
+def test_first_hypotheses_far_from_the_rest(count, view, device):
+    """The first hypotheses lie 200 standard deviations away: the origin of the sums must not come from them alone."""
     hypotheses, *seen = make_inputs("hypothesis_statistics", (3, count, 5), device=device)
     hypotheses[:, :8] += 10.0
     covariance = fused(hypotheses, *(seen if view else []))[1]
@@ -74,7 +74,7 @@ def test_the_first_are_apart(count, view, device):
 @pytest.mark.parametrize("sideways", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("distance", [5.0, 100.0])
 def test_far_people(distance, sideways, device):
-    """Rays that are nearly parallel, and to the side: at least as exact as the reference in float32."""
+    """With nearly parallel rays, also to the side, results are at least as exact as the reference in float32."""
     hypotheses, _, confidence, intrinsics = make_inputs("hypothesis_statistics", (12, 10, 17), device=device)
     root = distance * torch.tensor([sideways, -0.5 * sideways, 1.0], device=device)
     seen = (hypotheses.mean(dim=1) + root) @ intrinsics.mT
@@ -88,8 +88,8 @@ def test_far_people(distance, sideways, device):
 
 
 @pytest.mark.parametrize("count", [10, 60])
-def test_one_is_infinite(device, count):
-    """Then so is the mean, whichever it is but the first, from which differences are taken."""
+def test_one_infinite_hypothesis(device, count):
+    """The mean is infinite, too, or NaN if it is the first hypothesis: differences are taken from that one."""
     (hypotheses,) = make_inputs("hypothesis_statistics", (count, count, 3, False), device=device)
     for i in range(count):
         hypotheses[i, i, 1, 2] = -torch.inf
@@ -107,7 +107,7 @@ def test_equal_hypotheses(device):
 
 
 def test_a_missing_joint_may_be_anywhere(device):
-    """Behind the camera, or no number: what is missing has no say in how well a pose projects."""
+    """A missing joint behind the camera, or NaN, does not change the weights."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 6, 17), device=device)
     confidence[:, 5] = 0.0
     expected = fused(hypotheses, keypoints, confidence, intrinsics)
@@ -122,7 +122,7 @@ def test_a_missing_joint_may_be_anywhere(device):
 
 
 def test_confidence_above_one(device):
-    """As a weight among others it counts; no joint goes further than to its ray."""
+    """It counts as a weight among others, but no joint moves past its ray."""
     inputs = list(make_inputs("hypothesis_statistics", (2, 6, 17), device=device))
     inputs[2] = inputs[2] + 3.0 * torch.rand(2, 17, device=device)
     assert_parity(
@@ -134,7 +134,7 @@ def test_confidence_above_one(device):
 
 @pytest.mark.parametrize("most", [1e3, 1e6, 1e10])
 def test_one_confidence_far_above_the_others(most, device):
-    """The others' rays still say how far away the person is."""
+    """The rays of the other joints still give the depth."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 10, 17), device=device)
     keypoints, confidence[:, 3] = keypoints.nan_to_num(500.0), most
     actual = fused(hypotheses, keypoints, confidence, intrinsics)
@@ -143,20 +143,20 @@ def test_one_confidence_far_above_the_others(most, device):
 
 
 @pytest.mark.parametrize("size", [1e10, 1e19, 1e30])
-def test_one_joint_is_lost_far_away(size, device):
-    """A hypothesis that diverged weighs nothing, and the others' mean is theirs."""
+def test_one_joint_diverged(size, device):
+    """A hypothesis that diverged has weight 0 and does not change the mean of the others."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 10, 17), device=device)
     keypoints, confidence[:] = keypoints.nan_to_num(500.0), 1.0
     hypotheses[:, 4, 3, 2] = size
     inputs = hypotheses, keypoints, confidence, intrinsics
-    actual = fused(*inputs, temperature=1e-3)  # else a weight of 1e-30 is one, and moves the mean
+    actual = fused(*inputs, temperature=1e-3)  # otherwise its weight of 1e-30 would move the mean
     expected = fused(*(tensor.double() for tensor in inputs), temperature=1e-3, backend="torch")
     for value, truth in zip(actual[2:], expected[2:], strict=True):
         torch.testing.assert_close(value.double(), truth, rtol=0, atol=2e-4)
 
 
 def test_nothing_to_place(device):
-    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
+    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses have the same weight."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)
     confidence[0] = 0.0
     confidence[1] = torch.nn.functional.one_hot(torch.tensor(3), 17)
@@ -171,7 +171,7 @@ def test_nothing_to_place(device):
 
 def test_nan_stays_in_its_frame_and_joint(device):
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (3, 5, 17), device=device)
-    keypoints = torch.where(confidence.unsqueeze(-1) > 0, keypoints, torch.nan)  # missing ones are never read
+    keypoints = torch.where(confidence.unsqueeze(-1) > 0, keypoints, torch.nan)  # missing keypoints are never read
     clean = fused(hypotheses, keypoints, confidence, intrinsics)
     assert all(bool(result.isfinite().all()) for result in clean)
     hypotheses[1, 2, 4] = torch.nan
@@ -183,7 +183,7 @@ def test_nan_stays_in_its_frame_and_joint(device):
 
 
 def test_behind_the_camera(device):
-    """A hypothesis with a joint behind the camera weighs nothing."""
+    """A hypothesis with a joint behind the camera has weight 0."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 4, 17), device=device)
     confidence[:] = 1.0
     keypoints = keypoints.nan_to_num(500.0)
@@ -198,7 +198,7 @@ def test_behind_the_camera(device):
 @pytest.mark.parametrize("temperature", [0.01, 1e-4])
 @pytest.mark.parametrize("order", ["best last", "best first"])
 def test_costs_in_any_order(order, temperature, device):
-    """However much better the next one fits: only what remains of the sums before it counts."""
+    """The earlier sums are rescaled, however much better the next hypothesis fits."""
     hypotheses, *view = make_inputs("hypothesis_statistics", (3, 40, 17), device=device)
     hypotheses += torch.linspace(0.0, 1.0, 40, device=device)[:, None, None] * torch.randn(3, 40, 17, 3, device=device)
     if order == "best last":
@@ -211,7 +211,7 @@ def test_costs_in_any_order(order, temperature, device):
 
 
 def test_some_cannot_be_placed(device):
-    """One without numbers, the others behind the camera: all count alike, and the others move to their rays."""
+    """One is NaN, the others lie behind the camera: all have the same weight, and the others move to their rays."""
     hypotheses, *view = make_inputs("hypothesis_statistics", (3, 6, 17), device=device)
     hypotheses[1, :, 2, 2] -= 100.0
     hypotheses[1, 3, 4] = torch.nan
@@ -232,7 +232,7 @@ def test_settings(weight, temperature, device):
 
 
 def test_shared_camera_strides_and_batch(device):
-    """The same bits for one camera or one a frame, slices, keypoints in float64, and a frame alone."""
+    """One camera, one per frame, slices, keypoints in float64 and a single frame give the same bits."""
     hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (4, 6, 17), device=device)
     camera = K.to(device)
     whole = fused(hypotheses, keypoints, confidence, camera)

@@ -1,4 +1,4 @@
-"""What every kernel is launched with: on which device, with which roundings, and with which width of addresses."""
+"""The device, the rounding and the width of addresses of every launch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffupose.kernels.reverse_step import DrawnNoise, TableRow, reverse_step
 
 
 def test_large():
-    """Whether 32 bits count everything between the first and the last number, whole blocks past it included."""
+    """Tensors are large if an offset, up to a whole block past the end, needs more than 32 bits."""
     most = 2**31 - 2**16
     for sizes, large in (((most,), False), ((most + 1,), True), ((2**33,), True), ((0, 2**40), False)):
         assert _launch.is_large(torch.empty(*sizes, device="meta")) == large, sizes
@@ -25,7 +25,7 @@ def test_large():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Launch nothing, and return the options of what would be."""
+    """Launch nothing, and return the options of each launch."""
     options = []
     monkeypatch.setattr(_launch, "launch", lambda kernel, grid, *arguments, **given: options.append(given))
     return options
@@ -41,7 +41,7 @@ def test_addresses_of_large_tensors(launched, frames, large):
     reverse_step(sample, sample, row, noise=DrawnNoise(seed, frame_ids, ids))
     philox_normal(seed, frame_ids, ids, 0, 51)
     assert [options["LARGE"] for options in launched] == [large, large]
-    # Each operation by itself, as in the other backends: the same noise, the same step.
+    # Each operation is rounded by itself, as in the other backends: so noise and step are the same.
     assert [options["enable_fp_fusion"] for options in launched] == [False, False]
 
 
@@ -51,7 +51,7 @@ def test_statistics_are_fused(launched):
 
 
 class Kernel:
-    """Remembers which device was the current one at its launch."""
+    """Records the current device at its launch."""
 
     def __init__(self):
         self.current, self.launches = 0, []
@@ -77,6 +77,6 @@ def test_kernels_go_to_the_device_of_their_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", kernel.device)
     for name in ("cuda:0", "cuda:1", "cpu"):
         _launch.launch(kernel, (3,), OnDevice(name), enable_fp_fusion=False, num_warps=2)
-    _launch.launch(kernel, (3, 0), OnDevice("cuda:1"), enable_fp_fusion=False)  # of nothing nothing is launched
+    _launch.launch(kernel, (3, 0), OnDevice("cuda:1"), enable_fp_fusion=False)  # an empty grid launches nothing
     options = {"enable_fp_fusion": False, "num_warps": 2}
     assert kernel.launches == [((3,), 0, options), ((3,), 1, options), ((3,), 0, options)]

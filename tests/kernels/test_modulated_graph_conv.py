@@ -1,4 +1,4 @@
-"""The modulated graph convolution in Triton: outputs, gradients, and what inference puts behind it."""
+"""The modulated graph convolution in Triton: outputs, gradients, and the epilogue of inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ODD = [(1, 1, 1, 1), (0, 17, 3, 5), (3, 17, 3, 129), (1, 16, 129, 3), (2, 15, 1,
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    # A single number in 16 bits says nothing: the reference's rounding may cancel by chance.
+    # A single number in 16 bits is no test: the reference's rounding errors may cancel by chance.
     [(shape, torch.float32) for shape in ODD]
     + [(shape, dtype) for dtype in (torch.float16, torch.bfloat16) for shape in ODD[1:4]],
     ids=shape_id,
@@ -34,7 +34,7 @@ def test_parity(shape, dtype, device):
 
 
 def test_an_adjacency_that_is_not_symmetric(device):
-    """Forward and backward against autograd of the sums written out, in float64: A and its transpose differ."""
+    """Both passes agree with autograd of explicit sums in float64. A and its transpose differ."""
     x, weight, modulation, _, bias = make_inputs("modulated_graph_conv", (4, 6, 5, 7), device=device)
     leaves = [tensor.requires_grad_() for tensor in (x, weight, modulation, torch.randn(6, 6, device=device), bias)]
     doubles = [tensor.detach().double().requires_grad_() for tensor in leaves]
@@ -60,7 +60,7 @@ def test_an_adjacency_that_is_not_symmetric(device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=shape_id)
 def test_autocast(dtype, device):
-    """As exact as the reference under autocast, in its dtypes: the product is in 16 bits, what follows is not."""
+    """As exact as the reference under autocast, in the same dtypes: only the product is in 16 bits."""
     inputs = make_inputs("modulated_graph_conv", (3, 16, 64, 48), requires_grad=True, device=device)
     grad_out = torch.randn(3, 16, 48, device=device)
 
@@ -77,7 +77,7 @@ def test_autocast(dtype, device):
 
 
 def test_sums_are_the_same_in_every_run(device):
-    """Bit for bit, in several parts; and a pose's result does not depend on its neighbours, given the product."""
+    """Sums in several parts give the same bits. Given the product, a pose's result does not depend on other poses."""
     inputs = make_inputs("modulated_graph_conv", (50, 5, 3, 20), requires_grad=True, device=device)
     grads = [torch.autograd.grad(fused(*inputs).square().sum(), inputs) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
@@ -90,7 +90,7 @@ def test_sums_are_the_same_in_every_run(device):
 
 
 def test_strides(device):
-    """Slices of larger tensors, transposed and expanded ones."""
+    """Slices of larger tensors, transposed and expanded tensors."""
     wide = make_inputs("modulated_graph_conv", (3, 17, 4, 6), device=device)
     sliced = [torch.stack((tensor, torch.full_like(tensor, torch.nan)), dim=-1)[..., 0] for tensor in wide]
     sliced[3] = sliced[3].T.contiguous().T

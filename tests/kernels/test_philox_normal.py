@@ -34,7 +34,7 @@ def words_kernel(counters_ptr, k0, k1, out_ptr, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize("key", [(0, 0), (0xFFFFFFFF, 0x80000001), (0xA4093822, 0x299F31D0)])
 def test_integers_match_python(key, device):
-    """Bit by bit, words with every bit set and unset among them."""
+    """The words include each bit set and not set."""
     counters = torch.randint(0, 2**32, (64, 4))
     counters[:40] = torch.tensor([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])[torch.randint(0, 5, (40, 4))]
     counters, out = counters.to(device), torch.empty(64, 4, dtype=torch.int64, device=device)
@@ -51,7 +51,7 @@ def normals_kernel(words_ptr, out_ptr, BLOCK: tl.constexpr):
 
 
 def test_normals_of_given_words(device):
-    """Both ends of the logarithm, and both sides of every eighth of a turn, among many others."""
+    """Among many others: both ends of the logarithm, and both sides of every eighth of a turn."""
     words = torch.randint(0, 2**32, (1 << 14, 2))
     words[:512, 0] = torch.tensor([0, 255, 256, 2**31, 2**32 - 257, 2**32 - 1]).repeat(86)[:512]
     words[512:1024, 1] = (torch.arange(512) % 8 * 2**29 + torch.randint(-600, 600, (512,))) % 2**32
@@ -92,7 +92,7 @@ def test_same_noise_as_cpp(device):
 
 
 def test_independent_of_batch(device):
-    """Bit for bit, whatever stands beside a hypothesis; ids may be slices of something larger."""
+    """A hypothesis has the same bits in every batch. Ids may be slices of larger tensors."""
     seed, frame_ids, hypothesis_ids, step, count = make_inputs("philox_normal", (20, 12, 51), device=device)
     whole = fused(seed, frame_ids, hypothesis_ids, step, count)
     assert torch.equal(fused(seed, frame_ids[3:4], hypothesis_ids, step, count), whole[3:4])

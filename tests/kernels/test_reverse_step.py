@@ -38,14 +38,14 @@ def test_parity(shape, dtype, clip, device):
     inputs = list(make_inputs("reverse_step", shape, dtype=dtype, device=device))
     inputs[2] = inputs[2].float()  # the table stays as it is
     assert_parity(partial(fused, clip=clip), partial(plain, clip=clip), inputs)
-    if dtype == torch.float32:  # the same operations in the same order: the same bits
+    if dtype == torch.float32:  # the same operations in the same order give the same bits
         pairs = zip(fused(*inputs, clip=clip), plain(*inputs, clip=clip), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("coefficients", torch.tensor([[1.0, 0], [0, 1], [0.7, -0.3]]).unbind())
 def test_every_combination_of_terms(coefficients, device):
-    """A tensor behind a coefficient of 0 may be NaN or missing, and the rest are the same bits as the reference's."""
+    """A tensor whose coefficient is 0 may be NaN or missing. The results are the same bits as the reference's."""
     sample, output, _, _, x0_last, noise, scale = make_inputs("reverse_step", (3, 2, 17, 5), device=device)
     nan = torch.full_like(sample, torch.nan)
     p, q = coefficients.tolist()
@@ -68,8 +68,8 @@ def test_every_combination_of_terms(coefficients, device):
             assert all(torch.equal(a, b) for a, b in zip(missing, expected, strict=True))
 
 
-def test_nan_stays_out_of_what_it_is_not_in(device):
-    """A NaN in x_t that the next sample needs and x0 does not, and the other way round."""
+def test_nan_reaches_only_what_uses_it(device):
+    """A NaN in x_t that only the next sample uses does not reach x0, and the other way round."""
     sample, output, *_ = make_inputs("reverse_step", (1, 2, 5), device=device)
     nan = torch.full_like(sample, torch.nan)
     prev_sample, x0 = fused(nan, output, torch.tensor([[0.0, 1, 1, 0, 0, 0]]), 0, None, None, None)
@@ -80,7 +80,7 @@ def test_nan_stays_out_of_what_it_is_not_in(device):
     assert torch.equal(prev_sample, sample) and bool(x0.isnan().all())
 
 
-def test_nan_arrives_where_it_counts(device):
+def test_nan_reaches_the_results(device):
     inputs = make_inputs("reverse_step", (2, 3, 4), device=device)
     for index in (0, 1, 4, 5, 6):
         changed = list(inputs)
@@ -91,7 +91,7 @@ def test_nan_arrives_where_it_counts(device):
 
 
 def test_strides(device):
-    """Wide, sliced, transposed and expanded inputs; channels after the third and no input is changed."""
+    """Inputs may be wide, sliced, transposed or expanded. Channels after the third are ignored, no input changes."""
     inputs = make_inputs("reverse_step", (3, 2, 17), device=device)
     expected = plain(*inputs)
     copies = [tensor.clone() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
@@ -111,7 +111,7 @@ def test_strides(device):
 
 @pytest.mark.parametrize("joints", [1, 15, 17])
 def test_drawn_noise(joints, device):
-    """The noise of philox_normal, bit for bit, whatever the batch; none of it in what lies behind a pose."""
+    """The noise has the bits of philox_normal in every batch. Nothing is written behind a pose."""
     sample, output, coefficients, step, x0_last, _, scale = make_inputs("reverse_step", (7, 5, joints), device=device)
     frames = torch.randint(-(2**63), 2**63 - 1, (7,), device=device)
     hypotheses = torch.randint(0, 2**32, (5,), device=device)
@@ -135,7 +135,7 @@ def test_same_step_as_cpp(device):
 
 
 def test_row_by_a_tensor_and_in_place(device):
-    """The launcher: one call for every row, in place, x0 not kept where nobody asks for it."""
+    """The launcher reads the row on the device and works in place. It keeps x0 only if asked to."""
     sample, output, coefficients, _, x0_last, _, scale = make_inputs("reverse_step", (2, 3, 17), device=device)
     ids = torch.arange(2, device=device), torch.arange(3, device=device)
     step, seed = torch.zeros(1, dtype=torch.int64, device=device), torch.tensor([11], device=device)
@@ -151,7 +151,7 @@ def test_row_by_a_tensor_and_in_place(device):
 
 
 def test_step_in_a_tensor(device):
-    """The op with its row on the device: what it gives with the row on the CPU, NaN where it lacks what it needs."""
+    """A row on the device gives the results of a row on the CPU, and NaN if an input that it needs is missing."""
     sample, output, coefficients, _, x0_last, noise, scale = make_inputs("reverse_step", (2, 3, 17), device=device)
     for row in range(2):
         for given in (None, noise):

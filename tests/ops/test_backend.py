@@ -18,7 +18,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class FakeExtension:
-    """Stands in for diffupose._C: built from sources with this hash."""
+    """A stand-in for diffupose._C, built from sources with this hash."""
 
     def __init__(self, source_hash: str):
         self._source_hash = source_hash
@@ -82,7 +82,7 @@ def test_argument_wins_over_environment(monkeypatch):
 
 
 def test_environment_is_read_at_import(monkeypatch):
-    """End to end, in a fresh process: an unavailable backend from the environment raises, it does not fall back."""
+    """In a fresh process, an unavailable backend from the environment raises an error instead of falling back."""
     monkeypatch.setenv("DIFFUPOSE_BACKEND", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code = "import torch, diffupose.ops as o; o.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4)"
@@ -155,7 +155,7 @@ def cuda_state() -> tuple[bool, str]:
 
 
 def test_an_op_on_the_cpu_does_not_ask_for_a_gpu(monkeypatch):
-    """In a process that was forked from one that used a GPU, the question alone is an error."""
+    """In a process forked from one that used a GPU, asking for a GPU is an error."""
 
     def fail():
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
@@ -213,7 +213,7 @@ def test_cpp_without_extension_says_why(monkeypatch):
 
 
 def triton_state(monkeypatch, *, installed=True, interpreted=False, gpu=True, compiler=True, headers=True):
-    """What the Triton backend says on a machine like this."""
+    """Return the state of the Triton backend on such a machine."""
     monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(_backend.importlib.metadata, "version", lambda name: "3.9.0")
     monkeypatch.setattr(_backend, "TRITON_IS_INTERPRETED", interpreted)
@@ -244,7 +244,7 @@ def test_triton_says_what_it_lacks(machine, expected, monkeypatch):
 
 
 def test_pythons_headers_where_debian_has_them(monkeypatch, tmp_path):
-    """Not where Debian's default scheme says."""
+    """Debian's default scheme names another folder."""
     (tmp_path / "posix_prefix").mkdir()
     (tmp_path / "posix_prefix" / "Python.h").touch()
     monkeypatch.setattr(_backend.sysconfig, "get_default_scheme", lambda: "posix_local")
@@ -276,7 +276,7 @@ def test_triton_leaves_old_gpus_to_others(monkeypatch):
 
 
 def test_backends_and_ops_do_not_import_triton():
-    """Not even to say whether it is there, nor to run on the CPU."""
+    """Neither the list of backends nor an op on the CPU needs it."""
     code = (
         "import sys, torch, diffupose, diffupose.commands.env as env, diffupose.ops as ops; env.environment();"
         "ops.philox_normal(0, torch.arange(1), torch.arange(1), 0, 4); sys.exit('triton' in sys.modules)"

@@ -33,7 +33,7 @@ def fused(request, device):
 
 
 def test_known_moments(fused, device):
-    """Four corners of a cube around (10, 20, 30), and a joint that moves along x = -z alone."""
+    """Four corners of a cube around (10, 20, 30), and a joint that moves only along x = -z."""
     corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
     line = torch.tensor([[3.0, 0, -3], [-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
     hypotheses = torch.stack((corners + torch.tensor([10.0, 20, 30]), line), dim=1)[None].to(device)  # [1, 4, 2, 3]
@@ -46,16 +46,16 @@ def test_known_moments(fused, device):
 
 
 def test_known_weights(fused, device):
-    """Two points always fit from somewhere; with a third, errors in pixels give the weights."""
+    """Two points can always be placed exactly. With a third, errors in pixels give the weights."""
     good, bad = [[0.0, 0, 0], [0.5, 0, 0]], [[0.0, 0, 0], [0.5, 0, 1.0]]
     hypotheses = torch.tensor([[good, bad]], device=device)
     keypoints = torch.tensor([[[500.0, 400.0], [750.0, 400.0]]], device=device)  # z = 2 m: 250 pixels apart
     confidence = torch.ones(1, 2, device=device)
-    # Both hypotheses project exactly, each from its own place.
+    # Both hypotheses project exactly, each from its own root.
     _, _, weights, mean = fused(hypotheses, keypoints, confidence, K.to(device), weight=0.0)
     torch.testing.assert_close(weights.cpu(), torch.tensor([[0.5, 0.5]]), rtol=0, atol=1e-3)
     torch.testing.assert_close(mean.cpu(), torch.tensor([[[0.0, 0, 0], [0.5, 0, 0.5]]]), rtol=0, atol=1e-3)
-    # A third joint, seen where the first hypothesis has it: the errors e say how the weights must be.
+    # The third keypoint fits the first hypothesis: the errors give the expected weights.
     third = torch.tensor([[[[0.0, 1.0, 0.0]], [[0.0, -1.0, 0.0]]]], device=device)
     hypotheses = torch.cat((hypotheses, third), dim=2)
     keypoints = torch.cat((keypoints, torch.tensor([[[500.0, 950.0]]], device=device)), dim=1)
@@ -72,7 +72,7 @@ ODD = [(1, 1, 1), (0, 3, 17), (33, 4, 15), (1, 33, 16), (5, 10, 17), (3, 300, 2)
 
 
 def check_parity(backend, shape, device):
-    """Few hypotheses have no covariance in any dtype: NaN, which is compared apart."""
+    """The covariance of few hypotheses is NaN in any dtype. It is compared separately."""
 
     def moments_only(function):
         return lambda hypotheses: function(hypotheses)[: 1 if shape[1] < 4 else 2]
@@ -105,7 +105,7 @@ def test_parity_cuda(with_cuda, shape, device):
 
 
 def test_far_from_zero(kernel_backend, device):
-    """Hundreds of metres away, with a spread of centimetres: as exact as the reference, which is centred too."""
+    """Hypotheses hundreds of metres away with a spread of centimetres give results as exact as the reference."""
     (hypotheses,) = make_inputs("hypothesis_statistics", (3, 50, 17, False), device=device)
     hypotheses = hypotheses + torch.tensor([300.0, -200.0, 1000.0], device=device)
     assert_parity(
@@ -119,8 +119,8 @@ def test_far_from_zero(kernel_backend, device):
 
 
 @pytest.mark.parametrize("count", [10, 50, 300])
-def test_the_first_are_apart(kernel_backend, count, device):
-    """Two hundred spreads off: sums of squares must not be taken off from these alone."""
+def test_first_hypotheses_far_from_the_rest(kernel_backend, count, device):
+    """The first hypotheses lie 200 standard deviations away: the origin of the sums must not come from them alone."""
     (hypotheses,) = make_inputs("hypothesis_statistics", (3, count, 5, False), device=device)
     hypotheses[:, :8] += 10.0
     covariance = named(kernel_backend)(hypotheses)[1]
@@ -131,7 +131,7 @@ def test_the_first_are_apart(kernel_backend, count, device):
 @pytest.mark.parametrize("joints", [16, 17])
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_hypotheses_may_begin_anywhere(kernel_backend, offset, joints, device):
-    """A view of a larger tensor need not begin at a multiple of 16 bytes: the same bits."""
+    """A view that does not begin at a multiple of 16 bytes gives the same bits."""
     hypotheses, *view = make_inputs("hypothesis_statistics", (9, 10, joints), device=device)
     memory = torch.empty(hypotheses.numel() + offset, device=device)
     moved = memory[offset:].view_as(hypotheses).copy_(hypotheses)
@@ -141,7 +141,7 @@ def test_hypotheses_may_begin_anywhere(kernel_backend, offset, joints, device):
 
 
 def test_some_cannot_be_placed(fused, device):
-    """One without numbers, the others behind the camera: all count alike, and the others move to their rays."""
+    """One is NaN, the others lie behind the camera: all have the same weight, and the others move to their rays."""
     hypotheses, *view = make_inputs("hypothesis_statistics", (3, 6, 17), device=device)
     hypotheses[1, :, 2, 2] -= 100.0
     hypotheses[1, 3, 4] = torch.nan
@@ -153,8 +153,8 @@ def test_some_cannot_be_placed(fused, device):
 
 
 @pytest.mark.parametrize("count", [10, 60])
-def test_one_is_infinite(fused, device, count):
-    """Then so is the mean, whichever it is but the first, from which differences are taken."""
+def test_one_infinite_hypothesis(fused, device, count):
+    """The mean is infinite, too, or NaN if it is the first hypothesis: differences are taken from that one."""
     (hypotheses,) = make_inputs("hypothesis_statistics", (count, count, 3, False), device=device)
     for i in range(count):
         hypotheses[i, i, 1, 2] = -torch.inf
@@ -172,7 +172,7 @@ def test_equal_hypotheses(fused, device):
 
 
 def test_nothing_to_place(fused, device):
-    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses count alike."""
+    """No keypoint, one keypoint, all at one point, an unusable row: all hypotheses have the same weight."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (4, 5, 17), device=device)
     confidence[0] = 0.0
     confidence[1] = torch.nn.functional.one_hot(torch.tensor(3), 17)
@@ -186,7 +186,7 @@ def test_nothing_to_place(fused, device):
 
 
 def test_behind_the_camera(fused, device):
-    """A hypothesis with a joint behind the camera weighs nothing."""
+    """A hypothesis with a joint behind the camera has weight 0."""
     hypotheses, keypoints, confidence, intrinsics = make_inputs("hypothesis_statistics", (2, 4, 17), device=device)
     confidence[:] = 1.0
     keypoints = keypoints.nan_to_num(500.0)
@@ -208,7 +208,7 @@ def test_settings(kernel_backend, weight, temperature, device):
 
 
 def test_shared_camera_strides_and_threads(kernel_backend, device):
-    """The same bits for one camera or one a frame, slices, a frame alone, and any number of threads."""
+    """One camera, one per frame, slices, a single frame and any number of threads give the same bits."""
     fused, camera = named(kernel_backend), K.to(device)
     hypotheses, keypoints, confidence, _ = make_inputs("hypothesis_statistics", (40, 20, 17), device=device)
     whole = fused(hypotheses, keypoints, confidence, camera)
@@ -234,7 +234,7 @@ def test_shared_camera_strides_and_threads(kernel_backend, device):
 
 
 def test_gradcheck():
-    """The reference has a gradient; ``auto`` takes it where one is wanted."""
+    """The reference has a gradient; ``auto`` takes it if a gradient is needed."""
     inputs = make_inputs("hypothesis_statistics", (1, 4, 3), dtype=torch.float64)
     hypotheses, view = inputs[0].requires_grad_(), inputs[1:]
     assert torch.autograd.gradcheck(lambda h: named("auto")(h, *view), hypotheses)

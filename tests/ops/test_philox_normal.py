@@ -53,7 +53,7 @@ def test_known_values_cpp(counter, key, words):
 
 
 def test_integers_match_python():
-    """Bit by bit, words with every bit set and unset among them."""
+    """The words include each bit set and not set."""
     counters = torch.randint(0, 2**32, (500, 4))
     counters[:100] = torch.tensor([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])[torch.randint(0, 5, (100, 4))]
     key = (0xFFFFFFFF, 0x80000001)
@@ -68,7 +68,7 @@ GOLDEN_LAST = [-1.73979306, 1.88685429, 0.54618889, 0.57967389, -1.65774536, -0.
 
 
 def test_golden_numbers(fused, device):
-    """Literal values: a change of the counter's layout changes every published result."""
+    """A change of the counter's layout would change every published result."""
     ids = torch.tensor([0, -1], device=device), torch.tensor([0, 3], device=device)
     noise = fused(2**63 + 5, *ids, ops.INITIAL_NOISE_STEP, 6).double().cpu()
     torch.testing.assert_close(noise[0, 0], torch.tensor(GOLDEN_FIRST).double(), rtol=0, atol=2e-6)
@@ -105,7 +105,7 @@ def test_largest_block(fused, device):
 
 
 def test_independent_of_batch(fused, backend, device):
-    """A hypothesis keeps its noise whatever stands beside it: bit for bit in C++, to the last bits in PyTorch."""
+    """A hypothesis has the same noise in every batch: the same bits in C++, up to the last bits in PyTorch."""
     seed, frame_ids, hypothesis_ids, step, num_elements = make_inputs("philox_normal", (70, 20, 51), device=device)
     whole = fused(seed, frame_ids, hypothesis_ids, step, num_elements)
     order = torch.randperm(70, device=device)
@@ -120,7 +120,7 @@ def test_independent_of_batch(fused, backend, device):
 
 
 def test_independent_of_chunks(fused, backend, device, monkeypatch):
-    """The reference's chunks of frames leave no trace."""
+    """The reference's chunks of frames do not change the result."""
     inputs = make_inputs("philox_normal", (7, 3, 9), device=device)
     whole = fused(*inputs)
     monkeypatch.setitem(reference.philox_normal.__globals__, "_MAX_BLOCKS_AT_ONCE", 20)

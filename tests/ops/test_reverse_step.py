@@ -44,14 +44,14 @@ def inputs_for(shape, device, dtype=torch.float32):
 
 
 def assert_same(actual, expected):
-    """The same operations in the same order: the same bits, but on a GPU, which rounds a x + b once."""
+    """The same operations in the same order give the same bits, except on a GPU, which rounds a x + b once."""
     for value, truth in zip(actual, expected, strict=True):
         assert torch.equal(value.isnan(), truth.isnan())
         tolerance = 0.0 if value.device.type == "cpu" else 2e-6
         torch.testing.assert_close(value, truth, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-# The last one fills more than one block of the CUDA kernel, and not the last of them.
+# The last one takes more than one block of the CUDA kernel and does not fill the last block.
 SHAPES = [(1, 1, 1, 3), (0, 2, 17, 3), (33, 1, 15, 5), (3, 7, 16, 4), (1, 33, 17, 3), (3, 29, 17, 5)]
 
 
@@ -69,7 +69,7 @@ def test_parity(fused, shape, clip, device):
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=shape_id)
 def test_parity_of_smaller_dtypes(with_cuda, shape, dtypes, device):
-    """Of the sample (and what is like it) and of the model's output."""
+    """The dtypes are those of the sample, with x0_last and noise, and of the model's output."""
     inputs = inputs_for(shape, device, dtypes[0])
     inputs[1] = inputs[1].to(dtypes[1])
     dtype = torch.promote_types(*dtypes)
@@ -79,7 +79,7 @@ def test_parity_of_smaller_dtypes(with_cuda, shape, dtypes, device):
 
     in_half = partial(run, backend="cuda", clip=0.5)
     assert_parity(in_half, lambda *arguments: tuple(t.to(dtype) for t in exact(*arguments)), inputs, exact=exact)
-    # One table and float32 inside: as exact as the results' dtype, whatever the reference rounds in between.
+    # The kernel computes in float32, so it is as exact as the results' dtype.
     truths = exact(*(x.double() if isinstance(x, torch.Tensor) and i != 2 else x for i, x in enumerate(inputs)))
     unit = torch.finfo(dtype).eps
     for value, truth in zip(in_half(*inputs), truths, strict=True):
@@ -89,8 +89,8 @@ def test_parity_of_smaller_dtypes(with_cuda, shape, dtypes, device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=shape_id)
 def test_every_number_of_sixteen_bits(with_cuda, dtype, device):
-    """Read and written unchanged, NaN as NaN, subnormal and infinite ones among them."""
-    bits = torch.arange(-(2**15), 2**15 - 1, dtype=torch.int16, device=device)  # but the last, a NaN: 65535 = 3 * 21845
+    """Every number is read and written unchanged: also NaN, subnormal and infinite ones."""
+    bits = torch.arange(-(2**15), 2**15 - 1, dtype=torch.int16, device=device)  # 65535 = 3 * 21845
     numbers = bits.view(dtype).view(1, 5, -1, 3)
     row = torch.tensor([[0.0, 1, 0, 1, 0, 0]])
     for result in ops.reverse_step(torch.zeros_like(numbers), numbers, row, 0, backend="cuda"):
@@ -100,7 +100,7 @@ def test_every_number_of_sixteen_bits(with_cuda, dtype, device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=shape_id)
 def test_rounding_to_sixteen_bits(with_cuda, dtype, device):
-    """To nearest, ties to even, as PyTorch rounds: products halfway and next to it, too large and too small."""
+    """Rounding is to nearest, ties to even, as in PyTorch: ties, their neighbours, overflow and underflow."""
     bits = torch.arange(-(2**15), 2**15 - 1, dtype=torch.int16, device=device)
     numbers = bits.view(dtype).nan_to_num(1.0).view(1, 5, -1, 3)
     for factor in (1 + 2**-8, 1 + 2**-11, 1 - 2**-9, 0.5 + 2**-12, 1.75):
@@ -111,7 +111,7 @@ def test_rounding_to_sixteen_bits(with_cuda, dtype, device):
 
 @pytest.mark.parametrize("coefficients", torch.tensor([[1.0, 0], [0, 1], [0.7, -0.3]]).unbind())
 def test_every_combination_of_terms(fused, coefficients, device):
-    """A tensor behind a coefficient of 0 may be NaN or missing, and the rest are the same bits as the reference's."""
+    """A tensor whose coefficient is 0 may be NaN or missing. The results are the same bits as the reference's."""
     sample, output, _, _, x0_last, noise, scale = inputs_for((3, 2, 17, 5), device)
     nan = torch.full_like(sample, torch.nan)
     p, q = coefficients.tolist()
@@ -134,7 +134,7 @@ def test_every_combination_of_terms(fused, coefficients, device):
             assert_same(fused(*given[:4], None, None, None), expected)
 
 
-def test_nan_arrives_where_it_counts(fused, device):
+def test_nan_reaches_the_results(fused, device):
     inputs = inputs_for((2, 3, 4), device)
     for index in (0, 1, 4, 5, 6):
         changed = list(inputs)
@@ -143,7 +143,7 @@ def test_nan_arrives_where_it_counts(fused, device):
 
 
 def test_strides(fused, device):
-    """Wide, sliced, transposed and expanded outputs; no input is changed, and none is where the results are."""
+    """Inputs may be wide, sliced, transposed or expanded. None changes, and none shares memory with the results."""
     inputs = inputs_for((3, 2, 17), device)
     expected = plain(*inputs)
     copies = [tensor.clone() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
@@ -156,7 +156,7 @@ def test_strides(fused, device):
         results[0].zero_()
     every = [x.transpose(0, 1).contiguous().transpose(0, 1) if i in (0, 4, 5) else x for i, x in enumerate(inputs)]
     assert_same(fused(*every), expected)
-    # Views that begin anywhere, where no more than one number can be accessed at once.
+    # Unaligned views allow only accesses of single numbers.
     shifted = [torch.cat((x[:1], x))[1:] if i in (0, 1, 4, 5) else x for i, x in enumerate(inputs)]
     assert shifted[0].data_ptr() % 16 != 0
     assert_same(fused(*shifted), expected)
@@ -168,7 +168,7 @@ def test_strides(fused, device):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_drawn_noise(fused, kernel_backend, threads, device):
-    """The noise of philox_normal, bit for bit, whatever the batch and the threads."""
+    """The noise has the bits of philox_normal for any batch and number of threads."""
     sample, output, coefficients, step, x0_last, _, scale = inputs_for((70, 9, 17), device)
     frames = torch.randint(-(2**63), 2**63 - 1, (70,)).to(device)
     hypotheses = torch.randint(0, 2**32, (9,)).to(device)
@@ -191,7 +191,7 @@ def test_drawn_noise(fused, kernel_backend, threads, device):
 
 @pytest.mark.parametrize("shape", [(5, 3, 1), (7, 5, 2), (41, 3, 15), (2, 1, 700), (2, 2100, 1)], ids=shape_id)
 def test_drawn_noise_of_other_skeletons(fused, shape, device):
-    """Poses of three numbers and of more than a block of the CUDA kernel takes, the default ids, no scale."""
+    """Poses of three numbers, and poses larger than a block of the CUDA kernel; default ids, no scale."""
     sample, output, coefficients, step, x0_last, _, _ = inputs_for(shape, device)
     ids = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     noise = ops.philox_normal(11, *ids, step, 3 * shape[2], backend="torch").view(sample.shape)
@@ -201,7 +201,7 @@ def test_drawn_noise_of_other_skeletons(fused, shape, device):
 
 
 def device_step(tensors, table, index, /, **changes):
-    """The CUDA launcher as a captured graph has it: the row and its number are on the device."""
+    """Call the CUDA launcher as in a captured graph: the row and its number are on the device."""
     sample, output, x0_last, scale, frames, hypotheses, previous, x0 = tensors
     arguments = {
         "row": None, "step": 0, "table": table.data_ptr(), "index": index.data_ptr(), "clip": 0.7,
@@ -215,7 +215,7 @@ def device_step(tensors, table, index, /, **changes):
 
 
 def test_step_from_the_device_in_place(with_cuda, device):
-    """A chain with the step counted on the device, x_t and x0 replaced in place, as a graph would run it."""
+    """A chain as in a graph: the step is counted on the device, x_t and x0 are replaced in place."""
     sample, output, _, _, x0_last, _, _ = inputs_for((3, 5, 17, 5), device)
     table = step_table(NoiseSchedule(100), 4, sampler="ddpm", prediction_type="sample").tensor()
     table = torch.cat((table, coefficient_tensor(4, sampler="dpm++", prediction_type="sample").float()))
@@ -228,7 +228,7 @@ def test_step_from_the_device_in_place(with_cuda, device):
         assert torch.equal(x, sample) and torch.equal(x0, x0_last)
         index += 1
         output = output.roll(1, dims=0)
-    # Who needs no x0 gets none.
+    # Without an address for x0, none is written.
     before = x0.clone()
     device_step((sample.clone(), output, x0, scale, *ids, x, x0), table.to(device), index * 0, x0=0)
     assert torch.equal(x0, before)
@@ -236,7 +236,7 @@ def test_step_from_the_device_in_place(with_cuda, device):
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "cuda"])
 def test_step_in_a_tensor(backend, device, request):
-    """The op with its row on the device gives what it gives with the row on the CPU."""
+    """A row on the device gives the results of a row on the CPU."""
     if backend == "cuda":
         request.getfixturevalue("with_cuda")
     elif backend == "cpp" and not (ops.available_backends()["cpp"][0] and device.type == "cpu"):
@@ -280,7 +280,7 @@ def test_null_pointers_are_rejected(with_cuda, device):
 
 
 def test_gradcheck():
-    """The reference has a gradient; ``auto`` takes it where one is wanted."""
+    """The reference has a gradient; ``auto`` takes it if a gradient is needed."""
     sample, output, coefficients, _, x0_last, noise, _ = make_inputs("reverse_step", (1, 2, 2), dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (sample, output, x0_last, noise)]
 

@@ -1,4 +1,4 @@
-"""torch.func and forward-mode AD: ops give what the reference gives, and no backend loses a derivative in silence."""
+"""torch.func and forward-mode AD: ops give the reference's derivatives, and other backends refuse."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def x(function):
 
 
 def test_derivatives(function, x):
-    """Of forward mode, by torch.func and by dual numbers, and of reverse mode: as differences of float64 say."""
+    """Forward mode, by torch.func and by dual numbers, and reverse mode agree with differences in float64."""
     step = 1e-5 * x.double()
     expected = (function(x.double() + step) - function(x.double() - step)) / 2e-5
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4, check_dtype=False)
