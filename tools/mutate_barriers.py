@@ -1,9 +1,9 @@
 """Show that every barrier is tested: ``python tools/mutate_barriers.py [FILE ...]``.
 
-Takes out one ``__syncthreads()``, ``__syncwarp()`` or other barrier of the .cu and .cuh files at a time and runs the
-cases of ``tools/emulate_cuda.py`` that launch a kernel of the file, until one of the modes fails: a wrong result in
-some order of the threads, a race under ThreadSanitizer, or a barrier that is not reached. Prints which one it was. What
-was run is kept in the build folder: an interrupted run goes on where it was, as long as no source changes.
+Removes one ``__syncthreads()``, ``__syncwarp()`` or other barrier of the .cu and .cuh files at a time. Then it runs the
+cases of ``tools/emulate_cuda.py`` that launch a kernel of the file, until one of the modes fails and prints the reason:
+a wrong result in some order of the threads, a race under ThreadSanitizer, or a barrier that is not reached. The build
+folder keeps the results, so an interrupted run can be continued as long as no source changes.
 
 Exit status: 0 if every barrier was caught, 1 if one was missed, 2 if ``--budget`` ran out before all were tried.
 """
@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also when it is impo
 
 from emulate_cuda import ROOT, Workspace
 
-# What orders threads, as the files spell it; wrappers around PTX are added here.
+# How the sources spell what orders threads. Wrappers around PTX must be added here.
 BARRIER = re.compile(
     r"(?<![\w:])(?:__sync(?:threads|warp)|(?:sync|arrive_at)_barrier|sync_cluster|wait_for_mail)\s*\((?:[^()]|\([^()]*\))*\)(?!\s*\{)"
 )
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-# The cheapest first: threads are compiled only for what the fibres let through.
+# The cheapest first. Threads are compiled only for barriers that the fibres do not catch.
 STEPS = (("fibres", "forward"), ("fibres", "reverse"), ("fibres", "random"), ("threads", "forward"))
 
 
@@ -43,8 +43,8 @@ class Barrier:
     Args:
         file: From the root.
         line: Counted from 1.
-        begin, end: Where it stands in the file's text.
-        text: How it is written.
+        begin, end: Its range in the file's text.
+        text: The source code of it.
     """
 
     file: str
@@ -60,7 +60,7 @@ class Barrier:
 
 
 def barriers_of(root: Path, sources: str) -> list[Barrier]:
-    """Return the barriers of all .cu and .cuh files below a folder, those in comments left out."""
+    """Return the barriers of all .cu and .cuh files below a folder, without those in comments."""
     found = []
     for path in sorted((root / sources).rglob("*.cu*")):
         text = path.read_text(encoding="utf-8")
@@ -73,14 +73,14 @@ def barriers_of(root: Path, sources: str) -> list[Barrier]:
 
 
 class Mutants:
-    """What barriers are tried on: a workspace for each job.
+    """Workspaces, one for each job, in which barriers are removed.
 
     Args:
-        folder: Of the workspaces and of what was found.
+        folder: Holds the workspaces and the results.
         root: Where the sources are.
         sources: Folder of the kernels, from the root.
         cases: Folder of the cases, from the root.
-        jobs: How many are tried at a time.
+        jobs: How many barriers are tried at a time.
     """
 
     def __init__(self, folder: Path, root: Path, sources: str, cases: str, jobs: int) -> None:
@@ -97,7 +97,7 @@ class Mutants:
         for workspace in self.workspaces[1:]:
             workspace.update()
             workspace.build(["fibres", "threads"])
-        # A mutant that needs much longer than this never ends.
+        # Without the barrier a case may never end.
         self.timeout = 60 + 20 * sum(first.run(mode, order).seconds for mode, order in STEPS)
         self._state = self._hash()
         kept = json.loads(self.record.read_text()) if self.record.is_file() else {}
@@ -135,7 +135,7 @@ class Mutants:
             path.write_text(text, encoding="utf-8")
 
     def keep(self, barrier: Barrier, caught: str) -> None:
-        """Write down what was found, at once."""
+        """Record a result in the file at once."""
         with self._lock:
             self.found[f"{barrier.file}:{barrier.begin}"] = caught
             partial = self.record.with_suffix(".part")
@@ -143,7 +143,7 @@ class Mutants:
             partial.replace(self.record)
 
     def run(self, barriers: list[Barrier], deadline: float) -> Iterator[tuple[Barrier, str | None]]:
-        """Yield each barrier with what caught it, ``""`` where nothing did, None where there was no time."""
+        """Yield each barrier with what caught it: ``""`` if nothing did, None if there was no time."""
         waiting: queue.SimpleQueue[Barrier] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[Barrier, str | None] | BaseException] = queue.SimpleQueue()
         for barrier in barriers:

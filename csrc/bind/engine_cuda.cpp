@@ -36,7 +36,7 @@ CudaLayout layout_of(const std::string& name) {
 
 const float* numbers(uintptr_t address) { return reinterpret_cast<const float*>(address); }
 
-py::bytes layer_record(const std::string& kind, const std::string& activation, int input_steps, int output_steps,
+py::bytes layer_record(const std::string& kind, const std::string& activation, int input_blocks, int output_blocks,
                        int channels, int num_heads, bool bias_per_joint, bool normalize, bool output_is_float,
                        bool film, float eps, int64_t input, int64_t output, int64_t residual, int64_t weights,
                        int64_t parameters, uintptr_t weight, uintptr_t own, uintptr_t neighbors, uintptr_t adjacency,
@@ -44,7 +44,7 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
     LayerRecord record;
     std::memset(&record, 0, sizeof(record));  // its padding too: equal layers are equal bytes
     record.kind = kind_of(kind), record.activation = activation_of(activation);
-    record.input_blocks = input_steps, record.output_blocks = output_steps;
+    record.input_blocks = input_blocks, record.output_blocks = output_blocks;
     record.channels = channels, record.num_heads = num_heads;
     record.bias_per_joint = bias_per_joint, record.normalize = normalize, record.output_is_float = output_is_float;
     record.film = film;
@@ -55,7 +55,7 @@ py::bytes layer_record(const std::string& kind, const std::string& activation, i
     record.own = numbers(own), record.neighbors = numbers(neighbors), record.adjacency = numbers(adjacency);
     record.bias = numbers(bias);
     const bool product = is_product(record);
-    require(input_steps >= 1 && output_steps >= 1, "a layer has a step at least");
+    require(input_blocks >= 1 && output_blocks >= 1, "a layer has a step at least");
     require(num_heads >= 1 && parameters >= 0, "num_heads must be at least 1, parameters not negative");
     const bool attention = record.kind == LayerKind::attention_weights || record.kind == LayerKind::attention_apply;
     require(input >= 0 && output >= 0 && residual >= -1 && weights >= (attention ? 0 : -1),
@@ -162,17 +162,17 @@ void bind_engine_cuda(py::module_& m) {
     m.attr("ADJACENCY_STRIDE") = kAdjacencyStride;
     m.attr("MAX_JOINTS") = kCudaMaxJoints;
     m.attr("WGMMA_MAX_JOINTS") = kWgmmaMaxJoints;
-    m.attr("WGMMA_ROUND_STEPS") = kWgmmaRoundSteps;
-    m.attr("WGMMA_STEPS_AHEAD") = kWgmmaStepsAhead;
+    m.attr("WGMMA_ROUND_BLOCKS") = kWgmmaRoundBlocks;
+    m.attr("WGMMA_BLOCKS_AHEAD") = kWgmmaBlocksAhead;
     m.attr("WGMMA_STAGING_BYTES") = kWgmmaStagingBytes;
     m.def("joint_pairs", &joint_pairs, py::arg("joints"));
     m.def("wgmma_joints", &wgmma_joints, py::arg("joints"));
     m.def("wgmma_available", &wgmma_available);
-    m.def("cluster_tiles", &cluster_joint_groups, py::arg("joints"));
+    m.def("cluster_joint_groups", &cluster_joint_groups, py::arg("joints"));
     m.def("cluster_bytes", &cluster_bytes, py::arg("tile_bytes"), py::arg("num_layers"));
     m.def("clusters_available", &clusters_available, py::arg("num_joints"), py::arg("shared_bytes"));
     m.def("layer_record", &layer_record, py::kw_only(), py::arg("kind"), py::arg("activation") = "none",
-          py::arg("input_steps"), py::arg("output_steps"), py::arg("channels") = 0, py::arg("num_heads") = 1,
+          py::arg("input_blocks"), py::arg("output_blocks"), py::arg("channels") = 0, py::arg("num_heads") = 1,
           py::arg("bias_per_joint") = false, py::arg("normalize") = false, py::arg("output_is_float") = false,
           py::arg("film") = false, py::arg("eps") = 0.0f, py::arg("input"), py::arg("output"), py::arg("residual") = -1,
           py::arg("weights") = -1, py::arg("parameters") = 0, py::arg("weight") = 0, py::arg("own") = 0,

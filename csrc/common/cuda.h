@@ -1,15 +1,14 @@
-// What the .cu files include instead of CUDA's headers, so that they compile twice: by nvcc for the GPU, and by a plain
+// The .cu files include this instead of CUDA's headers, so that two compilers take them: nvcc for the GPU, and a plain
 // C++ compiler for the CPU, where tests/cpp/cuda_emulation runs every CUDA thread as a fibre or a thread.
 //
-// Kernels are launched by DIFFUPOSE_LAUNCH; dynamic shared memory is declared by DIFFUPOSE_DYNAMIC_SHARED; instructions
-// that C++ has no word for stand in small functions with a branch for either compiler.
+// DIFFUPOSE_LAUNCH launches a kernel. DIFFUPOSE_DYNAMIC_SHARED declares dynamic shared memory. Instructions without a
+// C++ equivalent are small functions with a branch for each compiler.
 //
-// DIFFUPOSE_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, early, arguments...): where `early` is true, which
-// it may be where `waits(kernel)` is, the kernel may start as soon as all blocks of the one before it in the stream
-// have said let_next_kernel_start() or ended, to fetch what no earlier kernel writes. Before it touches what one wrote,
-// or writes anything itself, it says wait_for_earlier_kernels(). Every thread of it must say so before it ends, even
-// one that has nothing to wait for: a kernel knows only of the one before it, which therefore must not end before those
-// before that one.
+// DIFFUPOSE_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, early, arguments...) lets a kernel start early, if
+// `early` and `waits(kernel)` are true: as soon as all blocks of its predecessor in the stream have called
+// let_next_kernel_start() or ended. The kernel may then load what no earlier kernel writes. It must call
+// wait_for_earlier_kernels() before it reads what one wrote, and before it writes anything. Each kernel waits only for
+// its predecessor, so every thread waits before it exits.
 #pragma once
 
 #include <cstdint>
@@ -32,11 +31,11 @@ namespace diffupose {
 
 inline void check_cuda(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
-    cudaGetLastError();  // what is told here shall not be found by whoever asks next
+    cudaGetLastError();  // clears the error, so that the next check does not report it again
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Whether a kernel could be launched; what it does later shows at the next synchronisation.
+// Throws if a kernel could not be launched. Errors while it runs show at the next synchronisation.
 inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
 
 // Must be called before a launch with more than 48 KiB of dynamic shared memory.
@@ -49,12 +48,12 @@ void allow_shared_bytes(Kernel kernel, int bytes) {
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
     most -= static_cast<int>(attributes.sharedSizeBytes);
     if (bytes > most) check_cuda(cudaErrorInvalidValue, "shared memory");
-    // All there is: another thread may set it too, for less, before this one launches.
+    // The maximum, since another thread may set a smaller value before this one launches.
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
 }
 
-// Whether a kernel, as it was compiled for this GPU, has the instruction behind wait_for_earlier_kernels(), and whether
-// graphs know what it means.
+// Whether a kernel's code for this GPU has the instruction of wait_for_earlier_kernels(), and whether CUDA graphs
+// support it.
 template <typename Kernel>
 bool waits(Kernel kernel) {
     cudaFuncAttributes attributes;

@@ -1,9 +1,9 @@
-// Clusters: blocks that are on the GPU at the same time and send each other numbers into shared memory. GPUs have them
-// from compute capability 9.0 on; for others these functions do nothing, and nobody launches what calls them (see
+// Clusters: blocks that run at the same time and write into each other's shared memory. GPUs have them from compute
+// capability 9.0 on. On others these functions do nothing, and kernels that call them are never launched (see
 // clusters_together).
 //
-// What is sent is counted in a mailbox of the block that gets it: who waits for so many bytes has them all. No fence is
-// needed, which a barrier of the cluster takes, at the price of a way to L2 and back.
+// A mailbox of the receiving block counts the bytes that arrive. A thread that has waited for all bytes can read them.
+// This needs no fence, while a barrier of the cluster has one, which costs a way to L2 and back.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +16,22 @@
 
 namespace diffupose {
 
-// Blocks of a cluster: as many as every GPU takes that has clusters. The emulation takes fewer, which are threads
-// enough.
+// Blocks of a cluster: the most that every GPU with clusters supports. The emulation takes fewer, to have fewer
+// threads.
 #ifdef __CUDACC__
 constexpr int kClusterBlocks = 8;
 #else
 constexpr int kClusterBlocks = 2;
 #endif
 
-// Which of the cluster's blocks this is. Clusters are rows of blocks: grids have one dimension.
+// The number of this block within its cluster. Grids of clusters have one dimension.
 __device__ __forceinline__ int cluster_rank() { return static_cast<int>(blockIdx.x) % kClusterBlocks; }
 
-// Of a block, in its shared memory: it opens one by one thread, and is open for other blocks behind a barrier of the
-// cluster. Then letters are awaited again and again: expect_mail by one thread says how many bytes will come, before or
-// after they begin to, and wait_for_mail ends when they are there. `times` says how often it has been waited for
-// before. Those of the next time must not be on their way before all have come: senders take turns with two mailboxes.
+// Counts the bytes that other blocks write into this block's shared memory. One thread opens it; other blocks may use
+// it after a barrier of the cluster. Each delivery has these steps: one thread calls expect_mail with the number of
+// bytes, before or after the first of them arrive, and wait_for_mail returns when all have arrived. `times` is the
+// number of earlier deliveries. The next delivery must not begin before this one is complete, so senders alternate
+// between two mailboxes.
 #ifdef __CUDACC__
 struct Mailbox {
     uint64_t word;
@@ -65,7 +66,8 @@ __device__ __forceinline__ void expect_mail(Mailbox& mailbox, int bytes) {
 #endif
 }
 
-// Sends 16 bytes to a block, where `here` and the mailbox lie in the shared memory of this one.
+// Writes 16 bytes into another block's shared memory, and counts them in its mailbox. `here` and `mailbox` are the
+// corresponding addresses in this block.
 __device__ __forceinline__ void send(int rank, void* here, uint4 words, Mailbox& mailbox) {
 #if !defined(__CUDACC__)
     emulation::send(rank, here, &words, 16, mailbox);
@@ -91,8 +93,8 @@ __device__ __forceinline__ void send(int rank, void* here, uint4 words, Mailbox&
 #define DIFFUPOSE_TRY_WAIT "mbarrier.try_wait.parity.shared::cta.b64"
 #endif
 
-// It acquires what other blocks have sent, in shared memory alone: of all memory, all of L1 would be dropped. Older
-// compilers have no word for that; their wait acquires at the scope of the block, and is the same instructions.
+// The fence covers shared memory only; a fence for all memory would invalidate L1. Older compilers cannot express this.
+// Their wait acquires at the scope of the block, which compiles to the same instructions.
 __device__ __forceinline__ void wait_for_mail(Mailbox& mailbox, unsigned times) {
 #if !defined(__CUDACC__)
     mailbox.wait(times);
@@ -146,7 +148,7 @@ cudaLaunchConfig_t cluster_config(Kernel kernel, int64_t clusters, int threads, 
     return config;
 }
 
-// How many clusters the current GPU holds at the same time; 0 where it has none, none so large, or no code for them.
+// How many clusters the current GPU holds at the same time; 0 if it has none, none so large, or no code for them.
 template <typename Kernel>
 int clusters_together(Kernel kernel, int threads, int shared_bytes) {
     int device = 0, can = 0, most_bytes = 0, clusters = 0;
@@ -157,11 +159,11 @@ int clusters_together(Kernel kernel, int threads, int shared_bytes) {
     if (!can || shared_bytes > most_bytes) return 0;
     cudaFuncAttributes code;
     check_cuda(cudaFuncGetAttributes(&code, kernel), "attributes of a kernel");
-    if (code.ptxVersion < 90) return 0;  // compiled for older GPUs and translated for this one, it does nothing
+    if (code.ptxVersion < 90) return 0;  // PTX of an older architecture, in which the kernel does nothing
     cudaLaunchAttribute attribute;
     const cudaLaunchConfig_t config = cluster_config(kernel, 1, threads, shared_bytes, attribute);
     if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
-        cudaGetLastError();  // which is about this question
+        cudaGetLastError();  // clears the error
         return 0;
     }
     return clusters;

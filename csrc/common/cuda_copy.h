@@ -1,4 +1,4 @@
-// Copies from global to shared memory that nobody waits for at once.
+// Asynchronous copies from global to shared memory.
 #pragma once
 
 #include "common/cuda.h"
@@ -23,7 +23,7 @@ __device__ __forceinline__ void copy_async(float* to, const float* from) {
 #endif
 }
 
-// Waits for all copies of this thread; others see them behind a barrier.
+// Waits for all copies of this thread. Other threads see the data after a barrier.
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef __CUDACC__
     asm volatile("cp.async.wait_all;" ::: "memory");

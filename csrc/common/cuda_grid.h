@@ -1,5 +1,5 @@
-// Indices: one shape for kernels in which a thread takes some elements of a long list, one after the other, and a
-// division that takes three instructions.
+// Grids and indices of kernels in which each thread loops over some elements of a long list; and a division by three
+// instructions.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace diffupose {
 
 constexpr int kThreads = 256;
-// Enough blocks to fill any GPU of today many times over; the rest is done by the loop over elements.
+// Enough blocks to fill any GPU many times over. The loop over elements does the rest.
 constexpr int64_t kMaxBlocks = 1 << 16;
 
 inline unsigned grid_for(int64_t elements) {
@@ -20,7 +20,8 @@ inline unsigned grid_for(int64_t elements) {
 __device__ inline int64_t first_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 __device__ inline int64_t index_stride() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
-// n / d of whole numbers below 2^20, with 1 / d: half a step away from where it would jump, which rounding is not.
+// n / d of whole numbers below 2^20, from 1 / d. The added half keeps the value away from whole numbers, farther than
+// rounding moves it.
 __device__ __forceinline__ int quotient_of(int n, float per_d) {
     return static_cast<int>((static_cast<float>(n) + 0.5f) * per_d);
 }

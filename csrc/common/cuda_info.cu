@@ -28,14 +28,14 @@ static int attribute(cudaDeviceAttr name) {
     return value;
 }
 
-// What the driver is asked for; it is launched by nobody.
+// The driver is asked whether it has code for this kernel. It is never launched.
 static __global__ void __launch_bounds__(32) some_kernel() {}
 
 bool cuda_has_code() {
     cudaFuncAttributes attributes;
     const cudaError_t error = cudaFuncGetAttributes(&attributes, some_kernel);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
-        cudaGetLastError();  // which is about this question
+        cudaGetLastError();  // clears the error
         return false;
     }
     check_cuda(error, "attributes of a kernel");

@@ -1,4 +1,4 @@
-// What the hardware computes in one instruction, but for the last bit or two; tiny numbers count as 0.
+// Functions that the hardware computes in one instruction, with errors in the last bit or two. Tiny numbers count as 0.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,7 @@
 
 namespace diffupose {
 
-// 1 / x but for the last bit; of what is next to zero, infinity.
+// 1 / x, with an error in the last bit. Infinity for tiny x.
 __device__ __forceinline__ float nearly_inverse(float x) {
 #ifdef __CUDACC__
     float result;
@@ -18,7 +18,7 @@ __device__ __forceinline__ float nearly_inverse(float x) {
 #endif
 }
 
-// The square root but for the last bit; of what is next to zero, zero.
+// The square root, with an error in the last bit. Zero for tiny x.
 __device__ __forceinline__ float nearly_root(float x) {
 #ifdef __CUDACC__
     float result;
@@ -29,7 +29,7 @@ __device__ __forceinline__ float nearly_root(float x) {
 #endif
 }
 
-// 1 / sqrt(x), x > 0, but for the last bit or two.
+// 1 / sqrt(x) for x > 0, with an error in the last bit or two.
 __device__ __forceinline__ float nearly_inverse_root(float x) {
 #ifdef __CUDACC__
     float result;

@@ -39,8 +39,7 @@ bool is_aligned(const T* address, int count) {
     return reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes < 16 ? bytes : 16) == 0;
 }
 
-// --- One number.
-// ------------------------------------------------------------------------------------------------------
+// --- One number ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 
@@ -99,8 +98,8 @@ __device__ __forceinline__ Float16 from_float<Float16>(float value) {
 #endif
 }
 
-// --- Several numbers in one access of 2, 4, 8 or 16 bytes.
-// ------------------------------------------------------------
+// --- Several numbers in one access of 2, 4, 8 or 16 bytes
+// -------------------------------------------------------------
 
 template <int kBytes>
 struct AccessWord;
@@ -137,7 +136,7 @@ __device__ __forceinline__ void expand(Word word, float* to) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
         if constexpr (std::is_same_v<T, Bfloat16> && kAtOnce > 1) {
-            // One instruction for either half; the compiler takes more to cut out the upper one and to shift it back.
+            // One instruction for each half. The compiler would take more for the upper half.
             const uint32_t pair = access.pairs[i / 2];
             to[i] = float_of(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
         } else {
@@ -153,8 +152,8 @@ __device__ __forceinline__ void check_alignment([[maybe_unused]] const void* add
 #endif
 }
 
-// Reads kCount neighbours (1, 2, 4, 8, 16) from an address that is a multiple of their size, or of 16 bytes where they
-// are more.
+// Reads kCount neighbours (1, 2, 4, 8, 16). The address must be a multiple of their size, or of 16 bytes if that is
+// less.
 template <int kCount, typename T>
 __device__ __forceinline__ void load(const T* from, float (&to)[kCount]) {
     constexpr int kAtOnce = kPerAccess<T, kCount>;
@@ -166,7 +165,7 @@ __device__ __forceinline__ void load(const T* from, float (&to)[kCount]) {
     }
 }
 
-// kCount neighbours as they lie in memory, to be read early in as few registers as they take.
+// kCount neighbours as they lie in memory: an early load then takes few registers.
 template <int kCount, typename T>
 struct Packed {
     static constexpr int kAtOnce = kPerAccess<T, kCount>;

@@ -1,9 +1,9 @@
-// Instruction sets: one binary serves every x86-64, and compiles to the portable path alone elsewhere.
+// Instruction sets: one binary serves every x86-64 processor. Elsewhere there is the portable path only.
 //
-// A file named *_isa.cpp is compiled once per instruction set (setup.py), each time into a namespace of its own,
-// DIFFUPOSE_ISA, and with other flags. It must define no inline function, template or class outside of that namespace
-// and take none from the standard library that the compiler may leave out of line: the linker would keep one copy for
-// the whole library, and it might be the one that an older processor cannot run.
+// A file named *_isa.cpp is compiled once per instruction set (setup.py), each time into its own namespace
+// DIFFUPOSE_ISA and with other flags. It must define no inline function, template or class outside of that namespace.
+// It must use none from the standard library that the compiler may leave out of line. The linker would keep one copy
+// for the whole library, possibly one that an older processor cannot run.
 #pragma once
 
 #include <string>
@@ -16,11 +16,11 @@ constexpr int kNumIsas = 4;
 
 const char* isa_name(Isa isa);
 
-// Those that were compiled in and that this processor has, slowest first.
+// The compiled instruction sets that this processor has, slowest first.
 std::vector<Isa> usable_isas();
 
-// The best of them, or the one that the environment variable DIFFUPOSE_ISA names; throws std::invalid_argument if it
-// cannot be used. The variable is read at every call.
+// The fastest of them, or the one that the environment variable DIFFUPOSE_ISA names. Throws std::invalid_argument if
+// that one cannot be used. The variable is read at every call.
 Isa active_isa();
 
 }  // namespace diffupose

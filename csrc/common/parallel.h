@@ -12,7 +12,7 @@
 
 namespace diffupose {
 
-// Calls function(index, count) on `wanted` threads or fewer, count of them; index 0 is the caller's thread.
+// Calls function(index, count) on `count` threads, at most `wanted`. Index 0 is the caller's thread.
 template <typename Function>
 void parallel(int wanted, const Function& function) {
     if (wanted <= 1) {
@@ -30,7 +30,7 @@ void parallel(int wanted, const Function& function) {
 #endif
 }
 
-// Waits by spinning: layers take microseconds. After a while it lets other threads have the processor.
+// Waits by spinning, since layers take microseconds. After a while it yields the processor to other threads.
 class Barrier {
    public:
     void wait(int count) {

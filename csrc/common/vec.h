@@ -35,7 +35,7 @@ static inline Vec select(IntVec mask, Vec a, Vec b) {
 static inline Vec max(Vec a, Vec b) { return select(a < b, b, a); }
 static inline Vec min(Vec a, Vec b) { return select(a > b, b, a); }
 
-// In the order of a tree over halves: the same for every call.
+// Sums in the order of a tree over halves, the same in every call.
 static inline float sum(Vec v) {
     float lanes[kLanes];
     store(lanes, v);

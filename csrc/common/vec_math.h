@@ -1,5 +1,5 @@
-// exp, erf and what follows from them, lane by lane. Polynomials fitted by weighted least squares to the smallest
-// largest error, far below float32's rounding.
+// exp, erf, silu and gelu, lane by lane. The polynomials are fitted by weighted least squares to minimise the largest
+// error, which is far below float32's rounding.
 #pragma once
 
 #include "common/vec.h"

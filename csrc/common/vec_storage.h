@@ -25,7 +25,7 @@ static inline void store(Bfloat16* p, Vec v) {
     __builtin_memcpy(p, &half, sizeof(half));
 }
 
-// The first `count` elements and zeros, never reading beyond them; all lanes where count is not less than their number.
+// The first `count` elements, and zeros in the other lanes. It never reads beyond them.
 template <typename T>
 static inline Vec load_some(const T* p, int64_t count) {
     if (count >= kLanes) return load(p);

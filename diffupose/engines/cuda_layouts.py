@@ -76,9 +76,9 @@ def layout_of(name: LayoutName, num_joints: int, bfloat16: bool, extension: Modu
     if name == "cluster":  # tensors have as many joints as the adjacency is wide
         packers = {"weight": _pack_cluster, "bias": partial(_pack_bias_by_channel, joints=stride)}
         packers |= dict.fromkeys(("own", "neighbors"), _pack_by_channel)
-        return Layout(8 * extension.cluster_tiles(num_joints), stride, 1, stride, packers, by_phase=True)
+        return Layout(8 * extension.cluster_joint_groups(num_joints), stride, 1, stride, packers, by_phase=True)
     if name == "wgmma":
-        weight = partial(_pack_wgmma, round_blocks=extension.WGMMA_ROUND_STEPS, ahead=extension.WGMMA_STEPS_AHEAD)
+        weight = partial(_pack_wgmma, round_blocks=extension.WGMMA_ROUND_BLOCKS, ahead=extension.WGMMA_BLOCKS_AHEAD)
         packers = {"weight": weight, "own": _pack_factors, "neighbors": _pack_factors, "adjacency": _pack_adjacency}
         joints, staging = extension.wgmma_joints(num_joints), extension.WGMMA_STAGING_BYTES
         return Layout(joints, joints, extension.TILE_POSES, stride, packers, staging_bytes=staging)

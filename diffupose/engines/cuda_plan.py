@@ -190,8 +190,8 @@ class _Lowering:
         in_place = layer.residual == layer.output and not self.layout.by_phase
         target = self._write(layer.output, channels, in_place, 4 if is_output else None)
         numbers: dict[str, Any] = {
-            "input_steps": channel_blocks(layer.weight.shape[-2]),
-            "output_steps": channel_blocks(channels),
+            "input_blocks": channel_blocks(layer.weight.shape[-2]),
+            "output_blocks": channel_blocks(channels),
             "output_is_float": is_output,
         }
         if isinstance(layer, GraphConv):
@@ -213,7 +213,7 @@ class _Lowering:
             and before is not None
             and before.output is self.buffers[layer.input]
             and before.kind in ("graph_conv", "linear")
-            and before.numbers["output_steps"] == blocks
+            and before.numbers["output_blocks"] == blocks
             and not before.numbers.get("film")
         ):
             before.numbers |= {"film": True, "parameters": first}  # on its way out
@@ -221,7 +221,7 @@ class _Lowering:
         source = self._read(layer.input)
         target = self._write(layer.output, layer.channels, layer.input == layer.output)
         numbers = {
-            "input_steps": blocks, "output_steps": blocks, "channels": layer.channels, "normalize": layer.normalize,
+            "input_blocks": blocks, "output_blocks": blocks, "channels": layer.channels, "normalize": layer.normalize,
             "eps": layer.eps, "parameters": first,
         }  # fmt: skip
         self.layers.append(_Lowered("scale_shift", source, target, None, None, numbers))
@@ -236,7 +236,7 @@ class _Lowering:
         def columns(first: int, last: int) -> _Value:
             target = self._write(linear.output, last - first, in_place=False)
             numbers = {
-                "input_steps": channel_blocks(linear.weight.shape[0]), "output_steps": channel_blocks(last - first),
+                "input_blocks": channel_blocks(linear.weight.shape[0]), "output_blocks": channel_blocks(last - first),
                 "bias_per_joint": linear.bias.ndim == 2,
             }  # fmt: skip
             tensors = {"weight": linear.weight[:, first:last].unsqueeze(0), "bias": linear.bias[..., first:last]}
@@ -246,14 +246,14 @@ class _Lowering:
         queries_and_keys = columns(0, 2 * width)
         queries_and_keys.last = len(self.layers)
         weights = self._value(4 * heads * layout.joints**2 * layout.tile_poses, len(self.layers))
-        numbers = {"output_steps": channel_blocks(width), "num_heads": heads}
-        both = {**numbers, "input_steps": channel_blocks(2 * width)}
+        numbers = {"output_blocks": channel_blocks(width), "num_heads": heads}
+        both = {**numbers, "input_blocks": channel_blocks(2 * width)}
         self.layers.append(_Lowered("attention_weights", queries_and_keys, weights, None, weights, both))
         self._read(linear.input)
         values = columns(2 * width, 3 * width)
         values.last = weights.last = len(self.layers)
         target = self._write(attention.output, width, in_place=False)
-        numbers["input_steps"] = channel_blocks(width)
+        numbers["input_blocks"] = channel_blocks(width)
         self.layers.append(_Lowered("attention_apply", values, target, None, weights, numbers))
 
 

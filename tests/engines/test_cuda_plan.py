@@ -98,7 +98,7 @@ def test_programs_that_the_engine_cannot_run(gpu):
 def test_sizes_and_offsets_out_of_bounds(gpu):
     """The binding by itself: an address is never computed from what overflows."""
     extension = _backend.cuda()
-    layer = {"kind": "scale_shift", "input_steps": 1, "output_steps": 1, "input": 0, "output": 0}
+    layer = {"kind": "scale_shift", "input_blocks": 1, "output_blocks": 1, "input": 0, "output": 0}
     record = extension.layer_record(**layer)
     for wrong in ({"input": -128}, {"output": -1}, {"residual": -2}, {"kind": "attention_weights"}):
         with pytest.raises(ValueError, match="offsets must not be negative"):

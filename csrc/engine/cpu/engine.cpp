@@ -14,8 +14,8 @@ namespace diffupose {
 namespace {
 
 constexpr int64_t kMaxJoints = 64;
-// Activations of one tile: a quarter of a core's second-level cache (1 MiB where it was measured), where the weights
-// pass through as well. With half of it a step of the released network took 10 to 20 % longer there.
+// Activations of one tile: a quarter of a core's L2 cache, through which the weights pass as well. With 1 MiB of L2,
+// half of this made a step of the released network 10 to 20 % slower.
 constexpr int64_t kTileBytes = 256 << 10;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -47,6 +47,13 @@ int64_t Engine::check_buffer(int buffer, int64_t channels, const char* name) con
     return padded(widths_[buffer]);
 }
 
+int64_t Engine::check_output(int output, int residual, int64_t channels) const {
+    const int64_t stride = check_buffer(output, channels, "output");
+    require(residual < 0 || check_buffer(residual, channels, "residual") == stride,
+            "residual must be as wide as the output");
+    return stride;
+}
+
 const float* Engine::keep(const float* values, int64_t rows, int64_t columns, int64_t stride) {
     memory_.push_back(aligned_bytes(rows * stride * 4));
     auto* kept = reinterpret_cast<float*>(memory_.back().get());
@@ -56,7 +63,7 @@ const float* Engine::keep(const float* values, int64_t rows, int64_t columns, in
 }
 
 const void* Engine::keep_packed(const float* weight, int64_t k, int64_t columns, bool interleaved) {
-    // Interleaved panels hold `lanes` columns of either half: one panel may be begun for each.
+    // Interleaved panels hold `lanes` columns of either half, and the last panel may be incomplete.
     const int64_t most = interleaved ? 2 * padded(columns / 2) : columns;
     const int64_t bytes = kernels_.packed_bytes(k, most, bfloat16_);
     memory_.push_back(aligned_bytes(bytes));
@@ -69,11 +76,7 @@ const void* Engine::keep_packed(const float* weight, int64_t k, int64_t columns,
 void Engine::add(const GraphConvLayer& layer) {
     GraphConvArgs args{};
     args.x_stride = check_buffer(layer.input, layer.c_in, "input");
-    args.y_stride = check_buffer(layer.output, layer.c_out, "output");
-    if (layer.residual >= 0) {
-        require(check_buffer(layer.residual, layer.c_out, "residual") == args.y_stride,
-                "residual must be as wide as the output");
-    }
+    args.y_stride = check_output(layer.output, layer.residual, layer.c_out);
     require(layer.input != layer.output, "a graph convolution cannot overwrite its input");
     const int64_t lanes = kernels_.lanes;
     args.weight = {keep_packed(layer.weight, layer.c_in, 2 * layer.c_out, true), layer.c_in,
@@ -89,11 +92,7 @@ void Engine::add(const GraphConvLayer& layer) {
 void Engine::add(const LinearLayer& layer) {
     LinearArgs args{};
     args.x_stride = check_buffer(layer.input, layer.c_in, "input");
-    args.y_stride = check_buffer(layer.output, layer.c_out, "output");
-    if (layer.residual >= 0) {
-        require(check_buffer(layer.residual, layer.c_out, "residual") == args.y_stride,
-                "residual must be as wide as the output");
-    }
+    args.y_stride = check_output(layer.output, layer.residual, layer.c_out);
     require(layer.input != layer.output, "a linear layer cannot overwrite its input");
     const int64_t panel = 2 * kernels_.lanes;
     args.weight = {keep_packed(layer.weight, layer.c_in, layer.c_out, false), layer.c_in,
@@ -130,7 +129,7 @@ void Engine::add(const AttentionLayer& layer) {
 
 namespace {
 
-// Asks at most every 50 ms, on the caller's thread only.
+// Asks at most every 50 ms. Only the caller's thread uses it.
 class Watch {
    public:
     explicit Watch(const std::function<bool()>& interrupted) : interrupted_(interrupted), last_(now()) {}
@@ -194,8 +193,8 @@ void Engine::run_layers(const Tile& tile, int64_t poses, const float* parameters
     }
 }
 
-// Cuts the poses into tiles, gives every team its memory, and calls
-// work(tile, first_pose, poses, team, part, parts, scratch, leave) until it is time to leave or nothing is left.
+// Cuts the poses into tiles and gives every team its memory. Calls
+// work(tile, first_pose, poses, team, part, parts, scratch, leave) for each tile, until the caller interrupts.
 template <typename Work>
 bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const std::function<bool()>& interrupted,
                  const Work& work) const {
@@ -205,16 +204,17 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const st
     for (const int64_t width : widths_) row_floats += padded(width);
     const int64_t pose_bytes = joints_ * row_floats * 4;
     const int64_t largest = std::max<int64_t>(1, kTileBytes / pose_bytes);
-    // Fewer poses than threads: one team takes all poses together, each thread some columns of each layer.
+    // Fewer poses than threads: one team takes all poses, and each thread some columns of each layer.
     const bool together = num_poses < num_threads;
     const int64_t teams = together ? 1 : num_threads;
-    // As many tiles for every team, as equal as can be.
+    // The same number of tiles for every team, of nearly equal size.
     const int64_t rounds = (num_poses + teams * largest - 1) / (teams * largest);
     const int64_t tiles = together ? (num_poses + largest - 1) / largest : std::min(teams * rounds, num_poses);
     const int64_t most = (num_poses + tiles - 1) / tiles;
 
     const int64_t state = round_up(most * joints_ * 3 * 4, kAlignment);
-    // Room for a vector behind each buffer, that may be read: not of the next one, where another thread writes.
+    // A layer may read one vector beyond its buffer. This room keeps it out of the next buffer, where another thread
+    // may write.
     const int64_t tile_bytes =
         most * pose_bytes + (with_history ? 2 : 1) * state + static_cast<int64_t>(widths_.size()) * kAlignment;
     const int64_t scratch = scratch_bytes(most);
@@ -238,11 +238,12 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const st
             tile.buffers.push_back(reinterpret_cast<float*>(memory));
             memory += most * joints_ * padded(width) * 4 + kAlignment;
         }
-        // Whoever is free takes the next tile: a thread that loses its core for a while does not hold up the others.
+        // A free thread takes the next tile, so that a thread which loses its core for a while does not delay the
+        // others.
         const auto after = [&](int64_t index) { return together ? index + 1 : next_tile.fetch_add(1); };
         for (int64_t index = after(-1); index < tiles; index = after(index)) {
             const int64_t first = num_poses * index / tiles, last = num_poses * (index + 1) / tiles;
-            // True when it is time to leave. Only the caller's thread asks, all others look at what it found.
+            // True if the caller has interrupted. Only the caller's thread asks; the others read its answer.
             const auto leave = [&] {
                 if (thread == 0 && watch.stop()) stopped.store(true);
                 return stopped.load(std::memory_order_relaxed);
@@ -252,7 +253,7 @@ bool Engine::run(int64_t num_poses, int num_threads, bool with_history, const st
             team.barrier.wait(parts);
         }
         finished.fetch_add(1);
-        // The others may have a whole chain before them: whoever waits for them must be heard.
+        // The other threads may still have a whole chain to do, which the caller must be able to interrupt.
         while (thread == 0 && finished.load() < count) {
             if (watch.stop()) stopped.store(true);
             std::this_thread::yield();

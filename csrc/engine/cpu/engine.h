@@ -1,10 +1,10 @@
-// A denoiser as a list of layers over buffers, and the loops that run it: `denoise` once, `sample` for every step of
-// the reverse process.
+// A denoiser as a list of layers over buffers. `denoise` runs the layers once, `sample` once for every step of the
+// reverse process.
 //
-// Poses are cut into tiles of a few; a thread takes a tile through all layers and all steps, its activations stay in
-// its caches. Hypotheses never talk to each other, so threads do not wait for each other, except where there are fewer
-// poses than threads: then they share the columns of every layer. A pose's numbers are the same bits in every tile, on
-// every number of threads, within one instruction set.
+// Poses are cut into tiles of a few. A thread takes a tile through all layers and all steps, and its activations stay
+// in its caches. Poses do not depend on each other, so threads do not wait for each other. The exception is a call with
+// fewer poses than threads: then all threads share the columns of every layer. Within one instruction set the bits of a
+// pose do not depend on its tile or on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -92,12 +92,12 @@ class Engine {
 
     Isa isa() const { return isa_; }
     int64_t num_condition_channels() const { return widths_.front() - 3; }
-    // Channels as they lie in the step's parameters.
+    // Channels including the padding, as in the step's parameters.
     int64_t padded(int64_t channels) const;
     int64_t num_parameters() const { return num_parameters_; }
     int64_t weight_bytes() const { return weight_bytes_; }
 
-    // Return false when `interrupted`, asked now and then on the caller's thread, said so.
+    // Return false if `interrupted` returned true. It is called now and then on the caller's thread.
     bool sample(const SampleArgs& args, const std::function<bool()>& interrupted) const;
     bool denoise(const DenoiseArgs& args, const std::function<bool()>& interrupted) const;
 
@@ -111,6 +111,7 @@ class Engine {
     struct Team;
 
     int64_t check_buffer(int buffer, int64_t channels, const char* name) const;
+    int64_t check_output(int output, int residual, int64_t channels) const;
     const float* keep(const float* values, int64_t rows, int64_t columns, int64_t stride);
     const void* keep_packed(const float* weight, int64_t k, int64_t columns, bool interleaved);
     void run_layers(const Tile& tile, int64_t poses, const float* parameters, Team& team, int part, int parts,

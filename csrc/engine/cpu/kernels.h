@@ -1,8 +1,8 @@
-// What the engine asks of an instruction set: the layers over a tile of poses, and the packing of their weights.
+// What the engine needs of an instruction set: the layers over a tile of poses, and the packing of their weights.
 //
-// A tile is `rows` = poses x joints rows of activations, float32, each row as long as its buffer's stride. A layer can
-// be shared by `parts` threads: each takes its share of columns, rows or heads, and computes every element exactly as a
-// single thread would.
+// A tile is poses x joints rows of float32 activations; the stride of the buffer is the length of a row. Several
+// threads can share a layer: each takes its part of columns, rows or heads, and computes every element as a single
+// thread would.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@
 
 namespace diffupose {
 
-// Columns of a weight, side by side in panels of `2 * lanes`. Float32 panels are [K][2 lanes]; bfloat16 panels, where
-// the processor multiplies them, are [K / 2][2 lanes][2], else their values are kept in float32.
+// A weight in panels of `2 * lanes` columns. Float32 panels are [K][2 lanes]. Bfloat16 panels are [K / 2][2 lanes][2]
+// where the processor multiplies bfloat16; elsewhere their values are kept in float32.
 struct PackedWeight {
     const void* panels;
     int64_t k;           // rows of the weight, C_in
-    int64_t num_panels;  // a graph convolution has `lanes` of its columns in each: own weights left, neighbours' right
+    int64_t num_panels;  // for a graph convolution each holds `lanes` columns: own weights left, neighbours' right
 };
 
 struct Part {
@@ -96,7 +96,8 @@ struct Kernels {
     void (*scale_shift)(const ScaleShiftArgs&, Part);
     void (*attention)(const AttentionArgs&, Part, void* scratch);
 
-    // Floating-point operations of one call of a loop that touches registers only; the sum keeps it from vanishing.
+    // Runs a loop that touches registers only, and returns its floating-point operations. `sum` keeps the compiler from
+    // removing the loop.
     double (*peak_loop)(int64_t iterations, bool bfloat16, float* sum);
 };
 

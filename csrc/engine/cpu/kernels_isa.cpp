@@ -126,7 +126,7 @@ void scale_shift(const ScaleShiftArgs& args, Part part) {
     }
 }
 
-// c[row] = sum over i of a[row, i] b[i], one vector of columns.
+// c[row] = sum over i of a[row, i] b[i], for one vector of columns.
 struct SmallProduct {
     const float* a;
     int64_t a_row, a_column, k;  // strides of a
@@ -169,7 +169,7 @@ void softmax_of_columns(float* scores, int64_t count, int64_t stride) {
     for (int64_t i = 0; i < count; ++i) store(scores + i * stride, load(scores + i * stride) * factor);
 }
 
-// Queries lie side by side in a vector's lanes, so that the softmax over keys needs no sum across lanes.
+// The lanes of a vector are queries, so that the softmax over keys needs no sum across lanes.
 void attention(const AttentionArgs& args, Part part, void* scratch) {
     const int64_t joints = args.rows.joints, channels = args.channels, width = args.num_heads * channels;
     const int64_t padded = round_up(joints, kLanes);

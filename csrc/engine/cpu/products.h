@@ -16,7 +16,7 @@ namespace DIFFUPOSE_ISA {
 namespace {
 
 constexpr int kPanel = 2 * kLanes;
-// Accumulators, two vectors of columns and a broadcast fill the registers: 32, elsewhere 16.
+// Rows of a block: its sums, two vectors of columns and a broadcast fill the registers, 32 with AVX-512 and else 16.
 #ifdef __AVX512F__
 constexpr int kMaxBlock = 12;
 #else
@@ -123,7 +123,7 @@ struct Bfloat16Product {
 };
 #endif
 
-// The left operand as a product takes it.
+// The left operand of a product.
 struct Operand {
     const void* data;
     int64_t stride;  // in float32, or in pairs of bfloat16

@@ -37,7 +37,7 @@ constexpr int kWgmmaMaxJoints = 17;
 // The last bytes of its pose tile's memory hold the adjacencies that it reads again and again.
 constexpr int kWgmmaStagingBytes = 4 * kWgmmaMaxJoints * 20 * 4;
 // It loads weights in rounds of this many channel blocks, and this many channel blocks ahead of their use.
-constexpr int kWgmmaRoundSteps = 8, kWgmmaStepsAhead = 3;
+constexpr int kWgmmaRoundBlocks = 8, kWgmmaBlocksAhead = 3;
 inline int wgmma_joints(int joints) { return joints <= 16 ? 16 : 17; }
 
 // Joint groups of eight joints, in which the activations of a cluster's pose lie.

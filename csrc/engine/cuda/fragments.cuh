@@ -14,8 +14,8 @@
 // block] [quarter q][t][column 2][product][4]: of columns 2t and 2t + 1, rows 2q, 2q + 1, 2q + 8, 2q + 9.
 #pragma once
 
-#include "common/bfloat16.h"
 #include "common/cuda.h"
+#include "common/cuda_storage.h"
 #include "engine/cuda/engine_cuda.h"
 
 namespace diffupose {
@@ -52,59 +52,31 @@ __device__ inline T* at(unsigned char* memory, int64_t offset) {
 
 // --- Storage ---------------------------------------------------------------------------------------------------------
 
-__device__ inline float to_float(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-    return __uint_as_float(bits);
-#else
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-#endif
-}
-
 // Two numbers as bfloat16, rounded to nearest even, the first in the low half.
 __device__ inline uint32_t pack_bfloat16(float low, float high) {
 #ifdef __CUDA_ARCH__
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
 #else
-    const auto round = [](float value) {
-        uint32_t bits;
-        memcpy(&bits, &value, 4);
-        if (value != value) return 0x7fffu;
-        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    };
-    return round(low) | round(high) << 16;
+    return from_float<Bfloat16>(low).bits | static_cast<uint32_t>(from_float<Bfloat16>(high).bits) << 16;
 #endif
 }
 
-__device__ inline void load4(const float* from, float* to) {
-    const float4 four = *reinterpret_cast<const float4*>(from);
-    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+template <typename T>
+__device__ inline void load4(const T* from, float* to) {
+    load(from, reinterpret_cast<float (&)[4]>(*to));
 }
-__device__ inline void load4(const Bfloat16* from, float* to) {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    to[0] = to_float(words.x << 16), to[1] = to_float(words.x & 0xffff0000u);
-    to[2] = to_float(words.y << 16), to[3] = to_float(words.y & 0xffff0000u);
+// A whole record.
+template <typename T>
+__device__ inline void load8(const T* from, float* to) {
+    load(from, reinterpret_cast<float (&)[8]>(*to));
 }
+
 __device__ inline void store4(float* to, const float* from) {
     *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 __device__ inline void store4(Bfloat16* to, const float* from) {
     *reinterpret_cast<uint2*>(to) = {pack_bfloat16(from[0], from[1]), pack_bfloat16(from[2], from[3])};
-}
-__device__ inline void store1(float* to, float value) { *to = value; }
-__device__ inline void store1(Bfloat16* to, float value) {
-    to->bits = static_cast<uint16_t>(pack_bfloat16(value, 0.0f) & 0xffffu);
-}
-
-// A whole record: 16 bytes of bfloat16 at once.
-__device__ inline void load8(const float* from, float* to) { load4(from, to), load4(from + 4, to + 4); }
-__device__ inline void load8(const Bfloat16* from, float* to) {
-    const uint4 words = *reinterpret_cast<const uint4*>(from);
-    const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[2 * i] = to_float(all[i] << 16), to[2 * i + 1] = to_float(all[i] & 0xffff0000u);
 }
 __device__ inline void store8(float* to, const float* from) { store4(to, from), store4(to + 4, from + 4); }
 __device__ inline void store8(Bfloat16* to, const float* from) {
@@ -127,7 +99,7 @@ __device__ inline void multiply(float* sum, uint4 a, uint32_t b0, uint32_t b1) {
     emulation::WarpWords all;
     emulation::exchange(0xffffffffu, mine, 6, all);
     const int lane = emulation::lane(), row = lane / 4, first = lane % 4 * 2;
-    const auto number = [](uint32_t word, int half) { return to_float(half ? word & 0xffff0000u : word << 16); };
+    const auto number = [](uint32_t word, int half) { return float_of(half ? word & 0xffff0000u : word << 16); };
     for (int i = 0; i < 4; ++i) {
         for (int k = 0; k < 16; ++k) {
             // Register of A: the lower rows first, then the upper channels; of B: the upper channels.

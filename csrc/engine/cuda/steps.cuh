@@ -54,7 +54,7 @@ __device__ __noinline__ void fill_input(const Shape& shape, unsigned char* memor
             value = channel < 3 ? x[(pose * shape.joints + joint) * 3 + channel]
                                 : condition[row * shape.condition_channels + channel - 3];
         }
-        store1(input + Layout::index(joint, in_tile, channel, shape.input_blocks), value);
+        input[Layout::index(joint, in_tile, channel, shape.input_blocks)] = from_float<T>(value);
     }
 }
 

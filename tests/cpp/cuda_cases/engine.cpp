@@ -4,7 +4,7 @@
 namespace diffupose::cases {
 namespace {
 
-// What a chain reads, for either engine.
+// The inputs of a chain, for either engine.
 struct Chain {
     explicit Chain(int joints, int64_t num_frames = kFrames, int64_t num_chains = kChains)
         : condition(normal(num_frames * joints * kCondition)),
@@ -15,7 +15,7 @@ struct Chain {
     int64_t num_poses() const { return frames.size() * chains.size(); }
     DeviceArray<float> condition, noise_scale, values;
     DeviceArray<int64_t> frames, chains;
-    // Twice with the last x0, once with noise.
+    // Two steps use the previous x0, one uses noise.
     DeviceArray<float> coefficients{
         std::vector<float>{0, 1, 0.5f, 0.5f, 0, 0.3f, 0.2f, 0.8f, 0.4f, 0.3f, 0.2f, 0, 0, 1, 0, 0.9f, 0.1f, 0}};
     const int64_t seed = -77;
@@ -66,9 +66,9 @@ DeviceArray<float> sampled(const Network<T>& network, const Chain& chain, bool p
     if (network.layout == CudaLayout::wgmma) {
         launch_sample_wgmma(network.program(), args, 1, nullptr);
     } else if (network.layout == CudaLayout::cluster) {
-        launch_sample_clusters(network.program(), args, 1, nullptr);  // which takes one pose after the other
+        launch_sample_clusters(network.program(), args, 1, nullptr);  // one cluster takes all poses in turn
     } else if (persistent) {
-        launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both tiles
+        launch_sample_persistent(network.program(), args, 1, nullptr);  // the block takes both pose tiles in turn
     } else {
         DeviceArray<unsigned char> workspace(2 * network.tile_bytes);
         launch_sample_layers(network.program(), args, workspace.data(), nullptr);
@@ -90,7 +90,7 @@ CUDA_CASE(engine_bfloat16) {
     const Chain chain(17);
     const auto out = sampled(network, chain, false), exact = expected(network, chain);
     expect_near("samples", out, exact, 0.1);
-    // Each warp adds up a part of the channels in the one, all of them in the other: not the same bits.
+    // The kernels add channels in different orders, so bits differ.
     expect_near("persistent samples", sampled(network, chain, true), out, 0.05);
 }
 
@@ -98,7 +98,7 @@ CUDA_CASE(engine_wgmma) {
     for (const int joints : {15, 17}) {
         const auto before = random_bits();
         const Network<Bfloat16> network(joints);
-        random_bits() = before;  // the same numbers again, laid out in another way
+        random_bits() = before;  // the same numbers again, in another layout
         const Network<Bfloat16> hopper(joints, CudaLayout::wgmma);
         const Chain chain(joints);
         const auto out = sampled(hopper, chain, true);
@@ -138,7 +138,7 @@ CUDA_CASE(engine_denoise_of_15_joints) {
     expect_near("output", out, exact, 1e-4);
 }
 
-// So many columns that a block takes 16 of them.
+// The layer has so many columns that a block takes 16 of them.
 template <typename T>
 void wide_layer(double tolerance) {
     constexpr int kJoints = 17, kOut = 1030;
@@ -153,7 +153,7 @@ void wide_layer(double tolerance) {
     DeviceArray<float> exact(poses * kJoints * kOut), out(exact.size());
     cpu.denoise({sample.data(), condition.data(), nullptr, poses, 1, exact.data()}, [] { return false; });
 
-    const int64_t rows = 2 * joint_pairs(kJoints), stride = 16 * steps_of(kOut);
+    const int64_t rows = 2 * joint_pairs(kJoints), stride = 16 * channel_blocks(kOut);
     const auto packed_weight = packed<T>(weight, 5, kOut, 2);
     const auto padded_own = padded(own.data(), kJoints, kOut, rows, stride);
     const auto padded_neighbors = padded(neighbors.data(), kJoints, kOut, rows, stride);
@@ -161,7 +161,7 @@ void wide_layer(double tolerance) {
     const auto padded_bias = padded(bias.data(), 1, kOut, 1, stride);
     LayerRecord layer{};
     layer.kind = LayerKind::graph_conv, layer.activation = Activation::relu;
-    layer.input_blocks = 1, layer.output_blocks = static_cast<int32_t>(steps_of(kOut)), layer.output_is_float = 1;
+    layer.input_blocks = 1, layer.output_blocks = static_cast<int32_t>(channel_blocks(kOut)), layer.output_is_float = 1;
     layer.output = rows * kTilePoses * 16 * int64_t{sizeof(T)}, layer.residual = -1;
     layer.weight = packed_weight.data(), layer.own = padded_own.data(), layer.neighbors = padded_neighbors.data();
     layer.adjacency = padded_adjacency.data(), layer.bias = padded_bias.data();

@@ -10,11 +10,11 @@
 
 namespace diffupose::cases {
 
-// More than a block of 64 channels, and the last one of them not whole.
+// More than one block of 64 channels, the last one incomplete.
 constexpr int kWidth = 80, kHead = 16, kCondition = 2, kSteps = 3;
-constexpr int64_t kFrames = 2, kChains = 5;  // ten poses: a tile and a part of one
+constexpr int64_t kFrames = 2, kChains = 5;  // ten poses: one pose tile and a part of another
 
-inline int64_t steps_of(int64_t channels) { return (channels + kChannelBlock - 1) / kChannelBlock; }
+inline int64_t channel_blocks(int64_t channels) { return (channels + kChannelBlock - 1) / kChannelBlock; }
 
 inline Bfloat16 rounded(float value) {
     uint32_t bits;
@@ -24,7 +24,7 @@ inline Bfloat16 rounded(float value) {
 inline void put(float* to, float value) { *to = value; }
 inline void put(Bfloat16* to, float value) { *to = rounded(value); }
 
-// Rows behind each other with zeros between and behind them.
+// Rows with zeros after each row and after the last one.
 inline DeviceArray<float> padded(const float* values, int64_t rows, int64_t columns, int64_t all_rows, int64_t stride) {
     DeviceArray<float> result(all_rows * stride);
     std::fill_n(result.data(), result.size(), 0.0f);
@@ -32,23 +32,23 @@ inline DeviceArray<float> padded(const float* values, int64_t rows, int64_t colu
     return result;
 }
 
-// A weight [k, products n] as fragments.cuh lays it out, by its words rather than by its loops.
+// A weight [k, products n] in the layout that fragments.cuh describes, written from its description.
 template <typename T>
 DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, int64_t products) {
-    const int64_t steps = steps_of(k), columns = steps_of(n) * kChannelBlock;
-    DeviceArray<T> result(products * steps * kChannelBlock * columns);
+    const int64_t k_blocks = channel_blocks(k), columns = channel_blocks(n) * kChannelBlock;
+    DeviceArray<T> result(products * k_blocks * kChannelBlock * columns);
     int64_t at = 0;
     const auto next = [&](int64_t row, int64_t column, int64_t product) {
         const bool inside = row < k && column < n;
         put(result.data() + at++, inside ? weight[row * products * n + product * n + column] : 0.0f);
     };
     for (int64_t block = 0; block < columns / 8; ++block) {
-        for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
             if (sizeof(T) == 2) {
                 for (int64_t lane = 0; lane < 32; ++lane) {
                     for (int64_t product = 0; product < products; ++product) {
                         for (const int64_t row : {0, 1, 8, 9}) {
-                            next(16 * step + 2 * (lane % 4) + row, 8 * block + lane / 4, product);
+                            next(16 * k_block + 2 * (lane % 4) + row, 8 * block + lane / 4, product);
                         }
                     }
                 }
@@ -57,7 +57,7 @@ DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, in
                     for (int64_t column = 0; column < 8; ++column) {
                         for (int64_t product = 0; product < products; ++product) {
                             for (const int64_t row : {0, 1, 8, 9}) {
-                                next(16 * step + 2 * quarter + row, 8 * block + column, product);
+                                next(16 * k_block + 2 * quarter + row, 8 * block + column, product);
                             }
                         }
                     }
@@ -68,22 +68,22 @@ DeviceArray<T> packed(const DeviceArray<float>& weight, int64_t k, int64_t n, in
     return result;
 }
 
-// The same as wgmma_layers.cuh lays it out.
+// The same in the layout of wgmma_layers.cuh.
 inline DeviceArray<Bfloat16> packed_for_wgmma(const DeviceArray<float>& weight, int64_t k, int64_t n,
                                               int64_t products) {
-    const int64_t rounds = (steps_of(k) + kWgmmaRoundSteps - 1) / kWgmmaRoundSteps, blocks = (n + 63) / 64;
-    const int64_t steps = rounds * kWgmmaRoundSteps;
-    DeviceArray<Bfloat16> result(products * (steps * blocks + kWgmmaStepsAhead) * 16 * 64);
-    for (int64_t i = products * steps * blocks * 16 * 64; i < static_cast<int64_t>(result.size()); ++i) {
+    const int64_t rounds = (channel_blocks(k) + kWgmmaRoundBlocks - 1) / kWgmmaRoundBlocks, blocks = (n + 63) / 64;
+    const int64_t k_blocks = rounds * kWgmmaRoundBlocks;
+    DeviceArray<Bfloat16> result(products * (k_blocks * blocks + kWgmmaBlocksAhead) * 16 * 64);
+    for (int64_t i = products * k_blocks * blocks * 16 * 64; i < static_cast<int64_t>(result.size()); ++i) {
         put(result.data() + i, 0.0f);
     }
     int64_t at = 0;
     for (int64_t block = 0; block < blocks; ++block) {
-        for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
             for (int64_t product = 0; product < products; ++product) {
                 for (int64_t thread = 0; thread < 128; ++thread) {
                     for (int64_t i = 0; i < 8; ++i) {
-                        const int64_t row = 16 * step + thread % 4 * 2 + i % 2 + i / 4 * 8;
+                        const int64_t row = 16 * k_block + thread % 4 * 2 + i % 2 + i / 4 * 8;
                         const int64_t column = 64 * block + thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
                         const bool inside = row < k && column < n;
                         put(result.data() + at++, inside ? weight[row * products * n + product * n + column] : 0.0f);
@@ -95,20 +95,20 @@ inline DeviceArray<Bfloat16> packed_for_wgmma(const DeviceArray<float>& weight, 
     return result;
 }
 
-// The same as cluster_layers.cuh lays it out.
+// The same in the layout of cluster_layers.cuh.
 inline DeviceArray<Bfloat16> packed_for_cluster(const DeviceArray<float>& weight, int64_t k, int64_t n,
                                                 int64_t products) {
-    const int64_t steps = steps_of(k), blocks = steps_of(n);
-    DeviceArray<Bfloat16> result(products * steps * blocks * 16 * 16);
+    const int64_t k_blocks = channel_blocks(k), blocks = channel_blocks(n);
+    DeviceArray<Bfloat16> result(products * k_blocks * blocks * 16 * 16);
     int64_t at = 0;
     for (int64_t block = 0; block < blocks; ++block) {
-        for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t k_block = 0; k_block < k_blocks; ++k_block) {
             for (int64_t product = 0; product < products; ++product) {
                 for (int64_t lane = 0; lane < 32; ++lane) {
                     for (const int64_t high : {0, 8}) {
                         for (const int64_t half : {0, 8}) {
                             for (const int64_t low : {0, 1}) {
-                                const int64_t row = 16 * step + lane % 4 * 2 + high + low;
+                                const int64_t row = 16 * k_block + lane % 4 * 2 + high + low;
                                 const int64_t column = 16 * block + lane / 4 + half;
                                 const bool inside = row < k && column < n;
                                 put(result.data() + at++,
@@ -125,7 +125,7 @@ inline DeviceArray<Bfloat16> packed_for_cluster(const DeviceArray<float>& weight
 
 // Values [joints, n], or [n] for all joints, by channel.
 inline DeviceArray<float> by_channel(const float* values, int64_t joints, int64_t n, bool for_all = false) {
-    DeviceArray<float> result(16 * steps_of(n) * kAdjacencyStride);
+    DeviceArray<float> result(16 * channel_blocks(n) * kAdjacencyStride);
     for (int64_t i = 0; i < static_cast<int64_t>(result.size()); ++i) {
         const int64_t channel = i / kAdjacencyStride, joint = i % kAdjacencyStride;
         const bool inside = channel < n && joint < joints;
@@ -136,9 +136,9 @@ inline DeviceArray<float> by_channel(const float* values, int64_t joints, int64_
 
 inline DeviceArray<float> factors_for_wgmma(const float* values, int64_t joints, int64_t n) {
     const int64_t fours = (wgmma_joints(static_cast<int>(joints)) + 3) / 4;
-    DeviceArray<float> result(fours * 4 * steps_of(n) * 16);
+    DeviceArray<float> result(fours * 4 * channel_blocks(n) * 16);
     int64_t at = 0;
-    for (int64_t eight = 0; eight < 2 * steps_of(n); ++eight) {
+    for (int64_t eight = 0; eight < 2 * channel_blocks(n); ++eight) {
         for (int64_t four = 0; four < fours; ++four) {
             for (int64_t channel = 8 * eight; channel < 8 * eight + 8; ++channel) {
                 for (int64_t joint = 4 * four; joint < 4 * four + 4; ++joint) {
@@ -150,7 +150,7 @@ inline DeviceArray<float> factors_for_wgmma(const float* values, int64_t joints,
     return result;
 }
 
-// The same layers for both engines; the CUDA one's buffers lie behind each other.
+// The same layers for both engines. The buffers of the CUDA engine do not overlap.
 template <typename T>
 struct Network {
     explicit Network(int joints_, CudaLayout layout_ = CudaLayout::pairs)
@@ -165,7 +165,7 @@ struct Network {
         const int64_t rows = cluster ? 8 * cluster_joint_groups(joints) : all_joints, poses = cluster ? 1 : kTilePoses;
         for (int i = 0; i < 7; ++i) {
             offsets[i] = tile_bytes;
-            tile_bytes += rows * poses * 16 * steps_of(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
+            tile_bytes += rows * poses * 16 * channel_blocks(widths[i]) * (i == 6 ? 4 : int64_t{sizeof(T)});
         }
         attention = tile_bytes;
         tile_bytes += int64_t{4} * rows * rows * poses;
@@ -175,7 +175,7 @@ struct Network {
         graph_conv(1, 2, 2, -1, kWidth, kWidth, true);
         graph_conv(2, 1, 1, 1, kWidth, kWidth, false);
         cpu.add(ScaleShiftLayer{1, 1, false, 0.0f, kWidth, 0});
-        records.back().film = 1;  // on its way out
+        records.back().film = 1;  // before it is stored
         scale_shift();
         const auto qkv_weight = normal(kWidth * 3 * kHead, 0.15f), qkv_bias = normal(3 * kHead);
         cpu.add(LinearLayer{2, 3, -1, kWidth, 3 * kHead, qkv_weight.data(), qkv_bias.data(), false});
@@ -192,8 +192,8 @@ struct Network {
     LayerRecord& record(LayerKind kind, int input, int output, int64_t c_in, int64_t c_out) {
         LayerRecord next{};
         next.kind = kind;
-        next.input_blocks = static_cast<int32_t>(steps_of(c_in)),
-        next.output_blocks = static_cast<int32_t>(steps_of(c_out));
+        next.input_blocks = static_cast<int32_t>(channel_blocks(c_in)),
+        next.output_blocks = static_cast<int32_t>(channel_blocks(c_out));
         next.input = offsets[input], next.output = offsets[output], next.residual = -1, next.weights = attention;
         next.num_heads = 1;
         records.push_back(next);
@@ -215,18 +215,19 @@ struct Network {
         return weights.back().data();
     }
     const float* keep_factors(const float* values, int64_t n) {
-        if (layout == CudaLayout::pairs) return keep(values, joints, n, all_joints, 16 * steps_of(n));
+        if (layout == CudaLayout::pairs) return keep(values, joints, n, all_joints, 16 * channel_blocks(n));
         kept.push_back(layout == CudaLayout::cluster ? by_channel(values, joints, n)
                                                      : factors_for_wgmma(values, joints, n));
         return kept.back().data();
     }
     const float* keep_bias(const float* values, int64_t n) {
-        if (layout != CudaLayout::cluster) return keep(values, 1, n, 1, 16 * steps_of(n));
+        if (layout != CudaLayout::cluster) return keep(values, 1, n, 1, 16 * channel_blocks(n));
         kept.push_back(by_channel(values, joints, n, true));
         return kept.back().data();
     }
 
-    // Buffers of the C++ engine; `gpu_output` that of the CUDA engine, whose inputs here have the same numbers.
+    // Buffers of the C++ engine. `gpu_output` is a buffer of the CUDA engine; input buffers have the same numbers in
+    // both.
     void graph_conv(int input, int cpu_output, int gpu_output, int residual, int64_t c_in, int64_t c_out, bool relu) {
         const auto weight = normal(c_in * 2 * c_out, 0.5f / std::sqrt(static_cast<float>(c_in)));
         const auto own = normal(joints * c_out), neighbors = normal(joints * c_out), bias = normal(c_out, 0.2f);
@@ -287,7 +288,7 @@ struct Network {
     Engine cpu;
     int64_t offsets[7] = {}, tile_bytes = 0, attention = 0;
     std::vector<LayerRecord> records;
-    std::deque<DeviceArray<float>> kept;  // which stay where they are
+    std::deque<DeviceArray<float>> kept;  // a deque, since records point into it
     std::deque<DeviceArray<T>> weights;
 };
 

@@ -67,12 +67,12 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
         const int own = ClusterLayout::index(thread / 3, thread % 3, shape.input_blocks);
         if (thread < elements) {
             x = draw_one(args, pose, static_cast<uint32_t>(kPhiloxMaxStep), thread);
-            store1(input + own, x);
+            input[own] = from_float<Bfloat16>(x);
         }
         const float* condition = args.condition + pose / args.num_hypotheses * joints * shape.condition_channels;
         for (int i = thread; i < joints * shape.condition_channels; i += kClusterThreads) {
             const int joint = i / shape.condition_channels, channel = 3 + i % shape.condition_channels;
-            store1(input + ClusterLayout::index(joint, channel, shape.input_blocks), condition[i]);
+            input[ClusterLayout::index(joint, channel, shape.input_blocks)] = from_float<Bfloat16>(condition[i]);
         }
         __syncthreads();
         for (int step = 0; step < args.num_steps; ++step) {
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1)
                 const float x0 = predicted_x0(ahead.row, args.clip, x, said);
                 x = previous_sample(ahead.row, x, x0, x0_last, ahead.noise);
                 x0_last = x0;
-                store1(input + own, x);
+                input[own] = from_float<Bfloat16>(x);
             }
             __syncthreads();
         }

@@ -341,12 +341,15 @@ __device__ inline void end_round(const LayerRecord& layer, unsigned char* memory
         finish_four(layer, memory, constants, in_slots, channel, joint, values);
         const int staged =
             (in_slots / kChannelBlock * kRow + joint) * kChannelBlock + ClusterLayout::index(0, in_block, 1);
+        const auto stage = [&](auto* to) {
+            using T = std::remove_pointer_t<decltype(to)>;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) to[staged + i * kChannelBlock] = from_float<T>(values[i]);
+        };
         if (layer.output_is_float) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) store1(at<float>(shared.staged, 0) + staged + i * kChannelBlock, values[i]);
+            stage(at<float>(shared.staged, 0));
         } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) store1(at<Bfloat16>(shared.staged, 0) + staged + i * kChannelBlock, values[i]);
+            stage(at<Bfloat16>(shared.staged, 0));
         }
     }
     __syncthreads();

@@ -182,8 +182,8 @@ __device__ inline void attention_values(const LayerRecord& layer, unsigned char*
             load4(weights + joint * kStride, weight);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                lower[k] = fmaf(weight[k], to_float(value << 16), lower[k]);
-                upper[k] = fmaf(weight[k], to_float(value & 0xffff0000u), upper[k]);
+                lower[k] = fmaf(weight[k], float_of(value << 16), lower[k]);
+                upper[k] = fmaf(weight[k], float_of(value & 0xffff0000u), upper[k]);
             }
         }
 #pragma unroll

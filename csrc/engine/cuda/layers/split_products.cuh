@@ -37,9 +37,9 @@ struct Four {
     __device__ float operator[](int i) const {
         if constexpr (sizeof(T) == 2) {
             const uint32_t word = i < 2 ? words.x : words.y;
-            return to_float(i % 2 ? word & 0xffff0000u : word << 16);
+            return float_of(i % 2 ? word & 0xffff0000u : word << 16);
         } else {
-            return to_float(i < 2 ? (i == 0 ? words.x : words.y) : (i == 2 ? words.z : words.w));
+            return float_of(i < 2 ? (i == 0 ? words.x : words.y) : (i == 2 ? words.z : words.w));
         }
     }
 };

@@ -129,7 +129,7 @@ __device__ inline void multiply_group(float (&d)[4 * kColumns], const uint4& a, 
             const uint32_t word = all[4 * row + k % 8 / 2][i / 2 % 2 + k / 8 * 2];
             Bfloat16 from_b;
             memcpy(&from_b, column + k / 8 * row_bytes + k % 8 * 16, 2);
-            d[i] += to_float(k % 2 ? word & 0xffff0000u : word << 16) * to_float(uint32_t{from_b.bits} << 16);
+            d[i] += float_of(k % 2 ? word & 0xffff0000u : word << 16) * float_of(uint32_t{from_b.bits} << 16);
         }
     }
 #endif

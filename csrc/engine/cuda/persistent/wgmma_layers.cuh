@@ -7,9 +7,9 @@
 // Activations are [joint][channel][pose 8]; eight channels of a joint are a core matrix of operand B. Weights are
 // [block of 64 channels][channel block][product][warp][lane][8], the registers of operand A (wgmma.cuh), with 2
 // products for a graph convolution and 1 for a linear layer. Zeros pad channel blocks to whole rounds, and
-// kWgmmaStepsAhead more channel blocks follow the last block. Factors (`own`, `neighbors`) are [channel
-// block][half][four joints][channel 8] [4]. The adjacency is transposed: a row holds a neighbour's weights in all
-// joints.
+// kWgmmaBlocksAhead more channel blocks follow the last block. Factors (`own`, `neighbors`) are
+// [channel block][half][four joints][channel 8][4]. In the transposed adjacency a row holds a neighbour's weights in
+// all joints.
 //
 // The warpgroups take turns: while one multiplies a block of 64 channels, the other mixes the joints of the previous
 // block and stores them. Turns are counted through all layers of all steps. The first block of a layer is multiplied
@@ -25,8 +25,8 @@ constexpr int kWgmmaWarps = kBlockThreads / kWarpSize;
 constexpr int kGroupBlocks = kGroupRows / kChannelBlock;  // channel blocks of the next layer's input in a block
 // Channel blocks whose weights a thread holds: one is multiplied, the others are in flight. As many as a block has, so
 // that the last block of the previous layer is needed in the last round only.
-constexpr int kRing = kGroupBlocks, kRound = kWgmmaRoundSteps;
-static_assert(kRing == kWgmmaStepsAhead + 1 && kRound % kRing == 0);
+constexpr int kRing = kGroupBlocks, kRound = kWgmmaRoundBlocks;
+static_assert(kRing == kWgmmaBlocksAhead + 1 && kRound % kRing == 0);
 // Numbers of barriers: 1 and 2 for the turns of the two warpgroups, 3 for the last block of a layer.
 constexpr int kTurnBarrier = 1, kLayerBarrier = 3;
 
@@ -62,7 +62,7 @@ struct Parameters {
 
 // Numbers of poses 2 `quarter` and the next.
 __device__ inline float2 unpack_bfloat16(uint32_t word) {
-    return make_float2(to_float(word << 16), to_float(word & 0xffff0000u));
+    return make_float2(float_of(word << 16), float_of(word & 0xffff0000u));
 }
 __device__ inline float2 load_poses(const Bfloat16* from) {
     return unpack_bfloat16(*reinterpret_cast<const uint32_t*>(from));
