@@ -213,10 +213,13 @@ class _Maker:
 
         used = 4 if view else 1
         inputs = self._inputs(lambda: make_inputs("hypothesis_statistics", shape, device=self.device)[:used])
+        variants = self._variants(op, plain, inputs)
+        if view:
+            variants.pop("cuda", None)  # the kernel has mean and covariance only
         frames, hypotheses, joints = shape
         return Case(
             f"hypothesis_statistics {shape_id(shape)} {'view' if view else 'moments'}",
-            self._variants(op, plain, inputs),
+            variants,
             truth,
             # Hypotheses, mean and covariance; keypoints, confidence and intrinsics, weights and the weighted mean.
             bytes=4 * frames * (hypotheses * joints * 3 + joints * 12 + view * (joints * 6 + 9 + hypotheses)),

@@ -106,27 +106,14 @@ void reverse_step(const std::optional<std::array<float, 6>>& row, int64_t step, 
                              handle(stream));
 }
 
-void hypothesis_statistics(uintptr_t hypotheses, uintptr_t keypoints_2d, uintptr_t confidence, uintptr_t intrinsics,
-                           const std::string& view_dtype, bool shared_camera, float weight, float temperature,
-                           uintptr_t mean, uintptr_t covariance, uintptr_t weights, uintptr_t weighted_mean,
-                           int64_t num_frames, int64_t num_hypotheses, int64_t num_joints, uintptr_t stream) {
+void hypothesis_statistics(uintptr_t hypotheses, uintptr_t mean, uintptr_t covariance, int64_t num_frames,
+                           int64_t num_hypotheses, int64_t num_joints, uintptr_t stream) {
     require(num_frames >= 0 && num_frames < (int64_t{1} << 31), "num_frames must lie in [0, 2^31)");
     require(num_hypotheses >= 1, "num_hypotheses must be at least 1");
     require(num_joints >= 1 && num_joints <= kCudaStatisticsMaxJoints, "num_joints must lie in [1, 64]");
-    require(view_dtype == "float32" || view_dtype == "float64", "view_dtype must be float32 or float64");
     if (numel_of({num_frames, num_hypotheses, num_joints, 3}) == 0) return;
-    const int64_t seen = keypoints_2d == 0 ? 0 : 1;
-    const CudaReprojection view = {reinterpret_cast<const void*>(keypoints_2d),
-                                   pointer<const void>(confidence, seen, "confidence"),
-                                   pointer<const void>(intrinsics, seen, "intrinsics"),
-                                   view_dtype == "float64",
-                                   shared_camera,
-                                   weight,
-                                   temperature};
-    const StatisticsOutputs outputs = {pointer<float>(mean, 1, "mean"), pointer<float>(covariance, 1, "covariance"),
-                                       pointer<float>(weights, seen, "weights"),
-                                       pointer<float>(weighted_mean, seen, "weighted_mean")};
-    launch_hypothesis_statistics_cuda(pointer<const float>(hypotheses, 1, "hypotheses"), view, outputs,
+    launch_hypothesis_statistics_cuda(pointer<const float>(hypotheses, 1, "hypotheses"),
+                                      pointer<float>(mean, 1, "mean"), pointer<float>(covariance, 1, "covariance"),
                                       {num_frames, num_hypotheses, num_joints}, handle(stream));
 }
 
@@ -146,9 +133,8 @@ void bind_ops_cuda(py::module_& m) {
                        "output_dtype", "sample", "model_output", "output_stride", "x0_last", "noise", "noise_scale",
                        "seed", "frame_ids", "hypothesis_ids", "prev_sample", "x0", "num_frames", "num_hypotheses",
                        "num_joints", "stream");
-    define_without_gil(m, "hypothesis_statistics", &hypothesis_statistics, "hypotheses", "keypoints_2d", "confidence",
-                       "intrinsics", "view_dtype", "shared_camera", "weight", "temperature", "mean", "covariance",
-                       "weights", "weighted_mean", "num_frames", "num_hypotheses", "num_joints", "stream");
+    define_without_gil(m, "hypothesis_statistics", &hypothesis_statistics, "hypotheses", "mean", "covariance",
+                       "num_frames", "num_hypotheses", "num_joints", "stream");
 }
 
 }  // namespace diffupose

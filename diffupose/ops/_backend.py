@@ -213,6 +213,7 @@ def choose_backend(
     implemented: Collection[str],
     *,
     unfit: Mapping[str, str] | None = None,
+    only_named: Collection[str] = (),
 ) -> str:
     """Return the backend that runs an op on ``device``: the named one, or the first one that can.
 
@@ -221,6 +222,7 @@ def choose_backend(
         device: The device of the inputs.
         implemented: The backends of the op.
         unfit: Backends that cannot take these inputs, and why.
+        only_named: Backends that ``"auto"`` does not take for these inputs.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -236,7 +238,8 @@ def choose_backend(
         unfit = {**unfit, "triton": f"Triton takes GPUs of compute capability 8.0 or more, not {device}"}
     if name == "auto":
         for candidate in _AUTO_ORDER.get(kind, ("torch",)):
-            if candidate in implemented and candidate not in unfit and backend_state(candidate)[0]:
+            left_out = candidate not in implemented or candidate in unfit or candidate in only_named
+            if not left_out and backend_state(candidate)[0]:
                 return candidate
         raise BackendUnavailableError(f"none of the backends of this op, {', '.join(implemented)}, runs on {device}")
     active, reason = backend_state(name)

@@ -12,6 +12,7 @@ from diffupose import reference
 from diffupose.camera import split_intrinsics
 from diffupose.ops._backend import Backend, choose_backend, is_transformed
 from diffupose.ops._common import address, call_extension, check_device, check_shape, register, unfit_for
+from diffupose.reference.hypothesis_statistics import weighted_by_reprojection
 
 
 class HypothesisStatistics(NamedTuple):
@@ -53,7 +54,9 @@ def hypothesis_statistics(
         temperature: In box sides; with infinity all weights are equal.
         backend: ``"auto"``, ``"torch"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None takes the environment variable
             DIFFUPOSE_BACKEND, or else ``"auto"``. The last three take float32 and have no gradient. Their results for a
-            frame are the same bits for any batch and number of threads.
+            frame are the same bits for any batch and number of threads. CUDA code computes mean and covariance only:
+            with keypoints, ``"auto"`` takes Triton on a GPU, else PyTorch, and a named ``"cuda"`` leaves weights and
+            weighted mean to PyTorch, whose bits may depend on the batch.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, or some of the keypoints' arguments are missing.
@@ -66,7 +69,9 @@ def hypothesis_statistics(
     """
     _check(hypotheses, keypoints_2d, confidence, intrinsics)
     unfit = _unfit(hypotheses, (keypoints_2d, confidence, intrinsics))
-    chosen = choose_backend(backend, hypotheses.device, ("torch", *_IMPLEMENTATIONS), unfit=unfit)
+    only_named = () if keypoints_2d is None else ("cuda",)
+    implemented = "torch", *_IMPLEMENTATIONS
+    chosen = choose_backend(backend, hypotheses.device, implemented, unfit=unfit, only_named=only_named)
     arguments = hypotheses, keypoints_2d, confidence, intrinsics, float(weight), float(temperature)
     mean, covariance, weights, weighted_mean = (
         reference.hypothesis_statistics(*arguments)
@@ -127,58 +132,47 @@ def _unfit(hypotheses: Tensor, view: tuple[Tensor | None, ...]) -> dict[str, str
 _Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _run_extension(
-    backend: str,
-    hypotheses: Tensor,
-    view: dict[str, Tensor | None],
-    convert: Callable[[Tensor], Tensor],
-    rest: tuple[float, ...],
-    **values: Any,
-) -> _Results:
-    """Run the C++ or the CUDA code; ``convert`` gives the view its dtype, ``values`` are the backend's arguments."""
-    weight, temperature = rest
-    hypotheses = hypotheses.contiguous()
-    results = _fake(hypotheses, view["keypoints_2d"])
-    view = {name: None if tensor is None else convert(tensor).contiguous() for name, tensor in view.items()}
-    mean, covariance, weights, weighted_mean = results
-    frames, count, joints, _ = hypotheses.shape
-    arguments: dict[str, Any] = {
-        "hypotheses": hypotheses.data_ptr(),
-        **{name: address(tensor) for name, tensor in view.items()},
-        "mean": mean.data_ptr(),
-        "covariance": covariance.data_ptr(),
-        "weights": weights.data_ptr(),
-        "weighted_mean": weighted_mean.data_ptr(),
-        "weight": weight,
-        "temperature": temperature,
-        "num_frames": frames,
-        "num_hypotheses": count,
-        "num_joints": joints,
-        **values,
-    }
-    call_extension(backend, "hypothesis_statistics", hypotheses, arguments)
-    return results
-
-
 def _run_cpp(
     hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
 ) -> _Results:
+    weight, temperature = rest
+    hypotheses = hypotheses.contiguous()
+    results = _fake(hypotheses, keypoints_2d)
     # [B or nothing, 4]: fx, fy, cx, cy
     cameras = None if intrinsics is None else torch.cat(split_intrinsics(intrinsics), dim=-1)
     view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "cameras": cameras}
-    shared = cameras is not None and cameras.ndim == 1
-    return _run_extension("cpp", hypotheses, view, Tensor.double, rest, shared_camera=shared)
+    view = {name: None if tensor is None else tensor.double().contiguous() for name, tensor in view.items()}
+    names = "mean", "covariance", "weights", "weighted_mean"
+    arguments: dict[str, Any] = {
+        "hypotheses": hypotheses.data_ptr(),
+        **{name: address(tensor) for name, tensor in view.items()},
+        "shared_camera": cameras is not None and cameras.ndim == 1,
+        "weight": weight,
+        "temperature": temperature,
+        **{name: tensor.data_ptr() for name, tensor in zip(names, results, strict=True)},
+        **_sizes(hypotheses),
+    }
+    call_extension("cpp", "hypothesis_statistics", hypotheses, arguments)
+    return results
 
 
 def _run_cuda(
     hypotheses: Tensor, keypoints_2d: Tensor | None, confidence: Tensor | None, intrinsics: Tensor | None, *rest: float
 ) -> _Results:
-    view = {"keypoints_2d": keypoints_2d, "confidence": confidence, "intrinsics": intrinsics}
-    # With few hypotheses a conversion costs more than the kernel, so a view in float32 stays as it is.
-    single = all(tensor is None or tensor.dtype == torch.float32 for tensor in view.values())
-    convert, dtype = (Tensor.float, "float32") if single else (Tensor.double, "float64")
-    shared = intrinsics is not None and intrinsics.ndim == 2
-    return _run_extension("cuda", hypotheses, view, convert, rest, view_dtype=dtype, shared_camera=shared)
+    hypotheses = hypotheses.contiguous()
+    mean, covariance, weights, weighted_mean = _fake(hypotheses, None)
+    tensors = {"hypotheses": hypotheses, "mean": mean, "covariance": covariance}
+    arguments = {name: tensor.data_ptr() for name, tensor in tensors.items()} | _sizes(hypotheses)
+    call_extension("cuda", "hypothesis_statistics", hypotheses, arguments)
+    if keypoints_2d is not None and confidence is not None and intrinsics is not None:
+        with torch.no_grad():
+            weights, weighted_mean = weighted_by_reprojection(hypotheses, keypoints_2d, confidence, intrinsics, *rest)
+    return mean, covariance, weights, weighted_mean
+
+
+def _sizes(hypotheses: Tensor) -> dict[str, int]:
+    frames, count, joints, _ = hypotheses.shape
+    return {"num_frames": frames, "num_hypotheses": count, "num_joints": joints}
 
 
 def _run_triton(*arguments: Any) -> _Results:

@@ -118,10 +118,23 @@ def hypothesis_statistics(
     covariance = covariance_of(hypotheses, mean)
     if keypoints_2d is None or confidence is None or intrinsics is None:
         return mean, covariance, hypotheses.new_empty(0), hypotheses.new_empty(0)
+    view = keypoints_2d, confidence, intrinsics
+    return mean, covariance, *weighted_by_reprojection(hypotheses, *view, weight, temperature)
+
+
+def weighted_by_reprojection(
+    hypotheses: Tensor,
+    keypoints_2d: Tensor,
+    confidence: Tensor,
+    intrinsics: Tensor,
+    weight: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the last two results of ``hypothesis_statistics``: ``[B, H]`` and ``[B, J, 3]``."""
     error, _ = reprojection_error(hypotheses, keypoints_2d, confidence, intrinsics)
     _, half = person_box(keypoints_2d.to(hypotheses), confidence > 0)
     cost = (error / (2.0 * half * temperature)).nan_to_num(torch.inf, torch.inf)  # [B, H]
     # If no hypothesis of a frame can be placed, all have the same weight.
     weights = torch.softmax(-cost, dim=1).nan_to_num(1.0 / hypotheses.shape[1])
     refined = refine_by_reprojection(hypotheses, keypoints_2d, confidence, intrinsics, weight=weight)
-    return mean, covariance, weights, (weights[..., None, None] * refined).sum(dim=1)
+    return weights, (weights[..., None, None] * refined).sum(dim=1)
