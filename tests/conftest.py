@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    _left_out.update(item.nodeid for item in items)
+    _left_out.update(item.nodeid for item in items if item.get_closest_marker("slow"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from support.sweeps import mostly_slow
 
 from diffupose import ops, reference
 from diffupose.errors import BackendUnavailableError
@@ -61,7 +62,7 @@ def test_far_from_zero(device):
 
 
 @pytest.mark.parametrize("view", [False, True], ids=["moments", "view"])
-@pytest.mark.parametrize("count", [10, 50, 300])
+@pytest.mark.parametrize("count", mostly_slow([50, 10, 300]))
 def test_first_hypotheses_far_from_the_rest(count, view, device):
     """The first hypotheses lie 200 standard deviations away: the origin of the sums must not come from them alone."""
     hypotheses, *seen = make_inputs("hypothesis_statistics", (3, count, 5), device=device)
@@ -71,7 +72,7 @@ def test_first_hypotheses_far_from_the_rest(count, view, device):
     torch.testing.assert_close(covariance.double(), exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("sideways", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("sideways", mostly_slow([0.5, 0.0, 1.0]))
 @pytest.mark.parametrize("distance", [5.0, 100.0])
 def test_far_people(distance, sideways, device):
     """With nearly parallel rays, also to the side, results are at least as exact as the reference in float32."""

@@ -28,10 +28,10 @@ def reason_to_skip() -> str:
     return ""
 
 
-# A process of its own runs every third file.
+# A process of its own runs every fourth file.
 OTHERS = {Path(__file__).name, "test_ahead_of_time.py"}
 FILES = sorted(path for path in Path(__file__).parent.glob("test_*.py") if path.name not in OTHERS)
-PARTS = 3
+PARTS = 4
 
 
 @pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
