@@ -22,7 +22,7 @@ SIZES = {
         for frames, steps in ((1, few), (32, many))
         for hypotheses in (1, 10, 50)
     ],
-    "tiny": [("paper-64", 1, 3, 2), ("base-64", 2, 3, 2)],
+    "tiny": [("paper-64", 1, 2, 2), ("base-64", 2, 1, 1)],
 }  # fmt: skip
 # Frames, hypotheses of each, steps: None for the model's own.
 LIFTS: dict[str, list[tuple[int, int, int | None]]] = {
