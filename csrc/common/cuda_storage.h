@@ -99,7 +99,7 @@ __device__ __forceinline__ Float16 from_float<Float16>(float value) {
 }
 
 // --- Several numbers in one access of 2, 4, 8 or 16 bytes
-// -------------------------------------------------------------
+// --------------------------------------------------------------
 
 template <int kBytes>
 struct AccessWord;

@@ -1,10 +1,11 @@
 // The engine on the GPU: the layer program of engine.h over pose tiles of eight poses.
 //
-// There are five ways to sample. The caller chooses one by its launcher and, for the second one, by the layout:
+// There are five ways to sample. The caller chooses one by its launcher; by layers, the program's precision decides
+// between the first two:
 //
 //   mode          layout    launcher                    product     one kernel takes            for
 //   `layers`      pairs     launch_sample_layers        mma         one layer, all pose tiles   few poses
-//   `layers`      pairs     launch_sample_layers        float32     one layer, all pose tiles   any number of poses
+//   `layers`      pairs     launch_sample_layers        float32     one layer, all pose tiles   float32 programs
 //   `persistent`  pairs     launch_sample_persistent    mma         all layers and steps        many poses
 //   `persistent`  wgmma     launch_sample_wgmma         wgmma       all layers and steps        many poses, on Hopper
 //   `cluster`     cluster   launch_sample_clusters      mma         all layers and steps        few poses, on clusters

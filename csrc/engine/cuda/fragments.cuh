@@ -8,10 +8,14 @@
 // g. Their order is (joint 0, joint 1) of channels 2t, 2t + 1, then of channels 2t + 8, 2t + 9. These are the four
 // registers of operand A.
 //
-// Weights of `products` matrices side by side (2 for a graph convolution, 1 for a linear layer) are [block of 8
-// columns] [channel block][lane][product][4]: of column lane / 4, rows 2t, 2t + 1, 2t + 8, 2t + 9. These are the two
-// registers of operand B. In float32 no instruction exchanges numbers, and weights are [block of 8 columns][channel
-// block] [quarter q][t][column 2][product][4]: of columns 2t and 2t + 1, rows 2q, 2q + 1, 2q + 8, 2q + 9.
+// Weights of `products` matrices side by side, 2 for a graph convolution and 1 for a linear layer, are
+//
+//   bfloat16   [block of 8 columns][channel block][lane][product][4]
+//   float32    [block of 8 columns][channel block][quarter q][t][column 2][product][4]
+//
+// The four numbers in bfloat16 are rows 2t, 2t + 1, 2t + 8, 2t + 9 of column lane / 4: the two registers of operand B.
+// In float32, where no instruction exchanges numbers, they are rows 2q, 2q + 1, 2q + 8, 2q + 9 of columns 2t and 2t
+// + 1.
 #pragma once
 
 #include "common/cuda.h"

@@ -2,7 +2,7 @@
 //
 // Every block holds all activations of the pose in its shared memory. Of a product each block computes some blocks of
 // 16 output channels and sends the results to all blocks of the cluster. After each product a block waits until it has
-// received all of its output. Other layers need no exchange: every block computes all of them, with the same bits.
+// received the whole output. Other layers need no exchange: every block computes all of them, with the same bits.
 // Weights come from L2: a round's weights are loaded while the previous round is mixed and sent.
 //
 // A block that has received a whole product knows that all other blocks have read the product's inputs: they have sent
@@ -10,11 +10,16 @@
 // else. So a product's output must not overlap anything read since the previous product. The memory plan ensures this
 // (engines/cuda_plan.py).
 //
-// Products are transposed: rows are output channels, columns joints. Activations are [joint group of eight joints]
-// [channel block][lane][4]: of the 16 channels of a block, lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of
-// joint g. These are the two registers of operand B. Weights are [block of 16 output channels][channel block][product]
-// [lane][8], the four registers of operand A: of channels g and g + 8, rows 2t and 2t + 1, then 2t + 8 and 2t + 9.
-// Factors and biases are [block][channel 16][kRow joints]; the adjacency is [kRow][kRow].
+// Products are transposed: rows are output channels, columns joints. The layouts are
+//
+//   activations          [joint group of 8 joints][channel block][lane][4]
+//   weights              [block of 16 output channels][channel block][product][lane][8]
+//   factors and biases   [block of 16 output channels][channel 16][kRow joints]
+//   adjacency            [kRow][kRow]
+//
+// Of the 16 channels of a channel block, lane 4 g + t holds channels 2t, 2t + 1, 2t + 8 and 2t + 9 of joint g: the two
+// registers of operand B. Of the weights it holds channels g and g + 8, rows 2t and 2t + 1, then 2t + 8 and 2t + 9: the
+// four registers of operand A.
 //
 // Four warps share the input channels of a block of 16 output channels, always in the same way. So the bits of a pose
 // depend on nothing but the pose.

@@ -4,7 +4,7 @@
 // that the instruction has. Weights are operand A, and go from L2 to the registers that use them. A thread holds all
 // joints of its channels and poses, so the product with the adjacency needs no exchange between threads.
 //
-// Activations are [joint][channel][pose 8]; eight channels of a joint are a core matrix of operand B. Weights are
+// Activations are [joint][channel][pose 8]. Eight channels of a joint are a core matrix of operand B. Weights are
 // [block of 64 channels][channel block][product][warp][lane][8], the registers of operand A (wgmma.cuh), with 2
 // products for a graph convolution and 1 for a linear layer. Zeros pad channel blocks to whole rounds, and
 // kWgmmaBlocksAhead more channel blocks follow the last block. Factors (`own`, `neighbors`) are
