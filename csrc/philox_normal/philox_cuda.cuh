@@ -5,10 +5,20 @@
 #include <cstring>
 
 #include "common/cuda.h"
-#include "common/cuda_nearly.h"
 #include "philox_normal/philox.h"
 
 namespace diffupose {
+
+// 1 / sqrt(x) for x > 0, in one instruction, with an error in the last bit or two.
+__device__ __forceinline__ float nearly_inverse_root(float x) {
+#ifdef __CUDACC__
+    float result;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    return 1.0f / std::sqrt(x);
+#endif
+}
 
 // sqrt(-2 ln u) for u = (word / 2^8 + 1) / 2^24, word / 2^8 rounded down; within 4e-7 of float64, and 0 for u = 1.
 // CUDA's own logarithm and root also handle numbers that do not occur here, and its root has a branch.

@@ -19,11 +19,8 @@ struct Sums {
 };
 
 // A lane's weights of a channel block.
-template <typename T, int kProducts, int kBlocks>
-struct Weights;
-
 template <int kProducts, int kBlocks>
-struct Weights<Bfloat16, kProducts, kBlocks> {
+struct Weights {
     uint32_t words[kBlocks][kProducts][2];
 
     // Blocks of columns are `channel_blocks` channel blocks apart.
@@ -43,17 +40,16 @@ struct Weights<Bfloat16, kProducts, kBlocks> {
     }
 };
 
-// Adds the products of channel blocks [first, last) to the sums. `x` is the input buffer, of `channel_blocks`.
+// Adds the products of all channel blocks to the sums. `x` is the input buffer.
 template <int kPairs, int kProducts, int kBlocks>
 __device__ inline void add_products(Sums<kPairs, kProducts, kBlocks>& sums, const Bfloat16* x, const Bfloat16* weight,
-                                    int block, int first, int last, int channel_blocks, Lane lane) {
-    using Held = Weights<Bfloat16, kProducts, kBlocks>;
-    Held next;
-    if (first < last) next.load(weight, block, first, channel_blocks, lane);
-    for (int channel_block = first; channel_block < last; ++channel_block) {
-        const Held now = next;
+                                    int block, int channel_blocks, Lane lane) {
+    Weights<kProducts, kBlocks> next;
+    if (channel_blocks > 0) next.load(weight, block, 0, channel_blocks, lane);  // always; without `if` more is spilled
+    for (int channel_block = 0; channel_block < channel_blocks; ++channel_block) {
+        const auto now = next;
         // The next weights are in flight while these are used.
-        if (channel_block + 1 < last) next.load(weight, block, channel_block + 1, channel_blocks, lane);
+        if (channel_block + 1 < channel_blocks) next.load(weight, block, channel_block + 1, channel_blocks, lane);
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
             const uint4 a =
@@ -107,7 +103,7 @@ __device__ inline void mix_joints(const LayerRecord& layer, Sums<kPairs, 2, kBlo
 }
 
 // Applies bias, activation, residual and FiLM to the sums, and stores them.
-template <Activation kActivation, typename T, int kPairs, int kProducts, int kBlocks>
+template <Activation kActivation, int kPairs, int kProducts, int kBlocks>
 __device__ inline void finish_sums(const LayerRecord& layer, unsigned char* memory, const float* parameters,
                                    const Sums<kPairs, kProducts, kBlocks>& sums, int block, Lane lane) {
     const int channels = layer.output_blocks * kChannelBlock;
@@ -124,7 +120,7 @@ __device__ inline void finish_sums(const LayerRecord& layer, unsigned char* memo
         for (int pair = 0; pair < kPairs; ++pair) {
             float result[4], before[4] = {};
             const int index = record_index(pair, channel_block, layer.output_blocks, lane.index) + half;
-            if (layer.residual >= 0) load4(at<T>(memory, layer.residual) + index, before);
+            if (layer.residual >= 0) load4(at<Bfloat16>(memory, layer.residual) + index, before);
 #pragma unroll
             for (int which = 0; which < 2; ++which) {
                 const int row = layer.bias_per_joint ? (2 * pair + which) * channels : 0;
@@ -142,23 +138,23 @@ __device__ inline void finish_sums(const LayerRecord& layer, unsigned char* memo
             if (layer.output_is_float) {
                 store4(at<float>(memory, layer.output) + index, result);
             } else {
-                store4(at<T>(memory, layer.output) + index, result);
+                store4(at<Bfloat16>(memory, layer.output) + index, result);
             }
         }
     }
 }
 
 // `kBlocks` blocks of eight columns of a product layer. One warp runs it.
-template <typename T, int kPairs, int kProducts, int kBlocks>
+template <int kPairs, int kProducts, int kBlocks>
 __device__ inline void product_task(const LayerRecord& layer, unsigned char* memory, const float* parameters, int block,
                                     Lane lane) {
     Sums<kPairs, kProducts, kBlocks> sums;
     sums.clear();
-    add_products(sums, at<const T>(memory, layer.input), static_cast<const T*>(layer.weight), block, 0,
-                 layer.input_blocks, layer.input_blocks, lane);
+    add_products(sums, at<const Bfloat16>(memory, layer.input), static_cast<const Bfloat16*>(layer.weight), block,
+                 layer.input_blocks, lane);
     if constexpr (kProducts == 2) mix_joints(layer, sums, block, lane);
     with_activation(layer.activation, [&](auto activation) {
-        finish_sums<decltype(activation)::value, T>(layer, memory, parameters, sums, block, lane);
+        finish_sums<decltype(activation)::value>(layer, memory, parameters, sums, block, lane);
     });
 }
 

@@ -20,11 +20,11 @@ __device__ void run_layer(const LayerRecord& layer, unsigned char* memory, int j
     const Lane lane = this_lane();
     if (layer.kind == LayerKind::graph_conv) {
         for (int i = warp; i < layer.output_blocks; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 2, 2>(layer, memory, parameters, 2 * i, lane);
+            product_task<kPairs, 2, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::linear) {
         for (int i = warp; i < layer.output_blocks; i += kPersistentWarps) {
-            product_task<Bfloat16, kPairs, 1, 2>(layer, memory, parameters, 2 * i, lane);
+            product_task<kPairs, 1, 2>(layer, memory, parameters, 2 * i, lane);
         }
     } else if (layer.kind == LayerKind::scale_shift) {
         for (int i = warp; i < kPairs; i += kPersistentWarps) {
