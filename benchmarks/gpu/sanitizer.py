@@ -64,7 +64,9 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         return 1, str(error)
-    return done.returncode, (done.stdout + done.stderr).replace(f"{ROOT}/", "")  # where it lies is nobody's business
+    return done.returncode, (done.stdout + done.stderr).replace(
+        f"{ROOT}/", ""
+    )  # paths from the root: results must not name a person's folders
 
 
 def kernels_of(text: str) -> set[str]:

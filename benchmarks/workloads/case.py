@@ -40,7 +40,7 @@ class Case:
         flops: Operations of the products; 0 where they are not the floor.
         kernel: Part of the name of the kernels that are also timed alone, and the fewest bytes that those move.
         seconds: How long a variant may be timed.
-        least: The fewest times that are taken.
+        least: How many runs are timed at least.
         in_graph: Whether a CUDA graph is timed, which leaves out what the host takes to launch.
         other_noise: Variants that begin so draw other noise: only their last result, which has none in it, is compared.
     """

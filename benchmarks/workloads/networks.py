@@ -143,7 +143,7 @@ class Chains:
         return run
 
     def by_triton(self, net: nn.Module) -> Call:
-        """Return a call of the sampler by Triton, which captures a step: as a machine without nvcc has it."""
+        """Return a call of the sampler by Triton, which captures a step: what runs on a machine without nvcc."""
 
         def run() -> Tensor:
             with torch.inference_mode(), modules_by("triton"):

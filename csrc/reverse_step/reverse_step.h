@@ -9,7 +9,7 @@ struct ReverseStepSizes {
     int64_t num_frames;      // B
     int64_t num_hypotheses;  // H
     int64_t num_joints;      // J
-    int64_t output_stride;   // C, channels of the model's output; the first three count
+    int64_t output_stride;   // C, channels of the model's output; only the first three are read
 };
 
 // Where z comes from if s is not 0: `given`, or else it is drawn by counter.

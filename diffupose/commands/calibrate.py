@@ -24,7 +24,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--subjects", nargs="+", default=list(SELECTION_SUBJECTS), metavar="NAME",
         help="people to fit on, none of whom the model was trained on (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--num-poses", type=int, default=1000, help="a rig (default: %(default)s)")
+    parser.add_argument(
+        "--num-poses", type=int, default=1000, help="poses for each rig of cameras (default: %(default)s)"
+    )
     parser.add_argument(
         "--noise-factor", type=float, nargs="+", default=[1.0], metavar="F",
         help="factor of the measured error, one number or three for x (across), y (down) and z (depth); above 1 it "

@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32",
-        help="of products on the CPU; bfloat16 is faster on processors with AVX512-BF16 (default: %(default)s)",
+        help="of the network's products; bfloat16 is faster on GPUs and with AVX512-BF16 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run)

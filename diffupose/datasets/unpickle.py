@@ -100,7 +100,7 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
 
 
 def _empty_bytes() -> bytes:
-    """``bytes`` as protocol 2 uses it, for none."""
+    """``bytes()``, by which protocol 2 writes an empty byte string."""
     return b""
 
 

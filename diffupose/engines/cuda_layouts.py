@@ -35,8 +35,8 @@ class Layout:
         tensor_joints: To how many those of the layers' tensors are.
         tile_poses: Poses whose activations lie together, a tile.
         adjacency_stride: Columns of an adjacency matrix.
-        packers: By the tensor's name, what brings a padded tensor into order; the others stay row by row.
-        by_phase: Whether thread blocks that share activations meet behind products only, see ``cuda_plan``.
+        packers: By a tensor's name, the function that reorders it after padding. The others stay in row-major order.
+        by_phase: Whether thread blocks that share activations wait for each other after products only (``cuda_plan``).
         staging_bytes: What a kernel keeps behind the activations of a tile.
     """
 
@@ -129,7 +129,7 @@ def _pack_factors(factors: Tensor) -> Tensor:
 
 
 def _pack_adjacency(adjacency: Tensor) -> Tensor:
-    """Return ``[J, stride]`` with a row of each neighbour: what it weighs in all joints."""
+    """Return the transpose, padded to ``[J, stride]``: row i holds the weights of neighbour i in all joints."""
     joints, stride = adjacency.shape
     return _pad(adjacency[:, :joints].T, joints, stride)
 

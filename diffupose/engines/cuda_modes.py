@@ -72,7 +72,7 @@ def find_ways(by_layers: HeldProgram, mode: Mode | None) -> dict[Mode, Way]:
         mode: The only way that is wanted, or None for all.
 
     Raises:
-        ValueError: If the wanted way is none that can run.
+        ValueError: If the wanted way cannot run here.
     """
     ways: dict[Mode, Way] = {}
     for name, find in _FINDERS.items():
