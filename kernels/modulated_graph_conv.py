@@ -53,7 +53,7 @@ def modulated_graph_conv_fwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Compute y = activation(convolution) + residual of a pose and BLOCK_C channels; with film silu(scale y + shift)."""
+    """Compute y = activation(convolution) + residual of a pose and BLOCK_C channels; film: silu(scale y + shift)."""
     pose = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     joint = tl.arange(0, BLOCK_J)
