@@ -26,7 +26,8 @@ TABLES = {
     "tests/support/plain_program.py": plain_program.FORMULAS,
     "benchmarks/workloads/flops.py": flops._FLOPS,
 }
-# Other files, several where one of them is enough, and what they say of a kind: {Kind} and {kind} are its name.
+# Other files, several where one of them is enough, and what they say of a kind: {Kind} and {kind} are its name,
+# {record} that of its CUDA records.
 TEXTS = {
     "diffupose/engines/layer_program.py": [r"Layer = .*\b{Kind}\b", r"class {Kind}:"],
     "diffupose/engines/programs.py": [r"\b{Kind}\("],
@@ -35,14 +36,14 @@ TEXTS = {
     "csrc/engine/cpu/engine.cpp": [r"add\(const {Kind}Layer&", r"<{Kind}Args>"],
     "csrc/engine/cpu/kernels.h": [r"struct {Kind}Args"],
     "csrc/engine/cpu/kernels_isa.cpp": [r"const {Kind}Args&"],
-    "csrc/bind/engine_cuda.cpp": [r'"{kind}(_\w+)?"'],
-    "csrc/engine/cuda/engine_cuda.h": [r"LayerKind[^}}]*\b{kind}"],
-    "csrc/engine/cuda/layers/layers.cu": [r"LayerKind::{kind}"],
-    "csrc/engine/cuda/persistent/persistent_mma.cu": [r"LayerKind::{kind}"],
+    "csrc/bind/engine_cuda.cpp": [r'"{record}"'],
+    "csrc/engine/cuda/engine_cuda.h": [r"enum class LayerKind[^}}]*\b{record}\b"],
+    "csrc/engine/cuda/layers/layers.cu": [r"LayerKind::{record}\b"],
+    "csrc/engine/cuda/persistent/persistent_mma.cu": [r"LayerKind::{record}\b"],
     "csrc/engine/cuda/persistent/persistent_wgmma.cu csrc/engine/cuda/persistent/wgmma_others.cuh": [
-        r"LayerKind::{kind}"
+        r"LayerKind::{record}\b"
     ],
-    "csrc/engine/cuda/cluster/cluster.cu csrc/engine/cuda/cluster/cluster_others.cuh": [r"(LayerKind::|// ){kind}"],
+    "csrc/engine/cuda/cluster/cluster.cu csrc/engine/cuda/cluster/cluster_others.cuh": [r"(LayerKind::|// ){record}\b"],
 }
 
 
@@ -56,10 +57,11 @@ def read(path):
 def missing(kind):
     """Return where a kind of layer is not handled."""
     snake = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    names = {"Kind": kind.__name__, "kind": snake, "record": snake + "(_weights|_apply)?"}  # attention has two
     found = [path for path, table in TABLES.items() if kind not in table]
     for paths, patterns in TEXTS.items():
         text = "".join(map(read, paths.split()))
-        if not all(re.search(pattern.format(Kind=kind.__name__, kind=snake), text) for pattern in patterns):
+        if not all(re.search(pattern.format(**names), text) for pattern in patterns):
             found.append(paths)
     return found
 
@@ -69,11 +71,9 @@ def test_a_kind_is_handled_everywhere(kind):
     assert missing(kind) == []
 
 
-def test_a_kind_that_is_nowhere_is_found_everywhere():
-    class PlantedLayer:
-        pass
-
-    assert missing(PlantedLayer) == [*TABLES, *TEXTS]
+@pytest.mark.parametrize("name", ["PlantedLayer", "Scale"])  # one begins as a kind that there is
+def test_a_kind_that_is_nowhere_is_found_everywhere(name):
+    assert missing(type(name, (), {})) == [*TABLES, *TEXTS]
 
 
 @pytest.mark.parametrize("kind", KINDS)
