@@ -245,7 +245,8 @@ def test_shared_camera_strides_and_threads(kernel_backend, device):
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
     alone = fused(hypotheses[7:8], keypoints[7:8], confidence[7:8], camera)
-    same = 2 if kernel_backend == "cuda" else 4  # with a view, the last two are PyTorch's
+    # With a view the last two are PyTorch's there, whose bits on a GPU may depend on the batch.
+    same = 2 if kernel_backend == "cuda" and device.type == "cuda" else 4
     assert all(torch.equal(a[0], b[7]) for a, b in list(zip(alone, whole, strict=True))[:same])
     doubles = fused(hypotheses, keypoints.double(), confidence.double(), camera.double())
     assert all(torch.equal(a, b) for a, b in zip(doubles, whole, strict=True))
